@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+# shellcheck shell=bash
+#
+# What the scripts of this folder share: where the cache is, and how to speak
+# to the user. Sourced, never run.
+
+# The cache: the toolbox root, downloaded packages, cargo's registry.
+TMEM_CACHE=${TMEM_CACHE:-/var/cache/virtio-tmem}
+case $TMEM_CACHE in
+/*) ;;
+*) TMEM_CACHE=$PWD/$TMEM_CACHE ;;
+esac
+export TMEM_CACHE
+
+# The stable name of the toolbox root, a symlink to the root of the current key;
+# inside the toolbox that root is where everything is anyway.
+# shellcheck disable=SC2034  # Used by the scripts that source this file.
+if [ -e /etc/virtio-tmem-toolbox ]; then
+	toolbox=/
+else
+	toolbox=$TMEM_CACHE/toolbox
+fi
+
+# The checkout that the running script belongs to.
+# shellcheck disable=SC2034
+repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+
+program=${0##*/}
+tmem_step=0
+tmem_steps=0
+
+say() {
+	printf '%s: %s\n' "$program" "$*" >&2
+}
+
+# A warning does not end the script, but the user should know.
+warn() {
+	printf '%s: warning: %s\n' "$program" "$*" >&2
+}
+
+# die WHAT-WENT-WRONG [WHAT-TO-DO]
+die() {
+	printf '%s: error: %s\n' "$program" "$1" >&2
+	if [ $# -gt 1 ]; then
+		printf '%s: %s\n' "$program" "$2" >&2
+	fi
+	exit 1
+}
+
+# Announces the next of $tmem_steps steps, with the time since the start.
+step() {
+	tmem_step=$((tmem_step + 1))
+	say "[$tmem_step/$tmem_steps, ${SECONDS}s] $*"
+}
+
+# progress LOG COMMAND...: runs COMMAND with its output in LOG, and prints the
+# log's last words every quarter of a minute, so that nobody has to wonder
+# whether it still runs. On failure the end of the log is shown.
+progress() {
+	local log=$1 pid status=0 last=$SECONDS
+	shift
+	"$@" >"$log" 2>&1 </dev/null &
+	pid=$!
+	while kill -0 "$pid" 2>/dev/null; do
+		sleep 0.2
+		if [ $((SECONDS - last)) -ge 15 ]; then
+			last=$SECONDS
+			say "    ${SECONDS}s: $(tail -n 1 -- "$log" | tr -d '\r' | cut -c 1-100)"
+		fi
+	done
+	wait "$pid" || status=$?
+	if [ "$status" -ne 0 ]; then
+		say "the last lines of $log:"
+		tail -n 30 -- "$log" | sed 's/^/    /' >&2
+	fi
+	return "$status"
+}
+
+need_root() {
+	if [ "$(id -u)" -ne 0 ]; then
+		die "this must run as root (it makes mounts and a chroot); it ran as $(id -un)" \
+			"run it again as root, for example: sudo make ${MAKECMDGOALS:-toolbox}"
+	fi
+}
+
+# need_free DIR MIB WHAT: ends the script if DIR has not that much room.
+need_free() {
+	local dir=$1 mib=$2 what=$3 free
+	free=$(df --output=avail -BM -- "$dir" | tail -n 1 | tr -dc 0-9)
+	if [ "$free" -lt "$mib" ]; then
+		die "$dir has $free MiB free, but $what needs $mib MiB" \
+			"make room there, or set TMEM_CACHE to a folder on a larger disk"
+	fi
+}
