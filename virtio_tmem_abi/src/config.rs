@@ -84,7 +84,7 @@ pub struct Config {
     pub max_pages: Le32,
     /// The most table entries that a flush request may carry, at least 1.
     pub max_flushes: Le32,
-    /// The most pools that a driver may have; pool numbers are below it.
+    /// The most pools that a driver may have, at least 1; pool numbers are below it.
     pub max_pools: Le32,
     /// The epoch: a changed one means that no page put before may be got.
     pub epoch: Le64,

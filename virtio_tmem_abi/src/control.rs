@@ -25,6 +25,7 @@ pub mod pool_flags {
     /// may forget any page at any time.
     pub const PERSISTENT: u32 = 1 << 0;
     /// The pool is the one that all drivers share who name the same UUID and are authorised to.
+    /// Not together with [`PERSISTENT`]: what others may flush cannot be promised.
     pub const SHARED: u32 = 1 << 1;
 }
 

@@ -34,7 +34,7 @@ wire_enum! {
         NoPool = 4,
         /// The pool is there already, and is of another kind.
         PoolExists = 5,
-        /// The operator does not allow this pool.
+        /// The operator does not allow this pool, or the device has no pools of its kind.
         NotAllowed = 6,
         /// [`RequestHeader::epoch`](crate::RequestHeader::epoch) is not the device's.
         StaleEpoch = 7,
@@ -52,7 +52,7 @@ wire_enum! {
         Reserved = 2,
         /// A flag is not known, or not allowed with this operation or pool.
         Flags = 3,
-        /// The count is zero, or above the device's limit for the operation.
+        /// The count is not within the bounds for the operation.
         Count = 4,
         /// The device-readable part is not exactly header, table and pages long.
         ReadableLength = 5,
