@@ -1,0 +1,636 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT OR Apache-2.0
+
+//! Keeps `SPEC.md` equal to the types, in both directions.
+//!
+//! The structure listings and the tables of numbers of the text are compared with what the
+//! compiler says of the types, and what the text and these tests know is compared with what the
+//! sources declare, so that nothing can be added to one alone.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Debug,
+    fs,
+    mem::offset_of,
+    path::Path, //
+};
+
+use virtio_tmem_abi::{
+    cap,
+    pool_flags,
+    request_flags,
+    Config,
+    Event,
+    EventKind,
+    Key,
+    Le16,
+    Le32,
+    Le64,
+    Malformed,
+    ObjectId,
+    Opcode,
+    PageResult,
+    PoolCreate,
+    PoolStats,
+    Range,
+    RequestHeader,
+    ResponseHeader,
+    Status,
+    ABI_MAJOR,
+    ABI_MINOR,
+    CREDITS_UNLIMITED,
+    DEVICE_ID,
+    FIRST_DATA_QUEUE,
+    MAGIC,
+    QUEUE_CONTROL,
+    QUEUE_EVENT, //
+};
+
+const SPEC: &str = include_str!("../SPEC.md");
+
+/// A structure, from the text or from the types.
+#[derive(Debug, PartialEq)]
+struct Struct {
+    name: String,
+    size: usize,
+    fields: Vec<Field>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Field {
+    offset: usize,
+    ty: String,
+    name: String,
+}
+
+/// A table of the text.
+#[derive(Debug)]
+struct Table {
+    head: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+/// Writes a type as a listing of the text does: the element, and the length where it is an array.
+trait ListingType {
+    const ELEMENT: &'static str;
+    const LENGTH: Option<usize> = None;
+}
+
+impl ListingType for u8 {
+    const ELEMENT: &'static str = "u8";
+}
+
+impl ListingType for Le16 {
+    const ELEMENT: &'static str = "le16";
+}
+
+impl ListingType for Le32 {
+    const ELEMENT: &'static str = "le32";
+}
+
+impl ListingType for Le64 {
+    const ELEMENT: &'static str = "le64";
+}
+
+impl ListingType for ObjectId {
+    const ELEMENT: &'static str = "struct virtio_tmem_object_id";
+}
+
+impl<T: ListingType, const N: usize> ListingType for [T; N] {
+    const ELEMENT: &'static str = T::ELEMENT;
+    const LENGTH: Option<usize> = Some(N);
+}
+
+/// Returns the type of the field that `_get` reads.
+fn type_of<T, F: ListingType>(_get: impl Fn(&T) -> &F) -> String {
+    match F::LENGTH {
+        Some(length) => format!("{}[{length}]", F::ELEMENT),
+        None => F::ELEMENT.to_owned(),
+    }
+}
+
+/// Describes a type as the text should.
+macro_rules! describe {
+    ($ty:ident { $($field:tt),* $(,)? }) => {{
+        // No `..`: a field that is not named here does not compile.
+        let _complete = |$ty { $($field: _,)* }: $ty| ();
+        Struct {
+            name: listing_name(stringify!($ty)),
+            size: size_of::<$ty>(),
+            fields: vec![$(
+                Field {
+                    offset: offset_of!($ty, $field),
+                    ty: type_of(|value: &$ty| &value.$field),
+                    name: stringify!($field).to_owned(),
+                },
+            )*],
+        }
+    }};
+}
+
+/// Returns every structure, as the types have them.
+fn structs_of_types() -> Vec<Struct> {
+    let mut object_id = describe!(ObjectId { 0 });
+    // C has no name for it.
+    object_id.fields[0].name = "id".to_owned();
+    vec![
+        describe!(Config {
+            magic,
+            abi_major,
+            abi_minor,
+            capabilities,
+            page_shift,
+            reserved0,
+            data_queues,
+            max_pages,
+            max_flushes,
+            max_pools,
+            epoch,
+            reserved1,
+        }),
+        describe!(Event {
+            kind,
+            reserved,
+            persistent_credits,
+            ephemeral_credits,
+            epoch,
+            pages,
+        }),
+        describe!(RequestHeader {
+            opcode,
+            flags,
+            pool,
+            count,
+            reserved,
+            epoch,
+            reserved1,
+        }),
+        describe!(ResponseHeader {
+            status,
+            detail,
+            count,
+            persistent_credits,
+            ephemeral_credits,
+            reserved,
+            epoch,
+        }),
+        object_id,
+        describe!(Key {
+            object,
+            index,
+            version,
+        }),
+        describe!(Range {
+            object,
+            first,
+            last,
+        }),
+        describe!(PoolCreate {
+            flags,
+            page_shift,
+            reserved,
+            uuid,
+        }),
+        describe!(PoolStats {
+            pages,
+            bytes,
+            puts,
+            puts_stored,
+            gets,
+            gets_hit,
+            flushes,
+            pages_flushed,
+            pages_evicted,
+            reserved,
+        }),
+    ]
+}
+
+/// The name of a table of numbers, and its rows of name and number, as the types have them.
+type Numbers = (&'static str, Vec<(String, u64)>);
+
+macro_rules! constants {
+    ($title:literal, $($path:path),* $(,)?) => {
+        ($title, vec![$((last_segment(stringify!($path)), u64::from($path)),)*])
+    };
+}
+
+macro_rules! members {
+    ($ty:ident) => {
+        (
+            stringify!($ty),
+            $ty::ALL
+                .iter()
+                .map(|member| (format!("{member:?}"), u64::from(member.to_wire())))
+                .collect(),
+        )
+    };
+}
+
+/// The titles of the tables of constants, each with the module whose constants they are.
+const CONSTANT_TABLES: [(&str, &str); 6] = [
+    ("Virtqueue", ""),
+    ("Constant", ""),
+    ("Credits", ""),
+    ("Capability", "cap"),
+    ("Request flag", "request_flags"),
+    ("Pool flag", "pool_flags"),
+];
+
+/// Returns every table of numbers, as the types have them.
+fn numbers_of_types() -> Vec<Numbers> {
+    vec![
+        constants!("Virtqueue", QUEUE_CONTROL, QUEUE_EVENT, FIRST_DATA_QUEUE),
+        constants!("Constant", DEVICE_ID, MAGIC, ABI_MAJOR, ABI_MINOR),
+        constants!(
+            "Capability",
+            cap::EPHEMERAL,
+            cap::PERSISTENT,
+            cap::SHARED,
+            cap::DURABLE
+        ),
+        members!(EventKind),
+        constants!("Credits", CREDITS_UNLIMITED),
+        constants!("Request flag", request_flags::TAKE),
+        members!(Opcode),
+        members!(Status),
+        members!(Malformed),
+        members!(PageResult),
+        constants!("Pool flag", pool_flags::PERSISTENT, pool_flags::SHARED),
+    ]
+}
+
+fn last_segment(path: &str) -> String {
+    path.rsplit("::").next().unwrap().trim().to_owned()
+}
+
+/// Returns the name that the type `name` has in a listing.
+fn listing_name(name: &str) -> String {
+    let mut listing = String::from("virtio_tmem");
+    for c in name.chars() {
+        if c.is_ascii_uppercase() {
+            listing.push('_');
+        }
+        listing.push(c.to_ascii_lowercase());
+    }
+    listing
+}
+
+/// Returns the structures of the text, in its order.
+fn structs_of_text(text: &str) -> Vec<Struct> {
+    let mut structs = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let Some(name) = line
+            .strip_prefix("struct ")
+            .and_then(|line| line.strip_suffix(" {"))
+        else {
+            continue;
+        };
+        let mut fields = Vec::new();
+        let size = loop {
+            let line = lines.next().expect("The end of a listing");
+            if let Some(size) = line.strip_prefix("}; /* ") {
+                break size.strip_suffix(" bytes */").expect(line);
+            }
+            let line = line.trim().strip_prefix("/*").expect(line);
+            let (offset, declaration) = line.split_once("*/").expect(line);
+            let declaration = declaration.strip_suffix(';').expect(line).trim();
+            let (mut ty, mut name) = declaration.rsplit_once(' ').expect(line);
+            let array;
+            if let Some((element, length)) = name.split_once('[') {
+                name = element;
+                array = format!("{ty}[{length}");
+                ty = &array;
+            }
+            fields.push(Field {
+                offset: offset.trim().parse().expect(line),
+                ty: ty.to_owned(),
+                name: name.to_owned(),
+            });
+        };
+        structs.push(Struct {
+            name: name.to_owned(),
+            size: size.parse().expect(size),
+            fields,
+        });
+    }
+    structs
+}
+
+/// Returns the tables of the text, in its order.
+fn tables_of_text(text: &str) -> Vec<Table> {
+    fn cells(line: &str) -> Option<Vec<String>> {
+        let line = line.strip_prefix('|')?.strip_suffix('|')?;
+        Some(line.split('|').map(|cell| cell.trim().into()).collect())
+    }
+
+    let mut tables = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let Some(head) = cells(line) else { continue };
+        let rule = lines.next().and_then(cells).expect("A rule");
+        assert!(rule.iter().all(|cell| cell == "---"), "{line}");
+        let rows: Vec<Vec<String>> = lines.by_ref().map_while(cells).collect();
+        for row in [&rule].into_iter().chain(&rows) {
+            assert_eq!(row.len(), head.len(), "{row:?}");
+        }
+        tables.push(Table { head, rows });
+    }
+    tables
+}
+
+/// Returns the table of the text whose first column is `title`.
+fn table(title: &str) -> Table {
+    let mut tables = tables_of_text(SPEC);
+    tables.retain(|table| table.head[0] == title);
+    assert_eq!(tables.len(), 1, "{title}");
+    tables.remove(0)
+}
+
+impl Table {
+    /// Returns the cells of the column `title`.
+    fn column(&self, title: &str) -> Vec<&str> {
+        let column = self.head.iter().position(|cell| cell == title);
+        let column = column.expect(title);
+        self.rows.iter().map(|row| row[column].as_str()).collect()
+    }
+}
+
+/// Returns what is between the backquotes of `cell`.
+fn code(cell: &str) -> &str {
+    cell.strip_prefix('`')
+        .and_then(|cell| cell.strip_suffix('`'))
+        .expect(cell)
+}
+
+fn number(cell: &str) -> u64 {
+    match cell.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => cell.parse(),
+    }
+    .expect(cell)
+}
+
+/// What the sources declare.
+#[derive(Default)]
+struct Declared {
+    structs: BTreeSet<String>,
+    enums: BTreeSet<String>,
+    /// With the module, which is empty for the crate itself.
+    constants: BTreeSet<(String, String)>,
+}
+
+/// Returns what the sources declare, by their lines: rustfmt makes these regular.
+fn declared() -> Declared {
+    fn name(rest: &str) -> String {
+        rest.chars()
+            .take_while(|&c| c.is_alphanumeric() || c == '_')
+            .collect()
+    }
+
+    let mut declared = Declared::default();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for entry in fs::read_dir(sources).unwrap() {
+        let source = fs::read_to_string(entry.unwrap().path()).unwrap();
+        let mut module = String::new();
+        for line in source.lines() {
+            if line == "}" {
+                module.clear();
+            }
+            if let Some(rest) = line.strip_prefix("pub mod ") {
+                module = name(rest);
+            }
+            let inner = line.strip_prefix("    ").unwrap_or(line);
+            if let Some(rest) = inner.strip_prefix("pub struct ") {
+                declared.structs.insert(name(rest));
+            }
+            if let Some(rest) = inner.strip_prefix("pub enum ") {
+                declared.enums.insert(name(rest));
+            }
+            let scope = if module.is_empty() { line } else { inner };
+            if let Some(rest) = scope.strip_prefix("pub const ") {
+                if !rest.starts_with("fn ") {
+                    declared.constants.insert((module.clone(), name(rest)));
+                }
+            }
+        }
+    }
+    declared
+}
+
+#[test]
+fn structures_agree() {
+    let text = structs_of_text(SPEC);
+    let types = structs_of_types();
+    for ours in &types {
+        let theirs = text.iter().find(|theirs| theirs.name == ours.name);
+        assert_eq!(theirs, Some(ours), "Text (left) and types (right) differ");
+    }
+    let names = |structs: &[Struct]| -> Vec<String> {
+        structs.iter().map(|listed| listed.name.clone()).collect()
+    };
+    assert_eq!(names(&text), names(&types));
+}
+
+#[test]
+fn structures_have_no_gaps() {
+    let structs = structs_of_types();
+    let size_of = |ty: &str| {
+        let (element, length) = ty
+            .strip_suffix(']')
+            .and_then(|ty| ty.split_once('['))
+            .map_or((ty, 1), |(element, length)| {
+                (element, length.parse().unwrap())
+            });
+        length
+            * match element {
+                "u8" => 1,
+                "le16" => 2,
+                "le32" => 4,
+                "le64" => 8,
+                name => {
+                    let name = name.strip_prefix("struct ").unwrap();
+                    structs.iter().find(|s| s.name == name).unwrap().size
+                }
+            }
+    };
+    for listed in structs_of_text(SPEC) {
+        let mut end = 0;
+        for field in &listed.fields {
+            assert_eq!(field.offset, end, "{}: {field:?}", listed.name);
+            end += size_of(&field.ty);
+        }
+        assert_eq!(listed.size, end, "{}", listed.name);
+    }
+}
+
+#[test]
+fn numbers_agree() {
+    let types = numbers_of_types();
+    for (title, ours) in &types {
+        let theirs: Vec<(String, u64)> = table(title)
+            .rows
+            .iter()
+            .map(|row| (code(&row[0]).to_owned(), number(&row[1])))
+            .collect();
+        assert_eq!(
+            &theirs, ours,
+            "Text (left) and types (right) differ: {title}"
+        );
+    }
+    let tables = tables_of_text(SPEC);
+    let text: BTreeSet<&str> = tables.iter().map(|table| table.head[0].as_str()).collect();
+    let types: BTreeSet<&str> = types.iter().map(|(title, _)| *title).collect();
+    assert_eq!(text, types);
+}
+
+#[test]
+fn everything_declared_is_compared() {
+    let declared = declared();
+
+    let structs: BTreeSet<String> = structs_of_types().into_iter().map(|s| s.name).collect();
+    let sources = declared.structs.iter().map(|name| listing_name(name));
+    assert_eq!(structs, sources.collect());
+
+    let mut enums = BTreeSet::new();
+    let mut constants = BTreeSet::new();
+    for (title, rows) in numbers_of_types() {
+        match CONSTANT_TABLES.iter().find(|(table, _)| *table == title) {
+            Some((_, module)) => {
+                constants.extend(rows.into_iter().map(|(name, _)| (module.to_string(), name)));
+            }
+            None => {
+                enums.insert(title.to_owned());
+            }
+        }
+    }
+    assert_eq!(enums, declared.enums);
+
+    // It follows from the others; see below.
+    constants.insert(("cap".to_owned(), "ALL".to_owned()));
+    assert_eq!(constants, declared.constants);
+}
+
+#[test]
+fn bits_are_single_and_distinct() {
+    for title in ["Capability", "Request flag", "Pool flag"] {
+        let table = table(title);
+        let mut all = 0;
+        for cell in table.column("Value") {
+            let bit = number(cell);
+            assert!(bit.is_power_of_two(), "{title}: {cell}");
+            assert_eq!(all & bit, 0, "{title}: {cell}");
+            all |= bit;
+        }
+        if title == "Capability" {
+            assert_eq!(all, cap::ALL);
+        }
+    }
+}
+
+#[test]
+fn lengths_agree() {
+    let table = table("Opcode");
+    let structs = structs_of_types();
+    let request = size_of::<RequestHeader>();
+    let response = size_of::<ResponseHeader>();
+    for row in &table.rows {
+        let [opcode, _, virtqueue, count, entry, readable, writable] = &row[..] else {
+            panic!("{row:?}");
+        };
+        let entry_size = (entry != "none").then(|| {
+            let entry = structs.iter().find(|s| s.name == code(entry));
+            entry.expect("A structure").size
+        });
+        let (expected_readable, expected_writable) = match (entry_size, count.as_str()) {
+            (None, "0") if code(opcode) == "PoolStats" => (
+                request.to_string(),
+                (response + size_of::<PoolStats>()).to_string(),
+            ),
+            (None, "0") => (request.to_string(), response.to_string()),
+            (Some(size), "1") => ((request + size).to_string(), response.to_string()),
+            (Some(size), _) => {
+                let readable = format!("{request} + {size} *n*");
+                let writable = format!("{response} + *n*");
+                match code(opcode) {
+                    "Put" => (readable + " + *P* *n*", writable),
+                    "Get" => (readable, writable + " + *P* *n*"),
+                    _ => (readable, writable),
+                }
+            }
+            _ => panic!("{row:?}"),
+        };
+        assert_eq!(readable, &expected_readable, "{opcode}");
+        assert_eq!(writable, &expected_writable, "{opcode}");
+        // Results are for the data virtqueues alone.
+        assert_eq!(virtqueue == "data", writable.contains("*n*"), "{opcode}");
+    }
+}
+
+#[test]
+fn refusals_agree() {
+    let table = table("PageResult");
+    let refused: Vec<bool> = table
+        .column("Meaning")
+        .iter()
+        .map(|meaning| meaning.starts_with("Refused"))
+        .collect();
+    let types: Vec<bool> = PageResult::ALL.iter().map(|r| r.is_refusal()).collect();
+    assert_eq!(refused, types);
+}
+
+/// Checks that the text says when each member is the answer, and gives no answer that is none.
+#[test]
+fn every_answer_is_explained() {
+    fn names<T: Debug>(all: &[T]) -> BTreeSet<String> {
+        all.iter().map(|member| format!("{member:?}")).collect()
+    }
+
+    let explained: BTreeSet<String> = SPEC
+        .split("`Malformed`/`")
+        .skip(1)
+        .map(|rest| rest.split('`').next().unwrap().to_owned())
+        .collect();
+    assert_eq!(explained, names(Malformed::ALL));
+
+    // Outside the tables, as code or as a word of a heading.
+    let prose: Vec<&str> = SPEC.lines().filter(|line| !line.starts_with('|')).collect();
+    let members = names(Status::ALL)
+        .into_iter()
+        .chain(names(PageResult::ALL))
+        .chain(names(Opcode::ALL))
+        .chain(names(EventKind::ALL));
+    for member in members {
+        let code = format!("`{member}`");
+        assert!(
+            prose.iter().any(|line| line.contains(&code)
+                || line.starts_with('#') && line.split([' ', ',']).any(|word| word == member)),
+            "{member}"
+        );
+    }
+}
+
+/// Checks that references within the text lead somewhere.
+#[test]
+fn references_resolve() {
+    let anchors: BTreeSet<String> = SPEC
+        .lines()
+        .filter(|line| line.starts_with('#'))
+        .map(|line| {
+            line.trim_start_matches('#')
+                .trim()
+                .to_lowercase()
+                .chars()
+                .filter(|c| c.is_alphanumeric() || " -".contains(*c))
+                .map(|c| if c == ' ' { '-' } else { c })
+                .collect()
+        })
+        .collect();
+    let mut references = 0;
+    for rest in SPEC.split("](#").skip(1) {
+        let anchor = rest.split(')').next().unwrap();
+        assert!(anchors.contains(anchor), "{anchor}");
+        references += 1;
+    }
+    assert!(references > 0);
+}
