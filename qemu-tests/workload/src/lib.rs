@@ -8,6 +8,7 @@
 //! [model](tracked) of them is kept.
 
 pub mod anon;
+pub mod cases;
 pub mod evict;
 pub mod file_set;
 pub mod page;
