@@ -11,6 +11,7 @@ pub mod anon;
 pub mod cases;
 pub mod evict;
 pub mod file_set;
+pub mod mixer;
 pub mod page;
 pub mod report;
 pub mod sys;

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The command that runs in the guest; see the library for what it does.
+//!
+//! Prints one JSON object a line. Exits with 0 if all was right, with 1 if something was wrong
+//! with the content, and with 2 if the work itself failed.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{bail, Context, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+use serde_json::{json, to_value};
+
+use tmem_workload::{
+    anon::Anon,
+    cases::{Case, CASES},
+    file_set::FileSet,
+    mixer::Mixer,
+    page::PAGE_SIZE,
+};
+
+const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE as u64;
+
+/// Fills memory and files so that every wrong page is noticed.
+#[derive(Parser)]
+#[command(version, about)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write and verify anonymous memory.
+    Anon {
+        /// The memory of all jobs together.
+        #[arg(long)]
+        mib: u64,
+        /// Times that a third is written again and everything verified.
+        #[arg(long, default_value_t = 1)]
+        passes: u32,
+        /// Threads, each with memory of its own.
+        #[arg(long, default_value_t = 1)]
+        jobs: u32,
+        /// What the content depends on.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Ask for huge pages.
+        #[arg(long)]
+        huge: bool,
+        /// Once everything is written, say so and wait until this file exists.
+        #[arg(long)]
+        wait_for: Option<PathBuf>,
+    },
+    /// Create or verify a set of files.
+    FileSet {
+        /// What to do with them.
+        action: Action,
+        /// The folder.
+        #[arg(long)]
+        dir: PathBuf,
+        /// The size of all of them together.
+        #[arg(long)]
+        mib: u64,
+        /// How many they are.
+        #[arg(long, default_value_t = 8)]
+        files: u32,
+        /// What the content depends on.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Which writing of them is meant.
+        #[arg(long, default_value_t = 1)]
+        generation: u32,
+    },
+    /// Do random things to files and read them back.
+    Coherency {
+        /// The folder.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Operations for each thread.
+        #[arg(long, default_value_t = 1000)]
+        ops: u64,
+        /// The time after which no operation begins.
+        #[arg(long, default_value_t = 3600)]
+        seconds: u64,
+        /// What decides on the operations.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Threads that change files.
+        #[arg(long, default_value_t = 2)]
+        threads: u8,
+        /// Threads that only read and evict.
+        #[arg(long, default_value_t = 1)]
+        racers: u8,
+        /// The length of a file, at most.
+        #[arg(long, default_value_t = 1024)]
+        file_kib: usize,
+    },
+    /// Do one thing that makes pages kept elsewhere stale, and read them back.
+    CoherencyCase {
+        /// The thing; without it, the names of all are printed.
+        name: Option<String>,
+        /// The folder.
+        #[arg(long, default_value = ".")]
+        dir: PathBuf,
+        /// Put old content back behind the case's back, so that it has to fail.
+        #[arg(long)]
+        inject_stale: bool,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Action {
+    Create,
+    Verify,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse().command) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("tmem-workload: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs the command and returns how much was wrong.
+fn run(command: Command) -> Result<u64> {
+    match command {
+        Command::Anon {
+            mib,
+            passes,
+            jobs,
+            seed,
+            huge,
+            wait_for,
+        } => {
+            let anon = Anon {
+                pages: mib * PAGES_PER_MIB,
+                passes,
+                jobs: jobs.max(1),
+                seed,
+                huge,
+                wait_for,
+            };
+            let outcome = anon.run(&|| println!("{}", json!({"event": "filled"})))?;
+            print("anon", &outcome, outcome.findings.wrong)
+        }
+        Command::FileSet {
+            action,
+            dir,
+            mib,
+            files,
+            seed,
+            generation,
+        } => {
+            let set = FileSet {
+                dir,
+                files: files.max(1),
+                pages: mib * PAGES_PER_MIB,
+                seed,
+                generation,
+            };
+            match action {
+                Action::Create => {
+                    set.create()?;
+                    print("file-set create", &json!({ "pages": set.pages }), 0)
+                }
+                Action::Verify => {
+                    let verified = set.verify()?;
+                    print("file-set verify", &verified, verified.findings.wrong)
+                }
+            }
+        }
+        Command::Coherency {
+            dir,
+            ops,
+            seconds,
+            seed,
+            threads,
+            racers,
+            file_kib,
+        } => {
+            let mixer = Mixer {
+                dir,
+                seed,
+                ops,
+                limit: Duration::from_secs(seconds),
+                threads,
+                racers,
+                max_len: file_kib << 10,
+            };
+            let outcome = mixer.run(&|_| {})?;
+            print("coherency", &outcome, outcome.findings.wrong)
+        }
+        Command::CoherencyCase {
+            name: None,
+            dir: _,
+            inject_stale: _,
+        } => {
+            CASES.iter().for_each(|case| println!("{}", case.name));
+            Ok(0)
+        }
+        Command::CoherencyCase {
+            name: Some(name),
+            dir,
+            inject_stale,
+        } => {
+            let Some(case) = Case::named(&name) else {
+                bail!("there is no case {name:?}");
+            };
+            let outcome = case.run(&dir, inject_stale).context(name)?;
+            print("coherency-case", &outcome, outcome.findings.wrong)
+        }
+    }
+}
+
+/// Prints `outcome` as one line of JSON that also says what it is the outcome of.
+fn print(of: &str, outcome: &impl Serialize, wrong: u64) -> Result<u64> {
+    let mut value = to_value(outcome)?;
+    value["of"] = of.into();
+    println!("{value}");
+    Ok(wrong)
+}
