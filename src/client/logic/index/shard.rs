@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A shard of the index: looking up, putting, and what becomes of puts.
+
+mod erase;
+mod flush;
+mod memory;
+mod types;
+
+use super::{
+    entry::{
+        self,
+        Entry,
+        VERSION_MAX, //
+    },
+    node::Nodes,
+    object::{
+        state,
+        Directory,
+        Object, //
+    },
+    NoRoom, //
+};
+
+pub use types::{
+    Completed,
+    Config,
+    Covers,
+    Erased,
+    Flush,
+    Found,
+    Inserted,
+    Outcome,
+    Stats,
+    Wants, //
+};
+
+/// A shard of the index.
+///
+/// The caller of everything that takes `&mut self` or `&self` holds the shard's lock, with
+/// interrupts off. Creating and dropping may sleep and happen outside of it.
+///
+/// # Invariants
+///
+/// - `live`, `pending` and `stale` are the sums of the same counts of all objects.
+/// - An object that can be found by its tag has entries, orphans or flags, or leaks, or is on the
+///   work list.
+/// - `next_wire` is above all wire ids given out, or zero if there are no more.
+pub struct Shard {
+    nodes: Nodes,
+    objects: Directory,
+    next_wire: u64,
+    shards: u32,
+    version: u32,
+    live: u64,
+    pending: u64,
+    stale: u64,
+    leaked: u64,
+}
+
+impl Shard {
+    /// The number of stale marks beyond which an object without live pages is given up at once.
+    const FEW: u32 = 8;
+
+    /// Inserts a page that has been copied to the staging memory and is to be put.
+    ///
+    /// Replaces what the index has at that place. The slot of a replaced [`Entry::Pending`] remains
+    /// in use until the put that it belongs to is completed or abandoned.
+    ///
+    /// Fails, and changes nothing, if there is no memory for it.
+    pub fn insert_pending(&mut self, tag: u64, index: u64, slot: u32) -> Result<Inserted, NoRoom> {
+        let found = self.objects.find(tag);
+        let (at, object) = match found.and_then(|at| self.usable(at)) {
+            Some(at) => (at, self.objects.get(at)),
+            None => {
+                let at = self.insert_object(tag, found, index)?;
+                (at, self.objects.get(at))
+            }
+        };
+        let wire = match object.ok_or(NoRoom)?.wire {
+            0 if self.next_wire == 0 => return Err(NoRoom),
+            0 => self.next_wire,
+            wire => wire,
+        };
+
+        let object = self.objects.get_mut(at).ok_or(NoRoom)?;
+        let mut version = next_version(self.version);
+        let raw = Entry::Pending { version, slot }.pack();
+        // For an object that has just been made this cannot fail: see there.
+        let replaced = Entry::unpack(object.tree.set(&mut self.nodes, index, raw)?);
+        if replaced.is_some_and(|entry| entry.version() == version) {
+            version = next_version(version);
+            let raw = Entry::Pending { version, slot }.pack();
+            object.tree.replace(&mut self.nodes, index, raw);
+        }
+        self.version = version;
+        if object.wire == 0 {
+            // INVARIANT: The next one is above this one, if there is one.
+            object.wire = wire;
+            self.next_wire = wire.checked_add(self.shards.into()).unwrap_or(0);
+        }
+
+        let covers = Covers::after(replaced, object.orphans);
+        match replaced {
+            None => {
+                object.live = object.live.wrapping_add(1);
+                self.live = self.live.wrapping_add(1);
+            }
+            Some(Entry::Stale { .. }) => {
+                object.stale = object.stale.wrapping_sub(1);
+                self.stale = self.stale.wrapping_sub(1);
+                object.live = object.live.wrapping_add(1);
+                self.live = self.live.wrapping_add(1);
+            }
+            Some(Entry::Remote { .. }) => (),
+            Some(Entry::Pending { .. }) => {
+                object.orphans = object.orphans.wrapping_add(1);
+                object.pending = object.pending.wrapping_sub(1);
+                self.pending = self.pending.wrapping_sub(1);
+            }
+        }
+        object.pending = object.pending.wrapping_add(1);
+        self.pending = self.pending.wrapping_add(1);
+        Ok(Inserted {
+            wire,
+            version,
+            replaced,
+            covers,
+        })
+    }
+
+    /// Tells what became of a put that was submitted.
+    ///
+    /// [`Outcome::Stored`] with an entry that is not there any more leaves a stale mark, where the
+    /// device has to be told.
+    pub fn complete(
+        &mut self,
+        tag: u64,
+        wire: u64,
+        index: u64,
+        version: u32,
+        outcome: Outcome,
+    ) -> Completed {
+        let Some(at) = self.find_wire(tag, wire) else {
+            return Completed::Gone;
+        };
+        let Some(object) = self.objects.get_mut(at) else {
+            return Completed::Gone;
+        };
+        let entry = Entry::unpack(object.tree.get(&self.nodes, index));
+        let completed = match entry {
+            Some(Entry::Pending { version: v, .. }) if v == version => {
+                object.pending = object.pending.wrapping_sub(1);
+                self.pending = self.pending.wrapping_sub(1);
+                let raw = match outcome {
+                    Outcome::Stored { crc } => Entry::Remote { version, crc }.pack(),
+                    Outcome::Refused => {
+                        object.live = object.live.wrapping_sub(1);
+                        self.live = self.live.wrapping_sub(1);
+                        0
+                    }
+                };
+                object.tree.replace(&mut self.nodes, index, raw);
+                Completed::Current
+            }
+            _ => {
+                object.orphans = object.orphans.saturating_sub(1);
+                match (outcome, entry) {
+                    (Outcome::Refused, _) => (),
+                    (Outcome::Stored { .. }, None) => {
+                        self.mark_stale(at, index, Entry::Stale { version });
+                    }
+                    (Outcome::Stored { .. }, Some(Entry::Stale { version: v })) => {
+                        // A mark for any version covers this one, too.
+                        if v != 0 && entry::is_newer(version, v) {
+                            let raw = Entry::Stale { version }.pack();
+                            object.tree.replace(&mut self.nodes, index, raw);
+                        }
+                    }
+                    // The newer put has dropped this page, or will.
+                    (Outcome::Stored { .. }, Some(_)) => (),
+                }
+                Completed::Gone
+            }
+        };
+        self.settle(at, true);
+        completed
+    }
+
+    /// Tells that a put will not be submitted.
+    ///
+    /// What the put would have dropped is marked stale.
+    pub fn abandon(&mut self, tag: u64, wire: u64, index: u64, version: u32, covers: Covers) {
+        let Some(at) = self.find_wire(tag, wire) else {
+            return;
+        };
+        let Some(object) = self.objects.get_mut(at) else {
+            return;
+        };
+        match (
+            Entry::unpack(object.tree.get(&self.nodes, index)),
+            covers.mark(),
+        ) {
+            (Some(Entry::Pending { version: v, .. }), mark) if v == version => {
+                object.pending = object.pending.wrapping_sub(1);
+                self.pending = self.pending.wrapping_sub(1);
+                object.live = object.live.wrapping_sub(1);
+                self.live = self.live.wrapping_sub(1);
+                let raw = match mark {
+                    Some(mark) => {
+                        object.stale = object.stale.wrapping_add(1);
+                        self.stale = self.stale.wrapping_add(1);
+                        mark.pack()
+                    }
+                    None => 0,
+                };
+                object.tree.replace(&mut self.nodes, index, raw);
+            }
+            (there, mark) => {
+                object.orphans = object.orphans.saturating_sub(1);
+                match (there, mark) {
+                    (None, Some(mark)) => self.mark_stale(at, index, mark),
+                    (Some(there @ Entry::Stale { .. }), Some(mark)) if there != mark => {
+                        let raw = Entry::Stale { version: 0 }.pack();
+                        object.tree.replace(&mut self.nodes, index, raw);
+                    }
+                    // Covered by what is there.
+                    _ => (),
+                }
+            }
+        }
+        self.settle(at, true);
+    }
+
+    /// Returns whether a put that has been inserted is still to be submitted.
+    #[inline]
+    pub fn is_current(&self, tag: u64, wire: u64, index: u64, version: u32) -> bool {
+        self.find_wire(tag, wire)
+            .and_then(|at| self.objects.get(at))
+            .and_then(|object| Entry::unpack(object.tree.get(&self.nodes, index)))
+            .is_some_and(|entry| matches!(entry, Entry::Pending { version: v, .. } if v == version))
+    }
+
+    /// Returns a page that can be had, and leaves it where it is.
+    #[inline]
+    pub fn peek(&self, tag: u64, index: u64) -> Option<Found> {
+        let object = self.find_usable(tag)?;
+        let entry = Entry::unpack(object.tree.get(&self.nodes, index))?;
+        entry.is_live().then_some(Found {
+            wire: object.wire,
+            entry,
+        })
+    }
+
+    /// Returns the number of pages at `index..index + n` that can be had.
+    pub fn contains_range(&self, tag: u64, index: u64, n: u64) -> u64 {
+        let Some(last) = n.checked_sub(1) else {
+            return 0;
+        };
+        match self.find_usable(tag) {
+            Some(object) if object.live != 0 => {
+                object
+                    .tree
+                    .count(&self.nodes, index, index.saturating_add(last))
+            }
+            _ => 0,
+        }
+    }
+
+    /// Calls `f` with the tag, the index and the entry of each page that can be had.
+    ///
+    /// Takes time in proportion to their number, and is for tests and for looking into a problem.
+    pub fn for_each_live(&self, mut f: impl FnMut(u64, u64, Entry)) {
+        self.objects.for_each(|object| {
+            if !object.is(state::RETIRED) {
+                object.tree.for_each(&self.nodes, |index, raw| {
+                    if let Some(entry) = Entry::unpack(raw) {
+                        f(object.tag, index, entry);
+                    }
+                });
+            }
+        });
+    }
+
+    /// Returns the flags of an object; of one that is not known, none.
+    #[inline]
+    pub fn flags(&self, tag: u64) -> u8 {
+        self.objects
+            .find(tag)
+            .and_then(|at| self.objects.get(at))
+            .map_or(0, |object| object.flags)
+    }
+
+    /// Sets the flags of an object, to which the index gives no meaning.
+    ///
+    /// They stay until they are set again or the object is dropped. Fails if the object is not
+    /// known, and there is no memory to know it; never if it is, nor to set no flags.
+    pub fn set_flags(&mut self, tag: u64, flags: u8) -> Result<(), NoRoom> {
+        let at = match self.objects.find(tag) {
+            Some(at) => at,
+            None if flags == 0 => return Ok(()),
+            None => self.objects.insert(tag).ok_or(NoRoom)?,
+        };
+        let Some(object) = self.objects.get_mut(at) else {
+            return Err(NoRoom);
+        };
+        object.flags = flags;
+        if flags == 0 && object.is(state::RETIRED) {
+            self.objects.unhash(at);
+        } else {
+            self.settle(at, false);
+        }
+        Ok(())
+    }
+
+    /// Returns a record if it is not retired.
+    #[inline]
+    fn usable(&self, at: u32) -> Option<u32> {
+        let object = self.objects.get(at)?;
+        (!object.is(state::RETIRED)).then_some(at)
+    }
+
+    #[inline]
+    fn find_usable(&self, tag: u64) -> Option<&Object> {
+        let object = self.objects.get(self.objects.find(tag)?)?;
+        (!object.is(state::RETIRED)).then_some(object)
+    }
+
+    #[inline]
+    fn find_wire(&self, tag: u64, wire: u64) -> Option<u32> {
+        let at = self.objects.find(tag)?;
+        self.objects.get(at)?.goes_by(wire).then_some(at)
+    }
+
+    /// Adds a record for an object that there is none of, or only one that has been retired.
+    ///
+    /// Makes sure that there are nodes for an entry at `index`.
+    fn insert_object(&mut self, tag: u64, old: Option<u32>, index: u64) -> Result<u32, NoRoom> {
+        if self.nodes.room() < super::tree::needs(index) || self.next_wire == 0 {
+            return Err(NoRoom);
+        }
+        if self.objects.room() == 0 {
+            return Err(NoRoom);
+        }
+        let mut flags = 0;
+        if let Some(old) = old {
+            // What is left of the retired one is on the work list.
+            flags = self.objects.get(old).map_or(0, |object| object.flags);
+            self.objects.unhash(old);
+        }
+        let at = self.objects.insert(tag).ok_or(NoRoom)?;
+        if let Some(object) = self.objects.get_mut(at) {
+            object.flags = flags;
+        }
+        Ok(at)
+    }
+
+    /// Leaves a stale mark at a place that is vacant.
+    fn mark_stale(&mut self, at: u32, index: u64, mark: Entry) {
+        let Some(object) = self.objects.get_mut(at) else {
+            return;
+        };
+        match object.tree.set(&mut self.nodes, index, mark.pack()) {
+            Ok(_) => {
+                object.stale = object.stale.wrapping_add(1);
+                self.stale = self.stale.wrapping_add(1);
+            }
+            Err(NoRoom) => {
+                object.state |= state::LEAKY;
+                self.leaked = self.leaked.wrapping_add(1);
+            }
+        }
+    }
+
+    /// Sees what is to be done with a record after it has changed.
+    ///
+    /// Only with `may_retire` may it be given up for having nothing but stale pages.
+    #[inline]
+    fn settle(&mut self, at: u32, may_retire: bool) {
+        let Some(object) = self.objects.get(at) else {
+            return;
+        };
+        if object.live == 0 && may_retire && (object.stale > Self::FEW || object.is(state::LEAKY)) {
+            self.retire(at);
+        } else if object.stale != 0 {
+            // INVARIANT: It has stale entries.
+            self.objects.enqueue(at);
+        } else if object.is_clean() && object.flags == 0 && !object.is(state::QUEUED) {
+            // INVARIANT: It has nothing of what would keep it.
+            self.objects.unhash(at);
+            self.objects.free(at);
+        }
+    }
+
+    /// Gives up the wire id of an object and all that goes by it.
+    fn retire(&mut self, at: u32) {
+        let Some(object) = self.objects.get_mut(at) else {
+            return;
+        };
+        if object.is(state::RETIRED) {
+            return;
+        }
+        self.live = self.live.wrapping_sub(object.live.into());
+        self.pending = self.pending.wrapping_sub(object.pending.into());
+        self.stale = self.stale.wrapping_sub(object.stale.into());
+        object.live = 0;
+        object.pending = 0;
+        object.stale = 0;
+        object.orphans = 0;
+        object.state |= state::RETIRED;
+        // INVARIANT: What is retired is on the work list, and is found only for its flags.
+        if object.flags == 0 && object.is(state::HASHED) {
+            self.objects.unhash(at);
+        }
+        self.objects.enqueue(at);
+    }
+}
+
+/// Returns the version after another one.
+#[inline]
+fn next_version(version: u32) -> u32 {
+    if version >= VERSION_MAX {
+        1
+    } else {
+        version.wrapping_add(1)
+    }
+}
