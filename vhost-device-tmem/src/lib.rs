@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The host side of virtio-tmem: a vhost-user device that keeps pages for guests.
+//!
+//! ```text
+//! guest ── virtqueues ── device ── store          device: rings, requests, bounds
+//!                          │         │            store: pools, pages, capacity
+//! operator ── socket ── control ─────┘            control: what the operator asks for
+//! ```
+//!
+//! The store knows nothing of virtqueues, and the device nothing of the operator.
+
+pub mod store;

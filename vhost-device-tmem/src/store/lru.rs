@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The order in which ephemeral pages were last used.
+
+use super::{
+    id::{FrameId, Link},
+    index::{Page, PageState},
+    mapping::Table,
+};
+
+/// Pages that an eviction looks at before it gives up: those in use by a get cannot go.
+const SEARCH: usize = 128;
+
+/// A list of all ephemeral pages of all guests, the one used last at its end.
+///
+/// # Invariants
+///
+/// It holds exactly the linked pages of ephemeral pools, `len` of them.
+#[derive(Debug, Default)]
+pub(super) struct Lru {
+    oldest: Link,
+    newest: Link,
+    len: usize,
+}
+
+impl Lru {
+    /// Returns how many ephemeral pages there are.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds a page that was just put.
+    pub(super) fn push(&mut self, pages: &mut Table<Page>, frame: FrameId) {
+        let page = &mut pages[frame.index()];
+        page.lru_prev = self.newest;
+        page.lru_next = None;
+        match FrameId::from_link(self.newest) {
+            Some(newest) => pages[newest.index()].lru_next = frame.link(),
+            None => self.oldest = frame.link(),
+        }
+        self.newest = frame.link();
+        self.len += 1;
+    }
+
+    /// Takes a page out.
+    pub(super) fn remove(&mut self, pages: &mut Table<Page>, frame: FrameId) {
+        let Page {
+            lru_prev, lru_next, ..
+        } = pages[frame.index()];
+        match FrameId::from_link(lru_prev) {
+            Some(prev) => pages[prev.index()].lru_next = lru_next,
+            None => self.oldest = lru_next,
+        }
+        match FrameId::from_link(lru_next) {
+            Some(next) => pages[next.index()].lru_prev = lru_prev,
+            None => self.newest = lru_prev,
+        }
+        self.len -= 1;
+    }
+
+    /// Notes that a page was used.
+    pub(super) fn touch(&mut self, pages: &mut Table<Page>, frame: FrameId) {
+        if self.newest != frame.link() {
+            self.remove(pages, frame);
+            self.push(pages, frame);
+        }
+    }
+
+    /// Returns the page to evict next, [`None`] if there is none that nobody is reading.
+    pub(super) fn victim(&self, pages: &Table<Page>) -> Option<FrameId> {
+        let mut link = self.oldest;
+        for _ in 0..SEARCH {
+            let frame = FrameId::from_link(link)?;
+            let page = &pages[frame.index()];
+            if page.pins == 0 && page.state == PageState::Linked {
+                return Some(frame);
+            }
+            link = page.lru_next;
+        }
+        None
+    }
+}

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Where the pages are: pools of many guests within one capacity.
+//!
+//! The store knows nothing of virtqueues. A page has a key, which is its guest, pool, object and
+//! index, and a version; at most one version of a page is stored at a time. Persistent pages stay
+//! until their guest forgets them or goes away; ephemeral ones are evicted, the one used longest
+//! ago first whosesoever it is, when room is needed.
+//!
+//! # Locking
+//!
+//! One lock guards all that is known *about* pages. It is taken per batch of keys and held for a
+//! bounded number of steps, never while a page is copied: a put fills a frame that no key leads to
+//! yet, a get pins the frame that it copies from. Flushes of many pages let go of the lock every
+//! few hundred pages.
+
+mod arena;
+mod budget;
+mod flush;
+mod frames;
+mod get;
+mod guest;
+mod id;
+mod index;
+mod inner;
+mod lru;
+mod mapping;
+mod pool;
+mod put;
+
+use std::{
+    io,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+    },
+};
+
+pub use arena::PageBytes;
+pub use get::PageSink;
+pub use guest::{Dropped, Guest, PoolError};
+pub use pool::{PoolCounters, PoolKind, PoolReport};
+pub use put::PageSource;
+
+use arena::Arena;
+use budget::Budget;
+use inner::Inner;
+
+/// The binary logarithm of the page size.
+pub const PAGE_SHIFT: u8 = 12;
+
+/// The size of a page in bytes.
+pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
+
+/// The smallest capacity that a store can be made with, in bytes.
+pub const MIN_CAPACITY: u64 = 1 << 20;
+
+/// Keys that are looked up, or pages that are forgotten, under one hold of the lock.
+const BATCH: usize = 32;
+
+/// Pages that a guest may put now, as far as the store can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credits {
+    /// Pages that would be stored in persistent pools.
+    pub persistent: u32,
+    /// Pages that would be stored in ephemeral pools without evicting what was just put.
+    pub ephemeral: u32,
+}
+
+/// Misbehaviour on purpose, to test how guests take it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Puts refused at random, 0 to 100 in a hundred.
+    pub refuse_percent: u8,
+    /// Gets of ephemeral pages that find the page forgotten, 0 to 100 in a hundred.
+    pub forget_percent: u8,
+}
+
+/// What the store as a whole holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreReport {
+    /// The ceiling of what the store takes, in bytes.
+    pub capacity_bytes: u64,
+    /// What it takes now, in bytes, with what it needs to find the pages.
+    pub used_bytes: u64,
+    /// Pages that it could hold.
+    pub capacity_pages: u64,
+    /// Pages that it holds, or is just copying.
+    pub used_pages: u64,
+    /// Pages of those that it may forget.
+    pub ephemeral_pages: u64,
+    /// Objects that those pages belong to.
+    pub objects: u64,
+    /// Pages that it forgot by itself since it was made.
+    pub evictions: u64,
+}
+
+/// Why a store cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The capacity leaves no room for pages.
+    #[error("a capacity of {0} bytes is too small; it takes at least {MIN_CAPACITY} (1MiB)")]
+    TooSmall(u64),
+    /// The operating system refused address space.
+    #[error("cannot reserve address space for {0} bytes of pages: {1}")]
+    Reserve(u64, #[source] io::Error),
+}
+
+/// Someone who wants to know when puts that were hopeless would be accepted again.
+pub trait CreditWatcher: Send + Sync {
+    /// Is told, without a lock held, that there is room again. Told once for each
+    /// [`Store::watch_credits`].
+    fn room_again(&self);
+}
+
+/// The pages of all guests.
+///
+/// All methods may be called from any thread.
+pub struct Store {
+    inner: Mutex<Inner>,
+    arena: Arena,
+    watchers: Mutex<Vec<Arc<dyn CreditWatcher>>>,
+    /// The length of `watchers`, to be read without its lock.
+    watching: AtomicUsize,
+}
+
+impl Store {
+    /// Makes a store that takes at most `capacity` bytes, metadata included.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] where the capacity is too small, or larger than the address space.
+    pub fn new(capacity: u64, faults: Faults) -> Result<Self, StoreError> {
+        if capacity < MIN_CAPACITY {
+            return Err(StoreError::TooSmall(capacity));
+        }
+        let reserve = |error| StoreError::Reserve(capacity, error);
+        let bytes = usize::try_from(capacity).map_err(|_| StoreError::TooSmall(capacity))?;
+        let budget = Budget::new(bytes);
+        Ok(Self {
+            arena: Arena::new(budget.max_frames()).map_err(reserve)?,
+            inner: Mutex::new(Inner::new(budget, faults).map_err(reserve)?),
+            watchers: Mutex::default(),
+            watching: AtomicUsize::new(0),
+        })
+    }
+
+    /// Returns how many pages would be stored now.
+    pub fn credits(&self) -> Credits {
+        self.lock().credits()
+    }
+
+    /// Returns the credits at which they are worth telling of.
+    pub fn useful_credits(&self) -> u32 {
+        let limit = self.lock().budget.frame_limit();
+        u32::try_from(limit / 32).unwrap_or(u32::MAX).clamp(1, 256)
+    }
+
+    /// Asks to be told, once, when there are [`Self::useful_credits`]; at once if there are.
+    pub fn watch_credits(&self, watcher: Arc<dyn CreditWatcher>) {
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.push(watcher);
+        self.watching.store(watchers.len(), Ordering::SeqCst);
+        drop(watchers);
+        // What was freed before the watcher was listed woke nobody.
+        self.wake_watchers();
+    }
+
+    /// Returns what the store holds.
+    pub fn report(&self) -> StoreReport {
+        let inner = self.lock();
+        StoreReport {
+            capacity_bytes: inner.budget.capacity() as u64,
+            used_bytes: inner.budget.used(inner.frames.used()) as u64,
+            capacity_pages: inner.budget.frame_limit() as u64,
+            used_pages: inner.frames.used() as u64,
+            ephemeral_pages: inner.lru.len() as u64,
+            objects: inner.index.used_objects() as u64,
+            evictions: inner.evictions,
+        }
+    }
+
+    /// Takes the lock. A poisoned one is taken all the same: nothing under it panics on what a
+    /// guest says, and other guests are to go on.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows up on freed pages, with no lock held: returns memory and wakes watchers.
+    fn after_free(&self) {
+        loop {
+            let Some(chunk) = self.lock().frames.drain() else {
+                break;
+            };
+            // SAFETY: The allocator took the empty chunk out of use until it is told.
+            unsafe { self.arena.release_chunk(chunk) };
+            self.lock().frames.drained(chunk);
+        }
+        self.wake_watchers();
+    }
+
+    fn wake_watchers(&self) {
+        if self.watching.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        if self.credits().persistent < self.useful_credits() {
+            return;
+        }
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        let woken = std::mem::take(&mut *watchers);
+        self.watching.store(0, Ordering::SeqCst);
+        drop(watchers);
+        for watcher in woken {
+            watcher.room_again();
+        }
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.report().fmt(f)
+    }
+}
