@@ -10,4 +10,6 @@
 //!
 //! The store knows nothing of virtqueues, and the device nothing of the operator.
 
+pub mod device;
+pub mod socket;
 pub mod store;

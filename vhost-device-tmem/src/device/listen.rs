@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Serving one guest after the other on a socket.
+
+use std::{
+    io,
+    os::fd::AsRawFd,
+    path::Path,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+    },
+    thread,
+};
+
+use vhost::vhost_user::{Error as VhostUserError, Listener};
+use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserDaemon};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::{epoll::EventSet, eventfd::EventFd};
+
+use super::{backend::Backend, session::Session, Limits};
+use crate::{
+    socket::{OwnedSocket, SocketError},
+    store::{Dropped, Store},
+};
+
+/// Why a socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// It cannot be listened on.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The operating system has no thread or file descriptor left.
+    #[error("cannot serve guest {name:?}: {error}")]
+    Start {
+        /// The guest.
+        name: String,
+        /// What the operating system said.
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// What is known of the guest of a socket.
+#[derive(Debug, Default)]
+pub struct SlotState {
+    /// The guest that was connected last, if there ever was one.
+    pub session: Option<Arc<Session>>,
+    /// What was lost when it went away; [`None`] while it is connected.
+    pub dropped: Option<Dropped>,
+}
+
+/// A socket and its guest.
+#[derive(Debug)]
+pub struct Slot {
+    name: String,
+    state: Mutex<SlotState>,
+}
+
+impl Slot {
+    /// Returns the guest's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns what is known of its guest.
+    pub fn state(&self) -> MutexGuard<'_, SlotState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Asks a listening thread to stop.
+struct Stop {
+    asked: AtomicBool,
+    wake: EventFd,
+    connection: Mutex<Option<ShutdownHandle>>,
+}
+
+/// A socket that is being served by a thread of its own. Dropping it ends the guest's connection,
+/// waits for the thread and removes the socket.
+pub struct Listening {
+    slot: Arc<Slot>,
+    stop: Arc<Stop>,
+    thread: Option<thread::JoinHandle<()>>,
+    _socket: OwnedSocket,
+}
+
+impl Listening {
+    /// Listens on `path` for the guest `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`ListenError`].
+    pub fn start(
+        name: &str,
+        path: &Path,
+        store: &Arc<Store>,
+        limits: Limits,
+    ) -> Result<Self, ListenError> {
+        let failed = |error| ListenError::Start {
+            name: name.to_owned(),
+            error,
+        };
+        let (socket, listener) = OwnedSocket::bind(path)?;
+        let slot = Arc::new(Slot {
+            name: name.to_owned(),
+            state: Mutex::default(),
+        });
+        let stop = Arc::new(Stop {
+            asked: AtomicBool::new(false),
+            wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed)?,
+            connection: Mutex::default(),
+        });
+        let server = Server {
+            slot: Arc::clone(&slot),
+            stop: Arc::clone(&stop),
+            store: Arc::clone(store),
+            limits,
+        };
+        let thread = thread::Builder::new()
+            .name(format!("guest {name}"))
+            .spawn(move || server.run(Listener::from(listener)))
+            .map_err(failed)?;
+        tracing::info!("waiting for guest {name:?} on {}", path.display());
+        Ok(Self {
+            slot,
+            stop,
+            thread: Some(thread),
+            _socket: socket,
+        })
+    }
+
+    /// Returns the socket's guest.
+    pub fn slot(&self) -> &Arc<Slot> {
+        &self.slot
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.stop.asked.store(true, Ordering::SeqCst);
+        // It can only fail where the counter is full, and then the thread is awake.
+        let _ = self.stop.wake.write(1);
+        let connection = &self.stop.connection;
+        if let Some(handle) = &*connection.lock().unwrap_or_else(PoisonError::into_inner) {
+            handle.shutdown();
+        }
+        if let Some(session) = &self.slot.state().session {
+            session.stopping.store(true, Ordering::SeqCst);
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread of a socket needs.
+struct Server {
+    slot: Arc<Slot>,
+    stop: Arc<Stop>,
+    store: Arc<Store>,
+    limits: Limits,
+}
+
+impl Server {
+    fn run(&self, mut listener: Listener) {
+        let name = &self.slot.name;
+        loop {
+            match self.wait(&listener) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::error!("guest {name:?} is not served any more: {error}");
+                    return;
+                }
+            }
+            if let Err(error) = self.serve(&mut listener) {
+                tracing::warn!("the connection of guest {name:?} failed: {error}");
+            }
+        }
+    }
+
+    /// Waits for a guest; false if the thread is to stop instead.
+    fn wait(&self, listener: &Listener) -> io::Result<bool> {
+        loop {
+            let mut fds =
+                [self.stop.wake.as_raw_fd(), listener.as_raw_fd()].map(|fd| libc::pollfd {
+                    fd,
+                    events: libc::POLLIN,
+                    revents: 0,
+                });
+            // SAFETY: `fds` is an array of so many entries.
+            let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
+            if ready < 0 {
+                let error = io::Error::last_os_error();
+                if error.kind() == io::ErrorKind::Interrupted {
+                    continue;
+                }
+                return Err(error);
+            }
+            if self.stop.asked.load(Ordering::SeqCst) {
+                return Ok(false);
+            }
+            if fds[1].revents != 0 {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Serves the guest that is waiting until its connection ends.
+    fn serve(&self, listener: &mut Listener) -> Result<(), DaemonError> {
+        let name = &self.slot.name;
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+        let session = Session::new(name, Arc::clone(&self.store), self.limits);
+        let session = session.map_err(DaemonError::StartDaemon)?;
+        let backend = Backend::new(Arc::clone(&session), memory.clone());
+        let backend = Arc::new(backend.map_err(DaemonError::StartDaemon)?);
+        let mut daemon = VhostUserDaemon::new(name.clone(), Arc::clone(&backend), memory)?;
+        if let Some(worker) = daemon.get_epoll_handlers().first() {
+            worker
+                .register_listener(session.wake.as_raw_fd(), EventSet::IN, backend.wake_event())
+                .map_err(DaemonError::StartDaemon)?;
+        }
+        daemon.start(listener)?;
+        tracing::info!("guest {name:?} connected, epoch {:#x}", session.epoch());
+        *self.slot.state() = SlotState {
+            session: Some(Arc::clone(&session)),
+            dropped: None,
+        };
+        *self.connection() = daemon.shutdown_handle();
+        if self.stop.asked.load(Ordering::SeqCst) {
+            daemon.request_shutdown();
+        }
+        let result = daemon.wait();
+        *self.connection() = None;
+        session.stopping.store(true, Ordering::SeqCst);
+        // Waits for the workers.
+        drop(daemon);
+        let dropped = session.end();
+        let (persistent, ephemeral) = (dropped.persistent_pages, dropped.ephemeral_pages);
+        if persistent > 0 {
+            tracing::warn!(
+                "guest {name:?} disconnected: {persistent} persistent pages are lost, \
+                 {ephemeral} ephemeral pages dropped"
+            );
+        } else {
+            tracing::info!("guest {name:?} disconnected: {ephemeral} ephemeral pages dropped");
+        }
+        self.slot.state().dropped = Some(dropped);
+        match result {
+            Err(DaemonError::HandleRequest(
+                VhostUserError::Disconnected | VhostUserError::PartialMessage,
+            )) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Option<ShutdownHandle>> {
+        let connection = &self.stop.connection;
+        connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! From the bytes of a request to what it asks for.
+
+use virtio_tmem_abi::{
+    pool_flags, request_flags, Key, Malformed, ObjectId, Opcode, PoolCreate, PoolStats, Range,
+    RequestHeader, ResponseHeader, Status,
+};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+use super::{chain::Parts, Limits};
+use crate::store::{PAGE_SHIFT, PAGE_SIZE};
+
+/// The kinds of virtqueue that take requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum QueueKind {
+    /// Requests about pools.
+    Control,
+    /// Requests about pages.
+    Data,
+}
+
+/// Why a request is not carried out: what the response says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reject {
+    /// It breaks a rule.
+    Malformed(Malformed),
+    /// Anything else than [`Status::Ok`] and [`Status::Malformed`].
+    Status(Status),
+}
+
+impl From<Malformed> for Reject {
+    fn from(rule: Malformed) -> Self {
+        Self::Malformed(rule)
+    }
+}
+
+/// What a well-formed request asks for. All of it was copied from guest memory and checked.
+#[derive(Debug)]
+pub(super) enum Command<'t> {
+    Put(&'t [Key]),
+    Get { keys: &'t [Key], take: bool },
+    FlushPages(&'t [Key]),
+    FlushRanges(&'t [Range]),
+    FlushObjects(&'t [ObjectId]),
+    FlushPool,
+    PoolCreate(PoolCreate),
+    PoolDestroy,
+    PoolStats,
+}
+
+/// The length of the header in the readable part.
+pub(super) const REQUEST: usize = size_of::<RequestHeader>();
+/// The length of the header in the writable part.
+pub(super) const RESPONSE: usize = size_of::<ResponseHeader>();
+
+/// The shape that an operation's requests have, lengths in bytes.
+struct Shape {
+    queue: QueueKind,
+    flags: u16,
+    min: u32,
+    max: u32,
+    entry: usize,
+    payload: usize,
+    answer: usize,
+    /// What follows the response header, if that does not depend on the count.
+    extra: usize,
+    reply: usize,
+}
+
+fn shape(opcode: Opcode, limits: &Limits) -> Shape {
+    let none = Shape {
+        queue: QueueKind::Control,
+        flags: 0,
+        min: 0,
+        max: 0,
+        entry: 0,
+        payload: 0,
+        answer: 0,
+        extra: 0,
+        reply: 0,
+    };
+    let data = |max, entry| Shape {
+        queue: QueueKind::Data,
+        min: 1,
+        max,
+        entry,
+        answer: 1,
+        ..none
+    };
+    match opcode {
+        Opcode::Put => Shape {
+            payload: PAGE_SIZE,
+            ..data(limits.max_pages, size_of::<Key>())
+        },
+        Opcode::Get => Shape {
+            flags: request_flags::TAKE,
+            reply: PAGE_SIZE,
+            ..data(limits.max_pages, size_of::<Key>())
+        },
+        Opcode::FlushPage => data(limits.max_flushes, size_of::<Key>()),
+        Opcode::FlushRange => data(limits.max_flushes, size_of::<Range>()),
+        Opcode::FlushObject => data(limits.max_flushes, size_of::<ObjectId>()),
+        Opcode::PoolCreate => Shape {
+            min: 1,
+            max: 1,
+            entry: size_of::<PoolCreate>(),
+            ..none
+        },
+        Opcode::PoolStats => Shape {
+            extra: size_of::<PoolStats>(),
+            ..none
+        },
+        Opcode::FlushPool | Opcode::PoolDestroy => none,
+    }
+}
+
+/// A request of which header, lengths and table were checked.
+#[derive(Debug)]
+pub(super) struct Request<'t> {
+    /// The number of its pool.
+    pub(super) pool: u32,
+    /// What it asks for.
+    pub(super) command: Command<'t>,
+}
+
+/// Reads a request and makes checks 2 to 10 and the part of 12 that needs no pool; what the pool
+/// has to say is for whoever carries it out.
+///
+/// `table` is the private memory into which the table is copied.
+///
+/// # Errors
+///
+/// [`Reject`], the first check that failed.
+pub(super) fn parse<'t>(
+    parts: &Parts<'_>,
+    queue: QueueKind,
+    limits: &Limits,
+    epoch: u64,
+    table: &'t mut Vec<u8>,
+) -> Result<Request<'t>, Reject> {
+    let mut reader = parts.reader();
+    let mut header = RequestHeader::new_zeroed();
+    if !reader.read(header.as_mut_bytes()) {
+        return Err(Malformed::Short.into());
+    }
+    let unsupported = Reject::Status(Status::Unsupported);
+    let opcode = Opcode::from_wire(header.opcode.get()).ok_or(unsupported)?;
+    let shape = shape(opcode, limits);
+    if shape.queue != queue {
+        return Err(unsupported);
+    }
+    if header.reserved.get() != 0 || header.reserved1.get() != 0 {
+        return Err(Malformed::Reserved.into());
+    }
+    if header.flags.get() & !shape.flags != 0 {
+        return Err(Malformed::Flags.into());
+    }
+    let count = header.count.get();
+    if !(shape.min..=shape.max).contains(&count) {
+        return Err(Malformed::Count.into());
+    }
+    let pool = header.pool.get();
+    if pool >= limits.max_pools {
+        return Err(Malformed::Pool.into());
+    }
+    // The limits keep these sums far from overflowing.
+    let count = count as usize;
+    let through_table = REQUEST + count * shape.entry;
+    if parts.readable_len() < through_table {
+        return Err(Malformed::Short.into());
+    }
+    if parts.readable_len() != through_table + count * shape.payload {
+        return Err(Malformed::ReadableLength.into());
+    }
+    if parts.writable_len() != RESPONSE + shape.extra + count * (shape.answer + shape.reply) {
+        return Err(Malformed::WritableLength.into());
+    }
+    if header.epoch.get() != epoch {
+        return Err(Reject::Status(Status::StaleEpoch));
+    }
+    table.clear();
+    table.resize(count * shape.entry, 0);
+    if !reader.read(table) {
+        return Err(Malformed::Short.into());
+    }
+    let command = match opcode {
+        Opcode::Put => Command::Put(entries(table)?),
+        Opcode::Get => Command::Get {
+            keys: entries(table)?,
+            take: header.flags.get() & request_flags::TAKE != 0,
+        },
+        Opcode::FlushPage => Command::FlushPages(entries(table)?),
+        Opcode::FlushRange => Command::FlushRanges(entries(table)?),
+        Opcode::FlushObject => Command::FlushObjects(entries(table)?),
+        Opcode::FlushPool => Command::FlushPool,
+        Opcode::PoolDestroy => Command::PoolDestroy,
+        Opcode::PoolStats => Command::PoolStats,
+        Opcode::PoolCreate => {
+            let create = PoolCreate::read_from_bytes(table).map_err(|_| Malformed::Short)?;
+            Command::PoolCreate(create)
+        }
+    };
+    Ok(Request { pool, command })
+}
+
+/// Checks what a pool-create request asks for, as far as that does not depend on what there is.
+///
+/// # Errors
+///
+/// The rule that it breaks first.
+pub(super) fn check_create(create: &PoolCreate) -> Result<(), Malformed> {
+    let flags = create.flags.get();
+    let both = pool_flags::PERSISTENT | pool_flags::SHARED;
+    if create.reserved != [0; 11] {
+        return Err(Malformed::Reserved);
+    }
+    if flags & !both != 0 || flags == both {
+        return Err(Malformed::Flags);
+    }
+    if flags & pool_flags::SHARED == 0 && create.uuid != [0; 16] {
+        return Err(Malformed::Reserved);
+    }
+    if create.page_shift != PAGE_SHIFT {
+        return Err(Malformed::PageShift);
+    }
+    Ok(())
+}
+
+fn entries<T: FromBytes + Immutable + KnownLayout>(table: &[u8]) -> Result<&[T], Malformed> {
+    <[T]>::ref_from_bytes(table).map_err(|_| Malformed::Short)
+}
