@@ -10,6 +10,8 @@
 //!
 //! The store knows nothing of virtqueues, and the device nothing of the operator.
 
+pub mod args;
+pub mod control;
 pub mod device;
 pub mod socket;
 pub mod store;

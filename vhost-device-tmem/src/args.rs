@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The command line of the daemon.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use clap::Parser;
+use tracing::level_filters::LevelFilter;
+
+use crate::{
+    device::Limits,
+    store::{Faults, MIN_CAPACITY},
+};
+
+/// Keeps pages for KVM guests: the host side of virtio-tmem.
+#[derive(Debug, Parser)]
+#[command(name = "vhost-device-tmem", version)]
+pub struct Args {
+    /// Socket that a guest's vhost-user frontend connects to; repeat it for each guest. NAME is
+    /// the guest's name in logs and statistics, by default the file name without extension.
+    #[arg(
+        short,
+        long = "socket-path",
+        value_name = "[NAME=]PATH",
+        required = true
+    )]
+    pub socket_paths: Vec<String>,
+
+    /// Memory that all pages together may take, metadata included, such as 512MiB or 4GiB.
+    #[arg(short, long, value_name = "SIZE")]
+    pub capacity: String,
+
+    /// Socket that tmemctl connects to.
+    #[arg(long, value_name = "PATH")]
+    pub control_path: Option<PathBuf>,
+
+    /// Data virtqueues of each guest, each with a thread of its own.
+    #[arg(long, value_name = "N", default_value_t = 2,
+          value_parser = clap::value_parser!(u16).range(1..=i64::from(Limits::MAX_DATA_QUEUES)))]
+    pub data_queues: u16,
+
+    /// What to log: off, error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: LevelFilter,
+
+    /// For tests: refuse this share of all puts at random.
+    #[arg(long, value_name = "PERCENT", default_value_t = 0,
+          value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub fault_refuse_percent: u8,
+
+    /// For tests: forget ephemeral pages at this share of all gets.
+    #[arg(long, value_name = "PERCENT", default_value_t = 0,
+          value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub fault_forget_percent: u8,
+}
+
+/// A guest, as the operator named it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestConfig {
+    /// Its name, of no other guest.
+    pub name: String,
+    /// The socket that it connects to.
+    pub path: PathBuf,
+}
+
+/// What the daemon is to do: arguments that make sense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The guests, at least one.
+    pub guests: Vec<GuestConfig>,
+    /// The capacity in bytes.
+    pub capacity: u64,
+    /// The operator's socket.
+    pub control_path: Option<PathBuf>,
+    /// What drivers may ask for.
+    pub limits: Limits,
+    /// Misbehaviour on purpose.
+    pub faults: Faults,
+    /// What to log.
+    pub log_level: LevelFilter,
+}
+
+/// What is wrong with the arguments, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArgsError {
+    /// A size that is none.
+    #[error("--capacity {0:?} is no size; give a number with a unit, such as 512MiB or 4GiB")]
+    BadSize(String),
+    /// A capacity that holds nothing.
+    #[error("--capacity {0:?} is too small; give at least 1MiB")]
+    TooSmall(String),
+    /// A capacity that the host does not have.
+    #[error(
+        "--capacity {capacity:?} is {bytes} bytes, more than this host's memory of {memory} \
+         bytes; give less"
+    )]
+    TooLarge {
+        /// As it was given.
+        capacity: String,
+        /// As it was understood.
+        bytes: u64,
+        /// What the host has.
+        memory: u64,
+    },
+    /// A guest without a name.
+    #[error("--socket-path {0:?} gives no name for the guest; write it as NAME=PATH")]
+    NoName(String),
+    /// A guest without a socket.
+    #[error("--socket-path {0:?} has no path; write it as NAME=PATH")]
+    NoPath(String),
+    /// Two guests of one name.
+    #[error("two guests are named {0:?}; name them with --socket-path NAME=PATH")]
+    SameName(String),
+    /// One socket for two purposes.
+    #[error("the path {0} is given twice; each socket needs its own")]
+    SamePath(PathBuf),
+}
+
+impl Args {
+    /// Makes sense of the arguments on a host with `memory` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`ArgsError`].
+    pub fn config(&self, memory: u64) -> Result<Config, ArgsError> {
+        let capacity = parse_size(&self.capacity)?;
+        if capacity < MIN_CAPACITY {
+            return Err(ArgsError::TooSmall(self.capacity.clone()));
+        }
+        if capacity > memory {
+            return Err(ArgsError::TooLarge {
+                capacity: self.capacity.clone(),
+                bytes: capacity,
+                memory,
+            });
+        }
+        let guests = self.socket_paths.iter().map(|arg| parse_guest(arg));
+        let guests: Vec<_> = guests.collect::<Result<_, _>>()?;
+        let mut names = BTreeSet::new();
+        let mut paths: BTreeSet<_> = self.control_path.iter().collect();
+        for guest in &guests {
+            if !names.insert(&guest.name) {
+                return Err(ArgsError::SameName(guest.name.clone()));
+            }
+            if !paths.insert(&guest.path) {
+                return Err(ArgsError::SamePath(guest.path.clone()));
+            }
+        }
+        Ok(Config {
+            capacity,
+            control_path: self.control_path.clone(),
+            limits: Limits::new(self.data_queues),
+            faults: Faults {
+                refuse_percent: self.fault_refuse_percent,
+                forget_percent: self.fault_forget_percent,
+            },
+            log_level: self.log_level,
+            guests,
+        })
+    }
+}
+
+fn parse_guest(arg: &str) -> Result<GuestConfig, ArgsError> {
+    let (name, path) = match arg.split_once('=') {
+        // A path may have such a sign, a name no slash.
+        Some((name, path)) if !name.contains('/') => (Some(name), path),
+        _ => (None, arg),
+    };
+    if path.is_empty() {
+        return Err(ArgsError::NoPath(arg.to_owned()));
+    }
+    let stem = || Path::new(path).file_stem().and_then(|stem| stem.to_str());
+    match name.or_else(stem) {
+        Some(name) if !name.is_empty() => Ok(GuestConfig {
+            name: name.to_owned(),
+            path: path.into(),
+        }),
+        _ => Err(ArgsError::NoName(arg.to_owned())),
+    }
+}
+
+/// Reads a number of bytes with a unit: none or B, K, M, G, T (also as KiB, KB, …, all of them
+/// powers of 1024), in either case.
+///
+/// # Errors
+///
+/// [`ArgsError::BadSize`].
+pub fn parse_size(size: &str) -> Result<u64, ArgsError> {
+    let bad = || ArgsError::BadSize(size.to_owned());
+    let digits = size.find(|c: char| !c.is_ascii_digit());
+    let (number, unit) = size.split_at(digits.unwrap_or(size.len()));
+    let unit = unit.trim_start().to_ascii_uppercase();
+    let shift = match unit.as_str() {
+        "" | "B" => 0,
+        "K" | "KB" | "KIB" => 10,
+        "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        "T" | "TB" | "TIB" => 40,
+        _ => return Err(bad()),
+    };
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    number.checked_mul(1 << shift).ok_or_else(bad)
+}

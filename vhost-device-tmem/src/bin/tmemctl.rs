@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The operator's command.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand};
+use vhost_device_tmem::{
+    control::{Client, ClientError, Stat},
+    store::PoolKind,
+};
+
+/// Talks to vhost-device-tmem.
+#[derive(Debug, Parser)]
+#[command(name = "tmemctl", version)]
+struct Args {
+    /// The socket that the daemon was given as its --control-path.
+    #[arg(long, value_name = "PATH")]
+    control_path: PathBuf,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what the daemon holds, and what it has done.
+    Stat {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+
+        /// Print again every so many seconds.
+        #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
+        watch: Option<u64>,
+    },
+}
+
+/// Why the command failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("cannot print: {0}")]
+    Print(#[from] io::Error),
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads the output has seen enough.
+        Err(Failure::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            eprintln!("tmemctl: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), Failure> {
+    let Command::Stat { json, watch } = args.command;
+    loop {
+        let stat = Client::connect(&args.control_path)?.stat()?;
+        let text = if json {
+            serde_json::to_string(&stat).map_err(ClientError::from)? + "\n"
+        } else {
+            table(&stat)
+        };
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        out.flush()?;
+        drop(out);
+        match watch {
+            Some(seconds) => thread::sleep(Duration::from_secs(seconds)),
+            None => return Ok(()),
+        }
+    }
+}
+
+fn table(stat: &Stat) -> String {
+    let mut text = format!(
+        "capacity {} MiB, used {} MiB; {} of {} pages, {} of them ephemeral; {} evictions\n",
+        stat.capacity_bytes >> 20,
+        stat.used_bytes >> 20,
+        stat.used_pages,
+        stat.capacity_pages,
+        stat.ephemeral_pages,
+        stat.evictions
+    );
+    for guest in &stat.guests {
+        let state = match (guest.connected, guest.epoch) {
+            (true, _) => "connected",
+            (false, 0) => "never connected",
+            (false, _) => "disconnected",
+        };
+        text += &format!(
+            "{}: {state}, epoch {:#018x}, {} requests ({} malformed), {} kicks, {} calls, \
+             credits {} persistent {} ephemeral\n",
+            guest.name,
+            guest.epoch,
+            guest.requests,
+            guest.malformed,
+            guest.kicks,
+            guest.calls,
+            guest.persistent_credits,
+            guest.ephemeral_credits
+        );
+        for pool in &guest.pools {
+            let kind = match pool.kind {
+                PoolKind::Ephemeral => "ephemeral",
+                PoolKind::Persistent => "persistent",
+            };
+            let c = &pool.counters;
+            text += &format!(
+                "  pool {} {kind}: {} pages, {} KiB; puts {} stored {} refused {}; \
+                 gets {} hit {}; flushes {} flushed {}; evicted {}\n",
+                pool.pool,
+                pool.pages,
+                pool.bytes >> 10,
+                c.puts,
+                c.puts_stored,
+                c.puts_refused,
+                c.gets,
+                c.gets_hit,
+                c.flushes,
+                c.pages_flushed,
+                c.pages_evicted
+            );
+        }
+    }
+    text
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What is said on the operator's socket.
+//!
+//! ```text
+//! → {"version":1,"command":"stat"}
+//! ← {"reply":"stat","version":1,"capacity_bytes":…}
+//! ← {"reply":"error","version":1,"message":"…"}
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use crate::store::PoolReport;
+
+/// The version of requests and replies.
+pub const VERSION: u32 = 1;
+
+/// The longest line, in bytes.
+pub(super) const MAX_LINE: u64 = 1 << 20;
+
+/// What the operator asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Envelope {
+    /// [`VERSION`].
+    pub(super) version: u32,
+    /// The request.
+    #[serde(flatten)]
+    pub(super) request: Request,
+}
+
+/// The requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub enum Request {
+    /// All statistics.
+    Stat,
+}
+
+/// The replies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// To [`Request::Stat`].
+    Stat(Stat),
+    /// To a request that was not carried out.
+    Error {
+        /// [`VERSION`].
+        version: u32,
+        /// Why.
+        message: String,
+    },
+}
+
+/// Statistics of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stat {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The most memory that the store takes, in bytes.
+    pub capacity_bytes: u64,
+    /// What it takes now, in bytes, with what it needs to find the pages.
+    pub used_bytes: u64,
+    /// Pages that it could hold.
+    pub capacity_pages: u64,
+    /// Pages that it holds.
+    pub used_pages: u64,
+    /// Pages of those that it may forget.
+    pub ephemeral_pages: u64,
+    /// Objects that the pages belong to.
+    pub objects: u64,
+    /// Pages that it forgot by itself.
+    pub evictions: u64,
+    /// The guests, in the order of the command line.
+    pub guests: Vec<GuestStat>,
+}
+
+/// Statistics of a guest, or of the last one on its socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestStat {
+    /// Its name.
+    pub name: String,
+    /// Whether it is connected.
+    pub connected: bool,
+    /// Its epoch; 0 if there never was a guest.
+    pub epoch: u64,
+    /// Notifications received.
+    pub kicks: u64,
+    /// Interrupts sent.
+    pub calls: u64,
+    /// Events sent.
+    pub events: u64,
+    /// Requests, whatever became of them.
+    pub requests: u64,
+    /// Requests that break a rule.
+    pub malformed: u64,
+    /// Virtqueues found broken.
+    pub ring_errors: u64,
+    /// Pages that it could put into persistent pools.
+    pub persistent_credits: u32,
+    /// Pages that it could put into ephemeral pools.
+    pub ephemeral_credits: u32,
+    /// Its pools, by number.
+    pub pools: Vec<PoolReport>,
+}

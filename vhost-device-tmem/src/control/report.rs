@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Putting the statistics together.
+
+use super::protocol::{GuestStat, Stat, VERSION};
+use crate::{
+    device::Slot,
+    store::{Credits, Store},
+};
+
+/// Returns the statistics of this moment. Each pool's numbers belong together; those of different
+/// pools were taken one after the other.
+pub(super) fn stat<'s>(store: &Store, slots: impl IntoIterator<Item = &'s Slot>) -> Stat {
+    let report = store.report();
+    Stat {
+        version: VERSION,
+        capacity_bytes: report.capacity_bytes,
+        used_bytes: report.used_bytes,
+        capacity_pages: report.capacity_pages,
+        used_pages: report.used_pages,
+        ephemeral_pages: report.ephemeral_pages,
+        objects: report.objects,
+        evictions: report.evictions,
+        guests: slots.into_iter().map(guest).collect(),
+    }
+}
+
+fn guest(slot: &Slot) -> GuestStat {
+    let state = slot.state();
+    let name = slot.name().to_owned();
+    let Some(session) = &state.session else {
+        return GuestStat {
+            name,
+            ..GuestStat::default()
+        };
+    };
+    let connected = state.dropped.is_none();
+    let (credits, pools) = match &state.dropped {
+        None => (session.credits(), session.pools()),
+        Some(dropped) => (
+            Credits {
+                persistent: 0,
+                ephemeral: 0,
+            },
+            dropped.pools.clone(),
+        ),
+    };
+    let counters = &session.counters;
+    GuestStat {
+        name,
+        connected,
+        epoch: session.epoch(),
+        kicks: counters.kicks.get(),
+        calls: counters.calls.get(),
+        events: counters.events.get(),
+        requests: counters.requests.get(),
+        malformed: counters.malformed.get(),
+        ring_errors: counters.ring_errors.get(),
+        persistent_credits: credits.persistent,
+        ephemeral_credits: credits.ephemeral,
+        pools,
+    }
+}
