@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The daemon's binary, and guests that talk vhost-user to it.
+
+mod support;
+
+use support::{key, stat, wait_until, Daemon, Guest, Place};
+use virtio_tmem_abi::{pool_flags, request_flags, EventKind, Opcode, PageResult, Status};
+
+const DATA: usize = 2;
+
+fn start(place: &Place, more: &[&str]) -> Daemon {
+    let (guest, control) = (place.arg("guest.sock"), place.arg("control.sock"));
+    let mut args = vec!["--socket-path", &guest, "--control-path", &control];
+    args.extend(more);
+    if !more.contains(&"--capacity") {
+        args.extend(["--capacity", "64MiB"]);
+    }
+    let mut daemon = Daemon::start(&args);
+    daemon.wait_for("waiting for operators");
+    daemon
+}
+
+#[test]
+fn pages_come_back_as_they_were_put() {
+    let place = Place::new();
+    let mut daemon = start(&place, &[]);
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    daemon.wait_for("connected");
+    assert_eq!(guest.create_pool(0, pool_flags::PERSISTENT), Status::Ok);
+    assert_eq!(guest.create_pool(1, 0), Status::Ok);
+    for pool in [0, 1] {
+        let put = guest.put(DATA, pool, &[(key(1, 1, 1), 0x11), (key(1, 2, 1), 0x22)]);
+        assert_eq!(put.results(), [PageResult::Stored; 2]);
+        assert_eq!(put.len, 34);
+        assert!(put.header.persistent_credits.get() > 0);
+        let keys = [key(1, 2, 1), key(1, 3, 1), key(1, 1, 2), key(1, 1, 1)];
+        // The other data virtqueue leads to the same pages.
+        let get = guest.get(DATA + 1, pool, 0, &keys);
+        let (hit, miss) = (PageResult::Hit, PageResult::Miss);
+        assert_eq!(get.results(), [hit, miss, miss, hit]);
+        assert_eq!(get.len, 36 + 4096);
+        assert_eq!(get.page(0), [0x22; 4096]);
+        assert_eq!(get.page(3), [0x11; 4096]);
+    }
+    let take = guest.get(DATA, 1, request_flags::TAKE, &[key(1, 1, 1)]);
+    assert_eq!(take.results(), [PageResult::Hit]);
+    let take = guest.get(DATA, 1, request_flags::TAKE, &[key(1, 1, 1)]);
+    assert_eq!(take.results(), [PageResult::Miss]);
+    let flush = guest.flush(DATA, 0, &[key(1, 1, 9), key(1, 1, 1), key(1, 1, 1)]);
+    let (flushed, absent) = (PageResult::Flushed, PageResult::Absent);
+    assert_eq!(flush.results(), [absent, flushed, absent]);
+    let stats = guest.stats(0);
+    assert_eq!((stats.pages.get(), stats.puts_stored.get()), (1, 2));
+
+    let stat = stat(&place.path("control.sock"));
+    assert_eq!(stat["version"], 1);
+    let listed = &stat["guests"][0];
+    assert_eq!(listed["name"], "guest");
+    assert_eq!(listed["connected"], true);
+    assert_eq!(listed["epoch"], guest.epoch());
+    assert_eq!(listed["pools"][0]["kind"], "persistent");
+    assert_eq!(listed["pools"][0]["pages_flushed"], 1);
+    assert_eq!(listed["pools"][1]["kind"], "ephemeral");
+    assert_eq!(listed["pools"][1]["gets_hit"], 3);
+    assert_eq!(guest.control(Opcode::PoolDestroy, 0), Status::Ok);
+    assert_eq!(guest.control(Opcode::PoolDestroy, 0), Status::NoPool);
+}
+
+#[test]
+fn a_new_connection_finds_nothing_of_the_old() {
+    let place = Place::new();
+    let mut daemon = start(&place, &[]);
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    guest.create_pool(0, pool_flags::PERSISTENT);
+    let put = guest.put(DATA, 0, &[(key(1, 1, 1), 1), (key(1, 2, 1), 2)]);
+    assert_eq!(put.results(), [PageResult::Stored; 2]);
+    let old = guest.epoch();
+    drop(guest);
+    let line = daemon.wait_for("disconnected");
+    assert!(line.contains("2 persistent pages are lost"), "{line}");
+    let control = place.path("control.sock");
+    wait_until("the counters of the last guest", || {
+        let stat = stat(&control);
+        let listed = &stat["guests"][0];
+        listed["connected"] == false
+            && listed["pools"][0]["pages"] == 0
+            && listed["pools"][0]["puts_stored"] == 2
+    });
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    assert_ne!(guest.epoch(), old);
+    assert_ne!(guest.epoch(), 0);
+    assert_eq!(guest.control(Opcode::PoolDestroy, 0), Status::NoPool);
+    guest.create_pool(0, pool_flags::PERSISTENT);
+    let get = guest.get(DATA, 0, 0, &[key(1, 1, 1)]);
+    assert_eq!(get.results(), [PageResult::Miss]);
+    guest.config.epoch = old.into();
+    let get = guest.get(DATA, 0, 0, &[key(1, 1, 1)]);
+    assert_eq!(get.status(), Status::StaleEpoch);
+}
+
+#[test]
+fn credits_are_told_when_there_are_some_again() {
+    let place = Place::new();
+    let _daemon = start(&place, &["--capacity", "1MiB"]);
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    guest.create_pool(0, pool_flags::PERSISTENT);
+    guest.offer_event();
+    let mut stored = 0;
+    loop {
+        let put = guest.put(DATA, 0, &[(key(1, stored, 1), 1)]);
+        if put.results() == [PageResult::OverQuota] {
+            assert_eq!(put.header.persistent_credits.get(), 0);
+            break;
+        }
+        stored += 1;
+    }
+    assert!(stored > 200 && stored <= 256, "{stored}");
+    assert_eq!(guest.control(Opcode::FlushPool, 0), Status::Ok);
+    let event = guest.wait_event();
+    assert_eq!(
+        EventKind::from_wire(event.kind.get()),
+        Some(EventKind::Credits)
+    );
+    assert!(event.persistent_credits.get() > 0);
+    assert_eq!(event.epoch.get(), guest.epoch());
+}
+
+#[test]
+fn a_share_of_the_puts_is_refused_on_demand() {
+    let place = Place::new();
+    let _daemon = start(&place, &["--fault-refuse-percent", "100"]);
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    guest.create_pool(0, pool_flags::PERSISTENT);
+    let put = guest.put(DATA, 0, &[(key(1, 1, 1), 1)]);
+    assert_eq!(put.results(), [PageResult::NoMemory]);
+}
+
+#[test]
+fn a_path_has_one_daemon() {
+    let place = Place::new();
+    let mut daemon = start(&place, &[]);
+    let args = ["-s", &place.arg("guest.sock"), "-c", "4MiB"];
+    let second = Daemon::command(&args).output().unwrap();
+    assert!(!second.status.success());
+    let message = String::from_utf8(second.stderr).unwrap();
+    assert!(
+        message.contains("another daemon is listening there"),
+        "{message}"
+    );
+    // The first one did not suffer.
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    assert_eq!(guest.create_pool(0, 0), Status::Ok);
+    daemon.signal(libc::SIGKILL);
+    daemon.child.wait().unwrap();
+    assert!(place.path("guest.sock").exists());
+    let mut third = Daemon::start(&args);
+    third.wait_for("taking over the stale socket");
+    third.wait_for("waiting for guest");
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    assert_eq!(guest.create_pool(0, 0), Status::Ok);
+}
+
+#[test]
+fn a_signal_ends_the_daemon_and_leaves_nothing_behind() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let place = Place::new();
+        let mut daemon = start(&place, &[]);
+        let mut guest = Guest::connect(&place.path("guest.sock"));
+        assert_eq!(guest.create_pool(0, 0), Status::Ok);
+        daemon.signal(signal);
+        assert!(daemon.child.wait().unwrap().success());
+        for name in [
+            "guest.sock",
+            "guest.sock.lock",
+            "control.sock",
+            "control.sock.lock",
+        ] {
+            assert!(!place.path(name).exists(), "{name}");
+        }
+    }
+}
