@@ -16,6 +16,12 @@ impl Shard {
     /// The number of nodes that [`Shard::harvest()`] gives back, or looks at, at once.
     const NODES_AT_ONCE: usize = 256;
 
+    /// Returns whether [`Shard::harvest()`] has anything to do.
+    #[inline]
+    pub fn has_work(&self) -> bool {
+        self.objects.first().is_some()
+    }
+
     /// Calls `f` for at most `max` things that the device is to be told, and forgets them.
     ///
     /// Also gives back the memory of objects that have been given up. Takes time in proportion to
