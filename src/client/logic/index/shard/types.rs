@@ -50,7 +50,6 @@ impl Covers {
 
 /// What became of [`Shard::insert_pending()`](super::Shard::insert_pending).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "the put needs an outcome"]
 pub struct Inserted {
     /// The name of the object to the device.
     pub wire: u64,

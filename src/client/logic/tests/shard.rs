@@ -1,0 +1,492 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a shard does in cases that are worth a name.
+
+use virtio_tmem_logic::index::{
+    shard_of,
+    Buckets,
+    Completed,
+    Config,
+    Entry,
+    Flush,
+    Found,
+    Inserted,
+    NoRoom,
+    NodeChunk,
+    ObjectChunk,
+    Outcome,
+    Shard,
+    NODES_PER_CHUNK,
+    OBJECTS_PER_CHUNK, //
+};
+
+const STORED: Outcome = Outcome::Stored { crc: 5 };
+const TAG: u64 = 0xffff_8880_1234_5678;
+
+fn empty(max_pages: usize) -> Shard {
+    Shard::new(Config {
+        number: 0,
+        shards: 1,
+        max_pages,
+        version: 0,
+    })
+    .unwrap()
+}
+
+fn add_nodes(shard: &mut Shard) -> bool {
+    shard.add_nodes(NodeChunk::new().unwrap()).is_ok()
+}
+
+fn add_objects(shard: &mut Shard) -> bool {
+    shard.add_objects(ObjectChunk::new().unwrap()).is_ok()
+}
+
+fn shard() -> Shard {
+    let mut shard = empty(1 << 20);
+    assert!(add_nodes(&mut shard));
+    assert!(add_objects(&mut shard));
+    shard
+}
+
+/// Puts a page until the device has stored it.
+fn store(shard: &mut Shard, tag: u64, index: u64) -> Inserted {
+    let inserted = shard.insert_pending(tag, index, 0).unwrap();
+    let Inserted { wire, version, .. } = inserted;
+    let completed = shard.complete(tag, wire, index, version, STORED);
+    assert_eq!(completed, Completed::Current);
+    inserted
+}
+
+fn harvest(shard: &mut Shard) -> Vec<Flush> {
+    let mut flushes = Vec::new();
+    while shard.harvest(5, |flush| flushes.push(flush)) {}
+    assert!(!shard.has_work());
+    flushes
+}
+
+/// A page is found from its put on, and is not found after it has been taken.
+#[test]
+fn life_of_a_page() {
+    let mut shard = shard();
+    assert_eq!(shard.peek(TAG, 9), None);
+    let Inserted { wire, version, .. } = shard.insert_pending(TAG, 9, 77).unwrap();
+    let pending = Entry::Pending { version, slot: 77 };
+    assert_eq!(
+        shard.peek(TAG, 9),
+        Some(Found {
+            wire,
+            entry: pending
+        })
+    );
+    assert!(shard.is_current(TAG, wire, 9, version));
+    assert!(!shard.is_current(TAG, wire, 9, version + 1));
+    assert!(!shard.is_current(TAG, wire + 1, 9, version));
+    shard.complete(TAG, wire, 9, version, STORED);
+    assert!(!shard.is_current(TAG, wire, 9, version));
+    let remote = Entry::Remote { version, crc: 5 };
+    let found = Some(Found {
+        wire,
+        entry: remote,
+    });
+    assert_eq!(shard.peek(TAG, 9), found);
+    assert_eq!(shard.take(TAG, 9), found);
+    assert_eq!(shard.take(TAG, 9), None);
+    assert_eq!(shard.stats().objects, 0);
+    assert_eq!(harvest(&mut shard), []);
+}
+
+/// What has been erased page by page is flushed page by page.
+#[test]
+fn erased_pages() {
+    let mut shard = shard();
+    let a = store(&mut shard, TAG, 0);
+    let b = store(&mut shard, TAG, u64::MAX);
+    assert_eq!(
+        shard.erase(TAG, u64::MAX),
+        Some(Entry::Remote {
+            version: b.version,
+            crc: 5
+        })
+    );
+    assert_eq!(shard.erase(TAG, u64::MAX), None);
+    assert_eq!(shard.peek(TAG, u64::MAX), None);
+    assert_eq!(shard.stats().stale, 1);
+    let flush = Flush::Page {
+        wire: b.wire,
+        index: u64::MAX,
+        version: b.version,
+    };
+    assert_eq!(harvest(&mut shard), [flush]);
+    assert_eq!((shard.stats().stale, shard.stats().nodes_used), (0, 0));
+    assert_eq!(shard.peek(TAG, 0).unwrap().wire, a.wire);
+}
+
+/// An object without live pages is flushed as a whole, once there are more than a few stale ones.
+#[test]
+fn erased_one_by_one() {
+    let mut shard = shard();
+    let wire = store(&mut shard, TAG, 0).wire;
+    for index in 1..100 {
+        store(&mut shard, TAG, index);
+    }
+    for index in 0..100 {
+        shard.erase(TAG, index);
+    }
+    assert_eq!(harvest(&mut shard), [Flush::Object { wire }]);
+    assert_ne!(store(&mut shard, TAG, 0).wire, wire);
+}
+
+/// A range that leaves nothing costs one flush, and one that leaves something does not.
+#[test]
+fn erased_ranges() {
+    let mut shard = shard();
+    let wire = store(&mut shard, TAG, 0).wire;
+    for index in 1..6 {
+        store(&mut shard, TAG, index * 1000);
+    }
+    let mut seen = 0;
+    let erased = shard.erase_range(TAG, 1, 3000, |_| seen += 1);
+    assert_eq!((erased.count, erased.next, seen), (3, None, 3));
+    assert_eq!(shard.contains_range(TAG, 0, u64::MAX), 3);
+    assert_eq!(harvest(&mut shard).len(), 3);
+    let erased = shard.erase_range(TAG, 0, u64::MAX, |_| seen += 1);
+    assert_eq!((erased.count, erased.next, seen), (3, None, 6));
+    assert_eq!(harvest(&mut shard), [Flush::Object { wire }]);
+    assert_eq!((shard.stats().objects, shard.stats().nodes_used), (0, 0));
+}
+
+/// A large range is erased in steps, and nothing more than the range.
+#[test]
+fn erased_in_steps() {
+    let mut shard = shard();
+    for _ in 0..10 {
+        add_nodes(&mut shard);
+    }
+    for index in 0..20_000 {
+        shard.insert_pending(TAG, index, 0).unwrap();
+    }
+    let (mut from, mut count, mut steps) = (Some(7), 0, 0);
+    while let Some(first) = from {
+        let erased = shard.erase_range(TAG, first, 19_990, |_| ());
+        assert!(erased.count <= 4096);
+        (from, count, steps) = (erased.next, count + erased.count, steps + 1);
+    }
+    assert_eq!((count, steps), (19_984, 5));
+    assert_eq!(shard.stats().live, 16);
+}
+
+/// To erase or drop an object takes no time, and its nodes come back step by step.
+#[test]
+fn given_up() {
+    for drop in [false, true] {
+        let mut shard = shard();
+        for _ in 0..10 {
+            add_nodes(&mut shard);
+        }
+        let wire = store(&mut shard, TAG, 0).wire;
+        for index in 1..30_000 {
+            shard.insert_pending(TAG, index, 0).unwrap();
+        }
+        if drop {
+            shard.drop_object(TAG);
+        } else {
+            assert_eq!(shard.erase_all(TAG), 30_000);
+            assert_eq!(shard.erase_all(TAG), 0);
+        }
+        assert_eq!((shard.stats().live, shard.stats().pending), (0, 0));
+        let used = shard.stats().nodes_used;
+        let mut flushes = Vec::new();
+        assert!(shard.harvest(100, |flush| flushes.push(flush)));
+        assert!((1..used).contains(&shard.stats().nodes_used));
+        assert_eq!(flushes, [Flush::Object { wire }]);
+        assert_eq!(harvest(&mut shard), []);
+        assert_eq!(shard.stats().nodes_used, 0);
+    }
+}
+
+/// Flags outlive the pages, and end with the object.
+#[test]
+fn flags() {
+    let mut shard = shard();
+    assert_eq!(shard.set_flags(TAG, 3), Ok(()));
+    let first = store(&mut shard, TAG, 3).wire;
+    shard.erase_all(TAG);
+    assert_eq!(shard.flags(TAG), 3);
+    // Before the first wire id has been flushed, and after it.
+    let second = store(&mut shard, TAG, 3).wire;
+    shard.erase_all(TAG);
+    let third = store(&mut shard, TAG, 3).wire;
+    let flushes = [first, second].map(|wire| Flush::Object { wire });
+    assert_eq!(harvest(&mut shard), flushes);
+    assert!(first < second && second < third);
+    assert_eq!(shard.peek(TAG, 3).unwrap().wire, third);
+    shard.forget_all();
+    assert_eq!((shard.flags(TAG), shard.peek(TAG, 3)), (3, None));
+    shard.drop_object(TAG);
+    assert_eq!((shard.flags(TAG), shard.stats().objects), (0, 0));
+}
+
+/// Flags are set without memory, if the object is known.
+#[test]
+fn flags_without_memory() {
+    let mut shard = empty(0);
+    assert_eq!(shard.set_flags(TAG, 0), Ok(()));
+    assert_eq!(shard.set_flags(TAG, 1), Err(NoRoom));
+    assert!(add_objects(&mut shard));
+    let tags = || 0..OBJECTS_PER_CHUNK as u64;
+    for tag in tags() {
+        shard.insert_pending(tag, 0, 0).unwrap();
+    }
+    assert_eq!(shard.set_flags(TAG, 1), Err(NoRoom));
+    for tag in tags() {
+        assert_eq!(shard.set_flags(tag, 1), Ok(()));
+    }
+}
+
+/// A tag is free for another object at once, whatever is still to be done for the last one.
+#[test]
+fn reused_tag() {
+    let mut shard = shard();
+    assert_eq!(shard.set_flags(TAG, 1), Ok(()));
+    let old = shard.insert_pending(TAG, 4, 0).unwrap();
+    shard.drop_object(TAG);
+    let new = shard.insert_pending(TAG, 4, 1).unwrap();
+    assert_eq!((new.replaced, shard.flags(TAG)), (None, 0));
+    assert!(!shard.is_current(TAG, old.wire, 4, old.version));
+    assert_eq!(
+        shard.complete(TAG, old.wire, 4, old.version, STORED),
+        Completed::Gone
+    );
+    assert!(shard.is_current(TAG, new.wire, 4, new.version));
+    assert_eq!(harvest(&mut shard), [Flush::Object { wire: old.wire }]);
+}
+
+/// The device has to be told of a page that was stored after it had been erased.
+#[test]
+fn stored_too_late() {
+    let mut shard = shard();
+    store(&mut shard, TAG, 0);
+    let Inserted { wire, version, .. } = shard.insert_pending(TAG, 1, 0).unwrap();
+    assert!(shard.erase(TAG, 1).is_some());
+    assert_eq!(harvest(&mut shard), []);
+    assert_eq!(
+        shard.complete(TAG, wire, 1, version, STORED),
+        Completed::Gone
+    );
+    let flush = Flush::Page {
+        wire,
+        index: 1,
+        version,
+    };
+    assert_eq!(harvest(&mut shard), [flush]);
+}
+
+/// The same, where there is no node to remember it by, and how it is made good.
+#[test]
+fn leaked() {
+    let mut shard = shard();
+    store(&mut shard, TAG, 0);
+    let Inserted { wire, version, .. } = shard.insert_pending(TAG, 1, 0).unwrap();
+    assert!(shard.erase(TAG, 1).is_some());
+    // Take all nodes, the ones of a way of ten at once.
+    let mut tag = 0;
+    while shard.stats().nodes_free != 0 {
+        let nodes = shard.stats().nodes_free.min(10) as u32;
+        shard
+            .insert_pending(tag, 1 << (6 * (nodes - 1)), 0)
+            .unwrap();
+        tag += 1;
+    }
+    shard.complete(TAG, wire, 1, version, STORED);
+    assert_eq!((shard.stats().leaked, shard.stats().stale), (1, 0));
+    assert_eq!(harvest(&mut shard), []);
+    shard.erase(TAG, 0);
+    assert_eq!(harvest(&mut shard), [Flush::Object { wire }]);
+}
+
+/// To ask for the last page does not have the object flushed before the device is asked.
+#[test]
+fn last_page_taken() {
+    let mut shard = shard();
+    for index in 0..100 {
+        store(&mut shard, TAG, index);
+    }
+    for index in 1..100 {
+        shard.erase(TAG, index);
+    }
+    shard.take(TAG, 0);
+    let flushes = harvest(&mut shard);
+    assert_eq!(flushes.len(), 99);
+    assert!(flushes.iter().all(|f| matches!(f, Flush::Page { .. })));
+    assert_eq!(shard.stats().objects, 0);
+}
+
+/// What an abandoned put would have dropped is dropped by a flush, in the version that it has.
+#[test]
+fn abandoned() {
+    let mut shard = shard();
+    let old = store(&mut shard, TAG, 1);
+    let new = shard.insert_pending(TAG, 1, 0).unwrap();
+    shard.abandon(TAG, new.wire, 1, new.version, new.covers);
+    let flush = Flush::Page {
+        wire: old.wire,
+        index: 1,
+        version: old.version,
+    };
+    assert_eq!(harvest(&mut shard), [flush]);
+    // There was nothing before this one.
+    let new = shard.insert_pending(TAG, 1, 0).unwrap();
+    shard.abandon(TAG, new.wire, 1, new.version, new.covers);
+    assert_eq!(harvest(&mut shard), []);
+}
+
+/// The same, where it cannot be known which version that is.
+#[test]
+fn abandoned_after_orphans() {
+    let mut shard = shard();
+    let a = shard.insert_pending(TAG, 1, 0).unwrap();
+    shard.erase(TAG, 1);
+    let b = shard.insert_pending(TAG, 1, 0).unwrap();
+    assert_eq!(b.replaced, None);
+    shard.complete(TAG, a.wire, 1, a.version, STORED);
+    shard.abandon(TAG, b.wire, 1, b.version, b.covers);
+    let flush = Flush::Any {
+        wire: a.wire,
+        index: 1,
+    };
+    assert_eq!(harvest(&mut shard), [flush]);
+}
+
+/// A harvest stops after as many as it is asked for, and goes on there.
+#[test]
+fn harvested_in_steps() {
+    let mut shard = shard();
+    for index in 0..100 {
+        store(&mut shard, TAG, index * 3);
+    }
+    for index in 1..100 {
+        shard.erase(TAG, index * 3);
+    }
+    let mut indices = Vec::new();
+    for step in 0..10 {
+        let more = shard.harvest(10, |flush| match flush {
+            Flush::Page { index, .. } => indices.push(index),
+            _ => panic!("{flush:?}"),
+        });
+        assert_eq!(more, step < 9);
+    }
+    assert!(indices.into_iter().eq((1..100).map(|i| i * 3)));
+    assert!(!shard.harvest(0, |_| ()));
+}
+
+/// Without memory every put is refused, and nothing else fails.
+#[test]
+fn no_memory() {
+    let mut shard = empty(1000);
+    assert!(shard.wants().nodes && shard.wants().objects && shard.wants().any());
+    assert_eq!(shard.insert_pending(TAG, 0, 0), Err(NoRoom));
+    assert_eq!(shard.peek(TAG, 0), None);
+    assert_eq!(shard.take(TAG, 0), None);
+    assert_eq!(shard.erase(TAG, 0), None);
+    assert_eq!(shard.erase_range(TAG, 0, u64::MAX, |_| ()).count, 0);
+    assert_eq!(shard.contains_range(TAG, 0, u64::MAX), 0);
+    shard.drop_object(TAG);
+    shard.forget_all();
+    assert_eq!(harvest(&mut shard), []);
+    assert!(add_objects(&mut shard));
+    // A file of one page needs no node.
+    assert!(shard.insert_pending(TAG, 0, 0).is_ok());
+    assert_eq!(shard.insert_pending(TAG, 1, 0), Err(NoRoom));
+    assert_eq!(shard.insert_pending(TAG + 1, 1, 0), Err(NoRoom));
+    assert_eq!(shard.stats().objects, 1);
+}
+
+/// Memory beyond the limit is given back.
+#[test]
+fn limits() {
+    let mut shard = empty(10_000);
+    let mut nodes = 0;
+    while add_nodes(&mut shard) {
+        nodes += NODES_PER_CHUNK;
+    }
+    let mut objects = 0;
+    while add_objects(&mut shard) {
+        objects += OBJECTS_PER_CHUNK;
+    }
+    assert!((2500..2700).contains(&nodes), "{nodes}");
+    assert!((10_000..10_300).contains(&objects), "{objects}");
+    assert!(!shard.wants().any());
+    assert_eq!(shard.stats().nodes_free, nodes);
+    for tag in 0..objects as u64 {
+        assert!(shard.insert_pending(tag, 0, 0).is_ok(), "{tag}");
+    }
+    assert_eq!(shard.insert_pending(TAG, 0, 0), Err(NoRoom));
+    // Also when memory is low, none is wanted if there may be no more.
+    assert!(!shard.wants().objects);
+}
+
+/// All objects are found among as many buckets as are wanted.
+#[test]
+fn rehashed() {
+    let mut shard = empty(1 << 12);
+    while add_objects(&mut shard) {}
+    let tags = || (0..3000u64).map(|i| TAG + (i << 10));
+    let mut rehashed = 0;
+    for tag in tags() {
+        shard.insert_pending(tag, 0, 0).unwrap();
+        if let Some(count) = shard.wants().buckets {
+            drop(shard.rehash(Buckets::new(count).unwrap()));
+            assert_eq!(shard.wants().buckets, None);
+            rehashed += 1;
+        }
+    }
+    assert!((5..8).contains(&rehashed), "{rehashed}");
+    assert!(tags().all(|tag| shard.peek(tag, 0).is_some()));
+    assert_eq!(shard.peek(TAG + 1, 0), None);
+    // To one bucket, and from it.
+    drop(shard.rehash(Buckets::new(0).unwrap()));
+    assert!(tags().step_by(100).all(|tag| shard.peek(tag, 0).is_some()));
+    drop(shard.rehash(Buckets::new(8192).unwrap()));
+    for tag in tags() {
+        shard.drop_object(tag);
+    }
+    assert_eq!(shard.stats().objects, 0);
+}
+
+/// The tags of a slab cache spread over the shards.
+#[test]
+fn spread() {
+    for shards in [1, 2, 7, 16, 64, 100] {
+        let mut counts = vec![0; shards as usize];
+        for i in 0..10_000u64 {
+            counts[shard_of(TAG + i * 1096, shards) as usize] += 1;
+        }
+        let mean = 10_000 / shards;
+        let (min, max) = (*counts.iter().min().unwrap(), *counts.iter().max().unwrap());
+        assert!(
+            min > mean / 2 && max < mean * 3 / 2,
+            "{shards}: {min}..{max}"
+        );
+    }
+}
+
+/// What the index costs, in bytes a page: the promise of the documentation.
+#[test]
+fn cost() {
+    let pages = 1 << 16;
+    let mut shard = empty(pages);
+    let mut chunks = 0;
+    add_objects(&mut shard);
+    for index in 0..pages as u64 {
+        if shard.stats().nodes_free < 4 {
+            add_nodes(&mut shard);
+            chunks += 1;
+        }
+        shard.insert_pending(TAG, index, 0).unwrap();
+    }
+    let stats = shard.stats();
+    assert_eq!(stats.nodes_used, 1024 + 16 + 1);
+    assert_eq!(chunks, 17);
+    let bytes = stats.bytes as f64 / pages as f64;
+    assert!((8.3..9.0).contains(&bytes), "{bytes}");
+}
