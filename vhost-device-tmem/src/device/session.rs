@@ -137,7 +137,7 @@ impl Session {
         }
     }
 
-    /// Returns the credits for a response. Where they are low, an event follows once they are not.
+    /// Returns the credits for a response or an event. Where they are low, an event follows once they are not.
     pub(super) fn credits_to_tell(self: &Arc<Self>) -> Credits {
         let credits = self.store.credits();
         let low = LOW_CREDITS.min(self.store.useful_credits());
@@ -150,11 +150,11 @@ impl Session {
     }
 
     /// Returns the event that is due, if any; it is not due any more then.
-    pub(super) fn take_event(&self) -> Option<Event> {
+    pub(super) fn take_event(self: &Arc<Self>) -> Option<Event> {
         if !self.credits_due.swap(false, Ordering::SeqCst) {
             return None;
         }
-        let credits = self.store.credits();
+        let credits = self.credits_to_tell();
         Some(Event {
             kind: EventKind::Credits.to_wire().into(),
             reserved: [0; 6],

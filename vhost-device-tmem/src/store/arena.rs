@@ -71,10 +71,23 @@ impl Arena {
         let first = chunk * CHUNK_FRAMES;
         let count = CHUNK_FRAMES.min(self.frames - first);
         // SAFETY: Nobody uses a frame of the chunk.
-        let released = unsafe { self.map.release(first * PAGE_SIZE, count * PAGE_SIZE) };
-        if let Err(error) = released {
-            // The frames can be used again all the same.
-            tracing::warn!("cannot give memory of empty page frames back: {error}");
-        }
+        note(unsafe { self.map.release(first * PAGE_SIZE, count * PAGE_SIZE) });
+    }
+
+    /// Gives a frame's memory back to the operating system.
+    ///
+    /// # Safety
+    ///
+    /// The frame is not in use, and will not be until this returns.
+    pub(super) unsafe fn release(&self, frame: FrameId) {
+        // SAFETY: Nobody uses the frame.
+        note(unsafe { self.map.release(frame.index() * PAGE_SIZE, PAGE_SIZE) });
+    }
+}
+
+fn note(released: io::Result<()>) {
+    if let Err(error) = released {
+        // The frames can be used again all the same.
+        tracing::warn!("cannot give memory of free page frames back: {error}");
     }
 }

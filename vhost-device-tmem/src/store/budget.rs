@@ -8,21 +8,21 @@ use super::{
     PAGE_SIZE,
 };
 
-/// What a frame takes whether it is in use or not, in bytes.
-const FIXED: usize = FRAME_OVERHEAD + BUCKET_OVERHEAD;
+/// What it takes to find the page in a frame, in bytes, without its object.
+const PER_FRAME: usize = FRAME_OVERHEAD + BUCKET_OVERHEAD + size_of::<Page>();
 
-/// What a page takes, in bytes.
-const PER_PAGE: usize = PAGE_SIZE + size_of::<Page>();
+const _: () = assert!(PER_FRAME <= 64 && size_of::<Object>() <= 64);
 
 /// Objects by which their share grows.
 const OBJECT_STEP: usize = 1024;
 
-/// The division of the capacity. Frames have what the objects leave; the share of the objects
-/// only grows.
+/// The division of the capacity. What every frame needs besides its page is set aside at once, as
+/// the memory that it takes never goes back. The share of the objects only grows, and the frames
+/// have what it leaves.
 ///
 /// # Invariants
 ///
-/// `fixed + objects · |Object| + frame_limit() · PER_PAGE ≤ capacity`.
+/// `max_frames · PER_FRAME + objects · |Object| + frame_limit() · PAGE_SIZE ≤ capacity`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Budget {
     capacity: usize,
@@ -35,7 +35,7 @@ impl Budget {
     pub(super) fn new(capacity: usize) -> Self {
         Self {
             capacity,
-            max_frames: (capacity / (PER_PAGE + FIXED)).min(u32::MAX as usize - 1),
+            max_frames: (capacity / (PAGE_SIZE + PER_FRAME)).min(u32::MAX as usize - 1),
             objects: 0,
         }
     }
@@ -45,10 +45,10 @@ impl Budget {
         self.max_frames
     }
 
-    /// Returns the most frames that may be in use now.
+    /// Returns the most frames that may take memory now.
     pub(super) fn frame_limit(&self) -> usize {
-        let taken = self.max_frames * FIXED + self.objects * size_of::<Object>();
-        (self.capacity.saturating_sub(taken) / PER_PAGE).min(self.max_frames)
+        let taken = self.max_frames * PER_FRAME + self.objects * size_of::<Object>();
+        (self.capacity.saturating_sub(taken) / PAGE_SIZE).min(self.max_frames)
     }
 
     /// Returns the most objects that may be in use now.
@@ -73,14 +73,9 @@ impl Budget {
         self.capacity
     }
 
-    /// Returns the bytes that are taken where `frames` are in use.
-    pub(super) fn used(&self, frames: usize) -> usize {
-        self.max_frames * FIXED + self.objects * size_of::<Object>() + frames * PER_PAGE
-    }
-
-    /// Returns the bytes that pages and objects of a pool take.
+    /// Returns the bytes that pages and objects take.
     pub(super) fn bytes_of(&self, pages: u64, objects: u64) -> u64 {
-        pages * (PER_PAGE + FIXED) as u64 + objects * size_of::<Object>() as u64
+        pages * (PAGE_SIZE + PER_FRAME) as u64 + objects * size_of::<Object>() as u64
     }
 }
 
@@ -89,22 +84,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_metadata_of_a_page_stays_below_64_bytes() {
-        assert!(FIXED + size_of::<Page>() <= 64, "{FIXED}");
-    }
-
-    #[test]
     fn a_full_store_stays_within_its_capacity() {
-        for capacity in [0, 5000, 1 << 20, (1 << 30) + 12345] {
+        for capacity in [5000, 1 << 20, (1 << 30) + 12345] {
             let mut budget = Budget::new(capacity);
             loop {
-                let used = budget.used(budget.frame_limit());
-                assert!(used <= capacity || budget.frame_limit() == 0, "{budget:?}");
+                let meta = budget.max_frames * PER_FRAME + budget.objects * size_of::<Object>();
+                assert!(
+                    meta + budget.frame_limit() * PAGE_SIZE <= capacity,
+                    "{budget:?}"
+                );
                 match budget.grow_objects() {
                     Some(grown) => budget = grown,
                     None => break,
                 }
             }
+            // Each page may have an object of its own.
+            assert!(budget.objects() >= budget.frame_limit());
         }
     }
 

@@ -32,6 +32,7 @@ impl Store {
         results: &mut [PageResult],
     ) -> Result<(), PoolError> {
         assert_eq!(keys.len(), results.len());
+        let mut much = false;
         for (keys, results) in keys.chunks(BATCH).zip(results.chunks_mut(BATCH)) {
             let mut inner = self.lock();
             let slot = inner.require_pool(guest, number)?;
@@ -39,8 +40,9 @@ impl Store {
             for (key, result) in keys.iter().zip(results) {
                 *result = flushed(inner.flush_page(slot, key));
             }
+            much |= inner.frames.can_drain();
         }
-        self.after_free();
+        self.after_free(much);
         Ok(())
     }
 
@@ -69,7 +71,7 @@ impl Store {
             drop(inner);
             *result = flushed(self.flush_range(guest, number, range)?);
         }
-        self.after_free();
+        self.after_free(true);
         Ok(())
     }
 
@@ -124,7 +126,7 @@ impl Store {
             let steps = budget.min(WALK);
             let done = (0..steps).all(|_| inner.flush_first_of_pool(slot));
             drop(inner);
-            self.after_free();
+            self.after_free(true);
             if !done || budget == steps {
                 return;
             }

@@ -40,6 +40,7 @@ impl Store {
     ) -> Result<(), PoolError> {
         assert_eq!(keys.len(), results.len());
         self.pool_kind(guest, number)?;
+        let (mut any, mut much) = (false, false);
         let batches = keys.chunks(BATCH).zip(results.chunks_mut(BATCH));
         for (first, (keys, results)) in (0..).step_by(BATCH).zip(batches) {
             let mut frames = [None; BATCH];
@@ -57,10 +58,14 @@ impl Store {
                     PageResult::Miss
                 };
             }
-            self.lock().unpin_batch(take, frames, results);
+            let mut inner = self.lock();
+            let used = inner.frames.used();
+            inner.unpin_batch(take, frames, results);
+            any |= inner.frames.used() < used;
+            much |= inner.frames.can_drain();
         }
-        if take {
-            self.after_free();
+        if any {
+            self.after_free(much);
         }
         Ok(())
     }

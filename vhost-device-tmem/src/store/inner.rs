@@ -2,11 +2,12 @@
 
 //! Everything that the store's lock guards.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 use virtio_tmem_abi::{Key, ObjectId};
 
 use super::{
+    arena::Arena,
     budget::Budget,
     frames::Frames,
     id::{FrameId, ObjectSlot},
@@ -46,7 +47,7 @@ pub(super) type PoolSlot = u32;
 /// - The pages of a pool are those of the objects in its list; `pages` and `objects` count both.
 /// - `lru` lists the linked pages of ephemeral pools.
 /// - `frames.used()` is the number of frames that are linked, orphaned with pins, or being copied
-///   into, and never above the budget's limit.
+///   into; neither it nor `frames.resident()` is ever above the budget's limit.
 /// - `guests` leads to every pool in `pools` exactly once, but for one being destroyed.
 #[derive(Debug)]
 pub(super) struct Inner {
@@ -54,6 +55,7 @@ pub(super) struct Inner {
     pub(super) frames: Frames,
     pub(super) lru: Lru,
     pub(super) budget: Budget,
+    arena: Arc<Arena>,
     pub(super) guests: BTreeMap<u64, BTreeMap<u32, PoolSlot>>,
     pools: Vec<Option<Pool>>,
     free_pools: Vec<PoolSlot>,
@@ -66,12 +68,13 @@ pub(super) struct Inner {
 }
 
 impl Inner {
-    pub(super) fn new(budget: Budget, faults: Faults) -> io::Result<Self> {
+    pub(super) fn new(budget: Budget, arena: Arc<Arena>, faults: Faults) -> io::Result<Self> {
         Ok(Self {
             index: Index::new(budget.max_frames())?,
             frames: Frames::new(budget.max_frames()),
             lru: Lru::default(),
             budget,
+            arena,
             guests: BTreeMap::new(),
             pools: Vec::new(),
             free_pools: Vec::new(),
@@ -143,10 +146,11 @@ impl Inner {
         if self.roll(self.faults.refuse_percent) {
             return Err(Refusal::NoMemory);
         }
-        while self.frames.used() >= self.budget.frame_limit() {
+        let limit = self.budget.frame_limit();
+        while self.frames.used() >= limit {
             self.evict()?;
         }
-        self.frames.alloc().ok_or(Refusal::OverQuota)
+        self.frames.alloc(limit).ok_or(Refusal::OverQuota)
     }
 
     /// Makes a key lead to a frame that was filled. No other page has the key.
@@ -173,15 +177,8 @@ impl Inner {
     }
 
     fn add_object(&mut self, slot: PoolSlot, id: ObjectId) -> Result<ObjectSlot, Refusal> {
-        if self.index.objects_exhausted() {
-            let touched = self.index.touched_objects();
-            if touched == self.budget.objects() {
-                let grown = self.budget.grow_objects().ok_or(Refusal::OverQuota)?;
-                while self.frames.used() > grown.frame_limit() {
-                    self.evict()?;
-                }
-                self.budget = grown;
-            }
+        if self.index.objects_exhausted() && self.index.touched_objects() == self.budget.objects() {
+            self.grow_objects()?;
         }
         let object = self.index.add_object(slot, id);
         let last = self.pool(slot).last;
@@ -194,6 +191,22 @@ impl Inner {
         pool.last = object.link();
         pool.objects += 1;
         Ok(object)
+    }
+
+    /// Moves room from the frames to the objects.
+    fn grow_objects(&mut self) -> Result<(), Refusal> {
+        let grown = self.budget.grow_objects().ok_or(Refusal::OverQuota)?;
+        let limit = grown.frame_limit();
+        while self.frames.used() > limit {
+            self.evict()?;
+        }
+        while self.frames.resident() > limit {
+            let frame = self.frames.trim().ok_or(Refusal::OverQuota)?;
+            // SAFETY: The frame is free.
+            unsafe { self.arena.release(frame) };
+        }
+        self.budget = grown;
+        Ok(())
     }
 
     /// Forgets a linked page. Its frame is free at once, or when the last get let it go.

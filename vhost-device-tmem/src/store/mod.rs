@@ -118,7 +118,7 @@ pub trait CreditWatcher: Send + Sync {
 /// All methods may be called from any thread.
 pub struct Store {
     inner: Mutex<Inner>,
-    arena: Arena,
+    arena: Arc<Arena>,
     watchers: Mutex<Vec<Arc<dyn CreditWatcher>>>,
     /// The length of `watchers`, to be read without its lock.
     watching: AtomicUsize,
@@ -137,9 +137,11 @@ impl Store {
         let reserve = |error| StoreError::Reserve(capacity, error);
         let bytes = usize::try_from(capacity).map_err(|_| StoreError::TooSmall(capacity))?;
         let budget = Budget::new(bytes);
+        let arena = Arc::new(Arena::new(budget.max_frames()).map_err(reserve)?);
+        let inner = Inner::new(budget, Arc::clone(&arena), faults).map_err(reserve)?;
         Ok(Self {
-            arena: Arena::new(budget.max_frames()).map_err(reserve)?,
-            inner: Mutex::new(Inner::new(budget, faults).map_err(reserve)?),
+            arena,
+            inner: Mutex::new(inner),
             watchers: Mutex::default(),
             watching: AtomicUsize::new(0),
         })
@@ -169,13 +171,15 @@ impl Store {
     /// Returns what the store holds.
     pub fn report(&self) -> StoreReport {
         let inner = self.lock();
+        let used_pages = inner.frames.used() as u64;
+        let objects = inner.index.used_objects() as u64;
         StoreReport {
             capacity_bytes: inner.budget.capacity() as u64,
-            used_bytes: inner.budget.used(inner.frames.used()) as u64,
+            used_bytes: inner.budget.bytes_of(used_pages, objects),
             capacity_pages: inner.budget.frame_limit() as u64,
-            used_pages: inner.frames.used() as u64,
+            used_pages,
             ephemeral_pages: inner.lru.len() as u64,
-            objects: inner.index.used_objects() as u64,
+            objects,
             evictions: inner.evictions,
         }
     }
@@ -186,17 +190,24 @@ impl Store {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Follows up on freed pages, with no lock held: returns memory and wakes watchers.
-    fn after_free(&self) {
+    /// Follows up on freed pages, with no lock held: returns memory if there is `much` of it, and
+    /// wakes watchers.
+    fn after_free(&self, much: bool) {
+        if much {
+            self.release_chunks();
+        }
+        self.wake_watchers();
+    }
+
+    fn release_chunks(&self) {
         loop {
             let Some(chunk) = self.lock().frames.drain() else {
-                break;
+                return;
             };
             // SAFETY: The allocator took the empty chunk out of use until it is told.
             unsafe { self.arena.release_chunk(chunk) };
             self.lock().frames.drained(chunk);
         }
-        self.wake_watchers();
     }
 
     fn wake_watchers(&self) {

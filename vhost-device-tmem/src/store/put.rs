@@ -47,6 +47,7 @@ impl Store {
     ) -> Result<(), PoolError> {
         assert_eq!(keys.len(), results.len());
         self.pool_kind(guest, number)?;
+        let mut much = false;
         let batches = keys.chunks(BATCH).zip(results.chunks_mut(BATCH));
         for (first, (keys, results)) in (0..).step_by(BATCH).zip(batches) {
             let mut frames = [Err(Refusal::NoMemory); BATCH];
@@ -71,8 +72,9 @@ impl Store {
             }
             let mut inner = self.lock();
             inner.link_batch(guest, number, pool, keys, frames, &filled, results);
+            much |= inner.frames.can_drain();
         }
-        self.after_free();
+        self.after_free(much);
         Ok(())
     }
 }
