@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The store against a map: whatever guests do, what they get is what they put.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use vhost_device_tmem::store::{
+    Faults, Guest, PageBytes, PageSink, PageSource, PoolError, PoolKind, Store, PAGE_SIZE,
+};
+use virtio_tmem_abi::{Key, ObjectId, PageResult, Range};
+
+/// Small, so that it fills up.
+const CAPACITY: u64 = 1 << 20;
+const GUESTS: usize = 2;
+/// The most pages of one put that are on their way at a time.
+const BATCH: u64 = 32;
+/// Each guest's pools: number and kind.
+const POOLS: [(u32, PoolKind); 3] = [
+    (0, PoolKind::Persistent),
+    (5, PoolKind::Ephemeral),
+    (9, PoolKind::Ephemeral),
+];
+
+/// An object of a guest's pool, and an index.
+type Place = (usize, u32, u64, u64);
+/// Its version, and the contents that go with it.
+type Stored = (u64, u64);
+
+fn key(object: u64, index: u64, version: u64) -> Key {
+    Key {
+        object: ObjectId([7.into(), object.into(), u64::MAX.into()]),
+        index: index.into(),
+        version: version.into(),
+    }
+}
+
+/// Every eight bytes of a page say what it is.
+fn fill(page: &mut PageBytes, stamp: u64) {
+    for word in page.chunks_exact_mut(8) {
+        word.copy_from_slice(&stamp.to_le_bytes());
+    }
+}
+
+struct Stamps {
+    stamps: Vec<u64>,
+    /// The page at which copying fails half-way, if any.
+    broken: Option<usize>,
+}
+
+impl PageSource for Stamps {
+    fn read_page(&mut self, n: usize, frame: &mut PageBytes) -> bool {
+        fill(frame, self.stamps[n]);
+        if self.broken == Some(n) {
+            frame[PAGE_SIZE / 2..].fill(0xee);
+            return false;
+        }
+        true
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    pages: BTreeMap<usize, u64>,
+    broken: Option<usize>,
+}
+
+impl PageSink for Seen {
+    fn write_page(&mut self, n: usize, page: &PageBytes) -> bool {
+        if self.broken == Some(n) {
+            return false;
+        }
+        let stamp: [u8; 8] = page[..8].try_into().unwrap();
+        let mut expected = [0; PAGE_SIZE];
+        fill(&mut expected, u64::from_le_bytes(stamp));
+        assert!(*page == expected, "the page is mixed");
+        self.pages.insert(n, u64::from_le_bytes(stamp));
+        true
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Put(Vec<(u64, u64, u64)>, Option<usize>),
+    Get(Vec<(u64, u64, u64)>, bool, Option<usize>),
+    FlushPages(Vec<(u64, u64, u64)>),
+    FlushRange(u64, u64, u64),
+    FlushObject(u64),
+    FlushPool,
+    Destroy,
+    Reconnect,
+}
+
+fn ops() -> impl Strategy<Value = Vec<(usize, usize, Op)>> {
+    let page = || {
+        (
+            0..4u64,
+            prop_oneof![4 => 0..90u64, 1 => Just(u64::MAX)],
+            0..3u64,
+        )
+    };
+    let pages = move || prop::collection::vec(page(), 1..80);
+    let broken = || prop::option::weighted(0.1, 0..80usize);
+    let op = prop_oneof![
+        8 => (pages(), broken()).prop_map(|(pages, broken)| Op::Put(pages, broken)),
+        6 => (pages(), any::<bool>(), broken()).prop_map(|(p, take, b)| Op::Get(p, take, b)),
+        2 => pages().prop_map(Op::FlushPages),
+        2 => (0..4u64, 0..90u64, 0..90u64)
+            .prop_map(|(object, a, b)| Op::FlushRange(object, a.min(b), a.max(b))),
+        1 => (0..4u64, 0..90u64).prop_map(|(object, a)| Op::FlushRange(object, a, u64::MAX)),
+        1 => (0..4u64).prop_map(Op::FlushObject),
+        1 => Just(Op::FlushPool),
+        1 => Just(Op::Destroy),
+        1 => Just(Op::Reconnect),
+    ];
+    prop::collection::vec((0..GUESTS, 0..POOLS.len(), op), 1..60)
+}
+
+/// The store, and what has to be in it.
+struct World {
+    store: Store,
+    guests: Vec<Guest>,
+    model: BTreeMap<Place, Stored>,
+    stamp: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        let store = Store::new(CAPACITY, Faults::default()).unwrap();
+        let mut world = Self {
+            guests: (0..GUESTS).map(|_| store.add_guest()).collect(),
+            store,
+            model: BTreeMap::new(),
+            stamp: 0,
+        };
+        for guest in 0..GUESTS {
+            world.create_pools(guest);
+        }
+        world
+    }
+
+    fn create_pools(&mut self, guest: usize) {
+        for (number, kind) in POOLS {
+            self.store
+                .create_pool(&self.guests[guest], number, kind)
+                .unwrap();
+        }
+    }
+
+    fn forget(&mut self, forgotten: impl Fn(&Place) -> bool) -> usize {
+        let before = self.model.len();
+        self.model.retain(|place, _| !forgotten(place));
+        before - self.model.len()
+    }
+
+    fn put(&mut self, guest: usize, pool: usize, pages: &[(u64, u64, u64)], broken: Option<usize>) {
+        let (number, kind) = POOLS[pool];
+        let keys: Vec<_> = pages.iter().map(|(o, i, v)| key(*o, *i, *v)).collect();
+        let stamps: Vec<_> = (self.stamp..).take(keys.len()).collect();
+        self.stamp += keys.len() as u64;
+        let mut results = vec![PageResult::Absent; keys.len()];
+        let mut source = Stamps {
+            stamps: stamps.clone(),
+            broken,
+        };
+        self.store
+            .put(
+                &self.guests[guest],
+                number,
+                &keys,
+                &mut source,
+                &mut results,
+            )
+            .unwrap();
+        for (n, ((object, index, version), result)) in pages.iter().zip(&results).enumerate() {
+            let place = (guest, number, *object, *index);
+            // R1: whatever the result, the earlier page is gone.
+            self.model.remove(&place);
+            match result {
+                PageResult::Stored => {
+                    assert_ne!(broken, Some(n), "half a page was stored");
+                    self.model.insert(place, (*version, stamps[n]));
+                }
+                // What is on its way into the store cannot be evicted for what comes after it.
+                PageResult::OverQuota => assert!(
+                    self.store.report().ephemeral_pages <= BATCH,
+                    "refused while there was something to evict ({kind:?})"
+                ),
+                PageResult::NoMemory => assert_eq!(broken, Some(n)),
+                other => panic!("a put was answered {other:?}"),
+            }
+        }
+    }
+
+    fn get(
+        &mut self,
+        guest: usize,
+        pool: usize,
+        pages: &[(u64, u64, u64)],
+        take: bool,
+        broken: Option<usize>,
+    ) {
+        let (number, kind) = POOLS[pool];
+        let take = take && kind == PoolKind::Ephemeral;
+        let keys: Vec<_> = pages.iter().map(|(o, i, v)| key(*o, *i, *v)).collect();
+        let mut results = vec![PageResult::Absent; keys.len()];
+        let mut sink = Seen {
+            broken,
+            ..Seen::default()
+        };
+        self.store
+            .get(
+                &self.guests[guest],
+                number,
+                take,
+                &keys,
+                &mut sink,
+                &mut results,
+            )
+            .unwrap();
+        for (n, ((object, index, version), result)) in pages.iter().zip(&results).enumerate() {
+            let place = (guest, number, *object, *index);
+            let stored = self.model.get(&place).copied();
+            let expected = stored.filter(|(stored, _)| stored == version);
+            match result {
+                PageResult::Hit => {
+                    let seen = sink.pages[&n];
+                    assert_eq!(expected.map(|(_, stamp)| stamp), Some(seen));
+                    if take {
+                        // R3
+                        self.model.remove(&place);
+                    }
+                }
+                PageResult::Miss if broken == Some(n) => {}
+                // A take whose copy failed hides the page from the rest of its batch only.
+                PageResult::Miss if take && broken.is_some() => {}
+                PageResult::Miss => match (expected, kind) {
+                    (None, _) => {}
+                    // R2: it has to stay away from now on.
+                    (Some(_), PoolKind::Ephemeral) => {
+                        self.model.remove(&place);
+                    }
+                    // R5
+                    (Some(_), PoolKind::Persistent) => panic!("{place:?} was lost"),
+                },
+                other => panic!("a get was answered {other:?}"),
+            }
+        }
+    }
+
+    fn flush(
+        &mut self,
+        guest: usize,
+        pool: usize,
+        object: u64,
+        first: u64,
+        last: u64,
+        whole: bool,
+    ) {
+        let (number, kind) = POOLS[pool];
+        let guest_ref = &self.guests[guest];
+        let mut result = [PageResult::Hit];
+        let ObjectId(id) = key(object, 0, 0).object;
+        if whole {
+            let objects = [ObjectId(id)];
+            self.store
+                .flush_objects(guest_ref, number, &objects, &mut result)
+                .unwrap();
+        } else {
+            let ranges = [Range {
+                object: ObjectId(id),
+                first: first.into(),
+                last: last.into(),
+            }];
+            self.store
+                .flush_ranges(guest_ref, number, &ranges, &mut result)
+                .unwrap();
+        }
+        let gone = self.forget(|(g, p, o, i)| {
+            (*g, *p, *o) == (guest, number, object) && (first..=last).contains(i)
+        });
+        match (result[0], kind) {
+            (PageResult::Absent, PoolKind::Persistent) => assert_eq!(gone, 0),
+            (PageResult::Flushed, _) => assert_ne!(gone, 0),
+            (PageResult::Absent, PoolKind::Ephemeral) => {}
+            (other, _) => panic!("a flush was answered {other:?}"),
+        }
+    }
+
+    fn apply(&mut self, guest: usize, pool: usize, op: &Op) {
+        let number = POOLS[pool].0;
+        match op {
+            Op::Put(pages, broken) => self.put(guest, pool, pages, *broken),
+            Op::Get(pages, take, broken) => self.get(guest, pool, pages, *take, *broken),
+            Op::FlushPages(pages) => {
+                let keys: Vec<_> = pages.iter().map(|(o, i, v)| key(*o, *i, *v)).collect();
+                let mut results = vec![PageResult::Hit; keys.len()];
+                let guest_ref = &self.guests[guest];
+                self.store
+                    .flush_pages(guest_ref, number, &keys, &mut results)
+                    .unwrap();
+                for ((object, index, version), result) in pages.iter().zip(results) {
+                    let place = (guest, number, *object, *index);
+                    let there = self.model.get(&place).is_some_and(|(v, _)| v == version);
+                    if there {
+                        self.model.remove(&place);
+                    }
+                    let persistent = POOLS[pool].1 == PoolKind::Persistent;
+                    assert!(result == PageResult::Absent || there);
+                    assert!(!persistent || there == (result == PageResult::Flushed));
+                }
+            }
+            Op::FlushRange(object, first, last) => {
+                self.flush(guest, pool, *object, *first, *last, false);
+            }
+            Op::FlushObject(object) => self.flush(guest, pool, *object, 0, u64::MAX, true),
+            Op::FlushPool => {
+                self.store.flush_pool(&self.guests[guest], number).unwrap();
+                self.forget(|(g, p, ..)| (*g, *p) == (guest, number));
+            }
+            Op::Destroy => {
+                let guest_ref = &self.guests[guest];
+                self.store.destroy_pool(guest_ref, number).unwrap();
+                let again = self.store.destroy_pool(guest_ref, number);
+                assert_eq!(again, Err(PoolError::NoPool));
+                self.store
+                    .create_pool(guest_ref, number, POOLS[pool].1)
+                    .unwrap();
+                self.forget(|(g, p, ..)| (*g, *p) == (guest, number));
+            }
+            Op::Reconnect => {
+                let persistent = |(g, p, ..): &Place| *g == guest && *p == POOLS[0].0;
+                let lost = self.model.keys().filter(|place| persistent(place)).count();
+                let dropped = self.store.remove_guest(&self.guests[guest]);
+                assert_eq!(dropped.persistent_pages, lost as u64);
+                self.guests[guest] = self.store.add_guest();
+                self.create_pools(guest);
+                self.forget(|(g, ..)| *g == guest);
+            }
+        }
+    }
+
+    /// What the store says of itself is true.
+    fn check(&self) {
+        let report = self.store.report();
+        assert!(report.used_bytes <= report.capacity_bytes);
+        assert!(report.used_pages <= report.capacity_pages);
+        let (mut pages, mut ephemeral, mut objects, mut bytes) = (0, 0, 0, 0);
+        for (n, guest) in self.guests.iter().enumerate() {
+            for pool in self.store.pools(guest) {
+                pages += pool.pages;
+                objects += pool.objects;
+                bytes += pool.bytes;
+                let model = self
+                    .model
+                    .keys()
+                    .filter(|(g, p, ..)| (*g, *p) == (n, pool.pool));
+                match pool.kind {
+                    PoolKind::Ephemeral => {
+                        ephemeral += pool.pages;
+                        assert!(pool.pages <= model.count() as u64);
+                    }
+                    PoolKind::Persistent => assert_eq!(pool.pages, model.count() as u64),
+                }
+                let c = pool.counters;
+                assert_eq!(c.puts, c.puts_stored + c.puts_refused);
+                assert!(c.gets_hit <= c.gets);
+            }
+        }
+        assert_eq!((pages, objects), (report.used_pages, report.objects));
+        assert_eq!(ephemeral, report.ephemeral_pages);
+        assert_eq!(bytes, report.used_bytes);
+        let room = report.capacity_pages - (pages - ephemeral);
+        let credits = u64::from(self.store.credits().persistent);
+        assert!(credits <= room && room - credits <= 64);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn the_store_is_a_map_that_may_forget_what_is_ephemeral(ops in ops()) {
+        let mut world = World::new();
+        for (guest, pool, op) in &ops {
+            world.apply(*guest, *pool, op);
+            world.check();
+        }
+    }
+}
