@@ -107,6 +107,12 @@ impl Node {
         self.stale = (self.stale & others) | (u64::from(stale) << place);
     }
 
+    /// Returns whether there is a live entry, and whether there is a stale one.
+    #[inline]
+    pub(super) fn summary(&self) -> (bool, bool) {
+        (self.live != 0, self.stale != 0)
+    }
+
     /// Returns a bit for each place that is not zero.
     #[inline]
     pub(super) fn used(&self) -> u64 {

@@ -202,12 +202,12 @@ impl Directory {
 
     /// Returns the record that can be found by a tag.
     #[inline]
-    pub(super) fn find(&self, tag: u64) -> Option<u32> {
+    pub(super) fn find(&self, tag: u64) -> Option<(u32, &Object)> {
         let mut at = self.buckets.head(tag);
         while at != NIL {
             let object = self.slab.get(at)?;
             if object.tag == tag {
-                return Some(at);
+                return Some((at, object));
             }
             at = object.chain;
         }

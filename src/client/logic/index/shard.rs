@@ -69,15 +69,14 @@ impl Shard {
     ///
     /// Fails, and changes nothing, if there is no memory for it.
     pub fn insert_pending(&mut self, tag: u64, index: u64, slot: u32) -> Result<Inserted, NoRoom> {
-        let found = self.objects.find(tag);
-        let (at, object) = match found.and_then(|at| self.usable(at)) {
-            Some(at) => (at, self.objects.get(at)),
-            None => {
-                let at = self.insert_object(tag, found, index)?;
-                (at, self.objects.get(at))
-            }
+        let (at, wire) = match self.objects.find(tag) {
+            Some((at, object)) if !object.is(state::RETIRED) => (at, object.wire),
+            found => (
+                self.insert_object(tag, found.map(|found| found.0), index)?,
+                0,
+            ),
         };
-        let wire = match object.ok_or(NoRoom)?.wire {
+        let wire = match wire {
             0 if self.next_wire == 0 => return Err(NoRoom),
             0 => self.next_wire,
             wire => wire,
@@ -91,7 +90,8 @@ impl Shard {
         if replaced.is_some_and(|entry| entry.version() == version) {
             version = next_version(version);
             let raw = Entry::Pending { version, slot }.pack();
-            object.tree.replace(&mut self.nodes, index, raw);
+            let spot = object.tree.find(&self.nodes, index);
+            object.tree.store(&mut self.nodes, index, spot, raw);
         }
         self.version = version;
         if object.wire == 0 {
@@ -141,13 +141,14 @@ impl Shard {
         version: u32,
         outcome: Outcome,
     ) -> Completed {
-        let Some(at) = self.find_wire(tag, wire) else {
+        let Some((at, _)) = self.find_wire(tag, wire) else {
             return Completed::Gone;
         };
         let Some(object) = self.objects.get_mut(at) else {
             return Completed::Gone;
         };
-        let entry = Entry::unpack(object.tree.get(&self.nodes, index));
+        let spot = object.tree.find(&self.nodes, index);
+        let entry = Entry::unpack(spot.raw);
         let completed = match entry {
             Some(Entry::Pending { version: v, .. }) if v == version => {
                 object.pending = object.pending.wrapping_sub(1);
@@ -160,7 +161,7 @@ impl Shard {
                         0
                     }
                 };
-                object.tree.replace(&mut self.nodes, index, raw);
+                object.tree.store(&mut self.nodes, index, spot, raw);
                 Completed::Current
             }
             _ => {
@@ -174,7 +175,7 @@ impl Shard {
                         // A mark for any version covers this one, too.
                         if v != 0 && entry::is_newer(version, v) {
                             let raw = Entry::Stale { version }.pack();
-                            object.tree.replace(&mut self.nodes, index, raw);
+                            object.tree.store(&mut self.nodes, index, spot, raw);
                         }
                     }
                     // The newer put has dropped this page, or will.
@@ -191,16 +192,14 @@ impl Shard {
     ///
     /// What the put would have dropped is marked stale.
     pub fn abandon(&mut self, tag: u64, wire: u64, index: u64, version: u32, covers: Covers) {
-        let Some(at) = self.find_wire(tag, wire) else {
+        let Some((at, _)) = self.find_wire(tag, wire) else {
             return;
         };
         let Some(object) = self.objects.get_mut(at) else {
             return;
         };
-        match (
-            Entry::unpack(object.tree.get(&self.nodes, index)),
-            covers.mark(),
-        ) {
+        let spot = object.tree.find(&self.nodes, index);
+        match (Entry::unpack(spot.raw), covers.mark()) {
             (Some(Entry::Pending { version: v, .. }), mark) if v == version => {
                 object.pending = object.pending.wrapping_sub(1);
                 self.pending = self.pending.wrapping_sub(1);
@@ -214,7 +213,7 @@ impl Shard {
                     }
                     None => 0,
                 };
-                object.tree.replace(&mut self.nodes, index, raw);
+                object.tree.store(&mut self.nodes, index, spot, raw);
             }
             (there, mark) => {
                 object.orphans = object.orphans.saturating_sub(1);
@@ -222,7 +221,7 @@ impl Shard {
                     (None, Some(mark)) => self.mark_stale(at, index, mark),
                     (Some(there @ Entry::Stale { .. }), Some(mark)) if there != mark => {
                         let raw = Entry::Stale { version: 0 }.pack();
-                        object.tree.replace(&mut self.nodes, index, raw);
+                        object.tree.store(&mut self.nodes, index, spot, raw);
                     }
                     // Covered by what is there.
                     _ => (),
@@ -236,15 +235,14 @@ impl Shard {
     #[inline]
     pub fn is_current(&self, tag: u64, wire: u64, index: u64, version: u32) -> bool {
         self.find_wire(tag, wire)
-            .and_then(|at| self.objects.get(at))
-            .and_then(|object| Entry::unpack(object.tree.get(&self.nodes, index)))
+            .and_then(|(_, object)| Entry::unpack(object.tree.get(&self.nodes, index)))
             .is_some_and(|entry| matches!(entry, Entry::Pending { version: v, .. } if v == version))
     }
 
     /// Returns a page that can be had, and leaves it where it is.
     #[inline]
     pub fn peek(&self, tag: u64, index: u64) -> Option<Found> {
-        let object = self.find_usable(tag)?;
+        let (_, object) = self.find_usable(tag)?;
         let entry = Entry::unpack(object.tree.get(&self.nodes, index))?;
         entry.is_live().then_some(Found {
             wire: object.wire,
@@ -258,7 +256,7 @@ impl Shard {
             return 0;
         };
         match self.find_usable(tag) {
-            Some(object) if object.live != 0 => {
+            Some((_, object)) if object.live != 0 => {
                 object
                     .tree
                     .count(&self.nodes, index, index.saturating_add(last))
@@ -285,10 +283,7 @@ impl Shard {
     /// Returns the flags of an object; of one that is not known, none.
     #[inline]
     pub fn flags(&self, tag: u64) -> u8 {
-        self.objects
-            .find(tag)
-            .and_then(|at| self.objects.get(at))
-            .map_or(0, |object| object.flags)
+        self.objects.find(tag).map_or(0, |(_, object)| object.flags)
     }
 
     /// Sets the flags of an object, to which the index gives no meaning.
@@ -297,7 +292,7 @@ impl Shard {
     /// known, and there is no memory to know it; never if it is, nor to set no flags.
     pub fn set_flags(&mut self, tag: u64, flags: u8) -> Result<(), NoRoom> {
         let at = match self.objects.find(tag) {
-            Some(at) => at,
+            Some((at, _)) => at,
             None if flags == 0 => return Ok(()),
             None => self.objects.insert(tag).ok_or(NoRoom)?,
         };
@@ -313,23 +308,20 @@ impl Shard {
         Ok(())
     }
 
-    /// Returns a record if it is not retired.
+    /// Returns a record that has not been retired.
     #[inline]
-    fn usable(&self, at: u32) -> Option<u32> {
-        let object = self.objects.get(at)?;
-        (!object.is(state::RETIRED)).then_some(at)
+    fn find_usable(&self, tag: u64) -> Option<(u32, &Object)> {
+        self.objects
+            .find(tag)
+            .filter(|(_, object)| !object.is(state::RETIRED))
     }
 
+    /// Returns a record that goes by a wire id.
     #[inline]
-    fn find_usable(&self, tag: u64) -> Option<&Object> {
-        let object = self.objects.get(self.objects.find(tag)?)?;
-        (!object.is(state::RETIRED)).then_some(object)
-    }
-
-    #[inline]
-    fn find_wire(&self, tag: u64, wire: u64) -> Option<u32> {
-        let at = self.objects.find(tag)?;
-        self.objects.get(at)?.goes_by(wire).then_some(at)
+    fn find_wire(&self, tag: u64, wire: u64) -> Option<(u32, &Object)> {
+        self.objects
+            .find(tag)
+            .filter(|(_, object)| object.goes_by(wire))
     }
 
     /// Adds a record for an object that there is none of, or only one that has been retired.

@@ -8,18 +8,22 @@
 //!
 //! Nothing here recurses, allocates or panics.
 
+mod walk;
+
 use super::{
     entry,
     node::{
         child,
         link,
-        Node,
         Nodes,
         LEVEL_BITS,
         PLACES, //
     },
+    slab::NIL,
     NoRoom, //
 };
+
+pub(super) use walk::Kind;
 
 /// The number of levels that 64-bit indices require.
 const MAX_HEIGHT: usize = 11;
@@ -59,63 +63,45 @@ fn from_place(first: u64) -> u64 {
 }
 
 /// The nodes from a leaf to the root, by their level.
-struct Path([u32; MAX_HEIGHT]);
+struct Path {
+    index: u64,
+    nodes: [u32; MAX_HEIGHT],
+}
 
 impl Path {
-    fn new() -> Self {
-        Self([0; MAX_HEIGHT])
+    fn new(index: u64) -> Self {
+        Self {
+            index,
+            nodes: [NIL; MAX_HEIGHT],
+        }
     }
 
     #[inline]
     fn get(&self, level: u32) -> u32 {
         // CAST: A level is a small number.
-        self.0.get(level as usize).copied().unwrap_or(0)
+        self.nodes.get(level as usize).copied().unwrap_or(NIL)
     }
 
     #[inline]
     fn set(&mut self, level: u32, at: u32) {
         // CAST: As above.
-        if let Some(slot) = self.0.get_mut(level as usize) {
+        if let Some(slot) = self.nodes.get_mut(level as usize) {
             *slot = at;
         }
     }
 }
 
-/// Which entries to go through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Those that can be had.
-    Live,
-    /// Those that the device has to be told about.
-    Stale,
+/// What has been found at an index.
+#[derive(Clone, Copy)]
+pub(super) struct Spot {
+    /// The entry, or zero.
+    pub(super) raw: u64,
+    /// The node of level 0, if the tree has a height and `raw` is not zero.
+    leaf: u32,
 }
 
-impl Kind {
-    #[inline]
-    fn bits(self, node: &Node) -> u64 {
-        match self {
-            Self::Live => node.live,
-            Self::Stale => node.stale,
-        }
-    }
-
-    #[inline]
-    fn matches(self, raw: u64) -> bool {
-        match self {
-            Self::Live => entry::is_live(raw),
-            Self::Stale => entry::is_stale(raw),
-        }
-    }
-}
-
-/// A node of level 0.
-struct Leaf {
-    at: u32,
-    /// The index of its first place.
-    base: u64,
-    /// The places looked for.
-    bits: u64,
-    path: Path,
+impl Spot {
+    const VACANT: Self = Self { raw: 0, leaf: NIL };
 }
 
 /// The tree of one object.
@@ -139,20 +125,60 @@ impl Tree {
     /// Returns what is at an index.
     #[inline]
     pub(super) fn get(&self, nodes: &Nodes, index: u64) -> u64 {
+        self.find(nodes, index).raw
+    }
+
+    /// Finds what is at an index.
+    #[inline]
+    pub(super) fn find(&self, nodes: &Nodes, index: u64) -> Spot {
         if index > last_index(self.height) {
-            return 0;
+            return Spot::VACANT;
         }
+        let mut leaf = NIL;
         let mut value = self.root;
         for level in (0..self.height).rev() {
-            match nodes.get(child(value)) {
+            leaf = child(value);
+            match nodes.get(leaf) {
                 Some(node) => value = node.get(place(index, level)),
-                None => return 0,
+                None => return Spot::VACANT,
             }
             if value == 0 {
                 break;
             }
         }
-        value
+        Spot { leaf, raw: value }
+    }
+
+    /// Stores an entry, or makes the place vacant, where an entry has been found.
+    ///
+    /// `spot` is where `index` is, and is not vacant; the tree has not changed since. Needs no
+    /// nodes.
+    #[inline]
+    pub(super) fn store(&mut self, nodes: &mut Nodes, index: u64, spot: Spot, raw: u64) {
+        if spot.raw == 0 {
+            return;
+        }
+        if self.height == 0 {
+            self.root = raw;
+        } else {
+            self.store_in(nodes, index, spot.leaf, raw);
+        }
+    }
+
+    /// Stores an entry, or makes the place vacant, in the node of level 0 that has the index.
+    #[inline]
+    fn store_in(&mut self, nodes: &mut Nodes, index: u64, leaf: u32, raw: u64) {
+        let Some(node) = nodes.get_mut(leaf) else {
+            return;
+        };
+        let before = node.summary();
+        node.put_entry(place(index, 0), raw);
+        // INVARIANT: Nothing else follows from the change unless this does.
+        if node.summary() != before {
+            self.mend(nodes, &self.path(nodes, index));
+        } else if self.height == 1 && raw == 0 {
+            self.shrink(nodes);
+        }
     }
 
     /// Stores an entry and returns what was at the index.
@@ -168,7 +194,7 @@ impl Tree {
             return Ok(old);
         }
 
-        let mut path = Path::new();
+        let mut at = NIL;
         let mut value = self.root;
         for level in (0..self.height).rev() {
             if value == 0 {
@@ -177,27 +203,17 @@ impl Tree {
                 if nodes.room() <= level as usize {
                     return Err(NoRoom);
                 }
-                let at = nodes.alloc().ok_or(NoRoom)?;
-                value = link(at);
-                let above = level.wrapping_add(1);
-                if above == self.height {
-                    self.root = value;
-                } else if let Some(parent) = nodes.get_mut(path.get(above)) {
-                    parent.put(place(index, above), value);
+                value = link(nodes.alloc().ok_or(NoRoom)?);
+                match nodes.get_mut(at) {
+                    Some(parent) => parent.put(place(index, level.wrapping_add(1)), value),
+                    None => self.root = value,
                 }
             }
-            let at = child(value);
-            path.set(level, at);
-            value = match nodes.get(at) {
-                Some(node) => node.get(place(index, level)),
-                None => return Err(NoRoom),
-            };
-        }
-        if let Some(leaf) = nodes.get_mut(path.get(0)) {
-            leaf.put_entry(place(index, 0), raw);
+            at = child(value);
+            value = nodes.get(at).ok_or(NoRoom)?.get(place(index, level));
         }
         // INVARIANT: The bits of all new nodes follow from those of the leaf.
-        self.mend(nodes, &path, index);
+        self.store_in(nodes, index, at, raw);
         Ok(value)
     }
 
@@ -226,7 +242,7 @@ impl Tree {
                 (entry::is_live(self.root), entry::is_stale(self.root))
             } else {
                 match nodes.get(child(self.root)) {
-                    Some(node) => (node.live != 0, node.stale != 0),
+                    Some(node) => node.summary(),
                     None => return Err(NoRoom),
                 }
             };
@@ -243,50 +259,28 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes a place vacant and returns what was there.
-    pub(super) fn clear(&mut self, nodes: &mut Nodes, index: u64) -> u64 {
-        self.replace(nodes, index, 0)
-    }
-
-    /// Stores an entry, or makes the place vacant, if there is an entry at the index.
-    ///
-    /// Returns what was at the index. Needs no nodes.
-    pub(super) fn replace(&mut self, nodes: &mut Nodes, index: u64, raw: u64) -> u64 {
-        if index > last_index(self.height) || self.root == 0 {
-            return 0;
-        }
-        if self.height == 0 {
-            let old = self.root;
-            self.root = raw;
-            return old;
-        }
-        let mut path = Path::new();
+    /// Returns the nodes on the way to an index that there is a node of level 0 for.
+    fn path(&self, nodes: &Nodes, index: u64) -> Path {
+        let mut path = Path::new(index);
         let mut value = self.root;
         for level in (0..self.height).rev() {
             let at = child(value);
             path.set(level, at);
             match nodes.get(at) {
                 Some(node) => value = node.get(place(index, level)),
-                None => return 0,
-            }
-            if value == 0 {
-                return 0;
+                None => break,
             }
         }
-        if let Some(leaf) = nodes.get_mut(path.get(0)) {
-            leaf.put_entry(place(index, 0), raw);
-        }
-        self.mend(nodes, &path, index);
-        value
+        path
     }
 
     /// Puts right what follows from a change of a leaf: the bits above it, the nodes that have
     /// become empty, and the height.
-    fn mend(&mut self, nodes: &mut Nodes, path: &Path, index: u64) {
+    fn mend(&mut self, nodes: &mut Nodes, path: &Path) {
         for level in 0..self.height {
             let at = path.get(level);
             let Some(node) = nodes.get(at) else { return };
-            let (live, stale) = (node.live != 0, node.stale != 0);
+            let (live, stale) = node.summary();
             let empty = !live && !stale;
             if empty {
                 nodes.free(at);
@@ -302,7 +296,7 @@ impl Tree {
             let Some(parent) = nodes.get_mut(path.get(above)) else {
                 return;
             };
-            let place = place(index, above);
+            let place = place(path.index, above);
             let before = (parent.live, parent.stale);
             parent.mark(place, live, stale);
             if empty {
@@ -312,6 +306,11 @@ impl Tree {
                 return;
             }
         }
+        self.shrink(nodes);
+    }
+
+    /// Makes the tree no higher than it must be.
+    fn shrink(&mut self, nodes: &mut Nodes) {
         while self.height != 0 {
             let at = child(self.root);
             match nodes.get(at) {
@@ -321,170 +320,6 @@ impl Tree {
             }
             nodes.free(at);
             self.height = self.height.wrapping_sub(1);
-        }
-    }
-
-    /// Returns the first leaf with entries of a kind at or after an index.
-    ///
-    /// The tree must have a height.
-    fn leaf(&self, nodes: &Nodes, from: u64, kind: Kind) -> Option<Leaf> {
-        if from > last_index(self.height) || self.root == 0 {
-            return None;
-        }
-        let mut path = Path::new();
-        // Where to go on if there is nothing at or after `from` below the place that `from` leads
-        // to: the lowest node of the way with bits behind that place.
-        let mut detour: Option<(u32, u64, u64)> = None;
-        let mut free = false;
-        let mut level = self.height.wrapping_sub(1);
-        let mut at = child(self.root);
-        let mut base = 0;
-        let mut bits = kind.bits(nodes.get(at)?) & from_place(place(from, level));
-        loop {
-            path.set(level, at);
-            if bits == 0 {
-                (level, base, bits) = detour.take()?;
-                at = path.get(level);
-                free = true;
-            } else if level == 0 {
-                return Some(Leaf {
-                    at,
-                    base,
-                    bits,
-                    path,
-                });
-            }
-            let next = u64::from(bits.trailing_zeros());
-            let rest = bits & bits.wrapping_sub(1);
-            free |= next != place(from, level);
-            if !free && rest != 0 {
-                detour = Some((level, base, rest));
-            }
-            at = child(nodes.get(at)?.get(next));
-            base |= next << level.wrapping_mul(LEVEL_BITS);
-            level = level.wrapping_sub(1);
-            bits = kind.bits(nodes.get(at)?);
-            if !free {
-                bits &= from_place(place(from, level));
-            }
-        }
-    }
-
-    /// Goes through the entries of a kind at `first..=last`, in at most `leaves` leaves.
-    ///
-    /// What `f` returns takes the entry's place; it must not be an entry of the other kind where
-    /// there was none. [`None`] ends the walk before the entry. Returns where to go on, or [`None`]
-    /// after the last entry.
-    pub(super) fn rewrite(
-        &mut self,
-        nodes: &mut Nodes,
-        first: u64,
-        last: u64,
-        kind: Kind,
-        leaves: usize,
-        mut f: impl FnMut(u64, u64) -> Option<u64>,
-    ) -> Option<u64> {
-        let mut from = first;
-        for _ in 0..leaves {
-            if from > last {
-                return None;
-            }
-            if self.height == 0 {
-                if from == 0 && kind.matches(self.root) {
-                    match f(0, self.root) {
-                        Some(raw) => self.root = raw,
-                        None => return Some(0),
-                    }
-                }
-                return None;
-            }
-            let mut leaf = self.leaf(nodes, from, kind)?;
-            if leaf.base > last {
-                return None;
-            }
-            let node = nodes.get_mut(leaf.at)?;
-            let mut stopped = None;
-            while leaf.bits != 0 {
-                let place = u64::from(leaf.bits.trailing_zeros());
-                let index = leaf.base | place;
-                if index > last {
-                    break;
-                }
-                match f(index, node.get(place)) {
-                    Some(raw) => node.put_entry(place, raw),
-                    None => {
-                        stopped = Some(index);
-                        break;
-                    }
-                }
-                leaf.bits &= leaf.bits.wrapping_sub(1);
-            }
-            self.mend(nodes, &leaf.path, leaf.base);
-            if stopped.is_some() {
-                return stopped;
-            }
-            // CAST: To more bits.
-            from = (leaf.base | (PLACES as u64 - 1)).checked_add(1)?;
-        }
-        (from <= last).then_some(from)
-    }
-
-    /// Returns the number of live entries at `first..=last`.
-    pub(super) fn count(&self, nodes: &Nodes, first: u64, last: u64) -> u64 {
-        let mut count = 0u64;
-        let mut from = first;
-        if self.height == 0 {
-            return u64::from(first == 0 && entry::is_live(self.root));
-        }
-        while from <= last {
-            let Some(leaf) = self.leaf(nodes, from, Kind::Live) else {
-                break;
-            };
-            if leaf.base > last {
-                break;
-            }
-            let mut bits = leaf.bits;
-            // CAST: To more bits.
-            let end = leaf.base | (PLACES as u64 - 1);
-            if last < end {
-                bits &= !(from_place(place(last, 0)) << 1);
-            }
-            count = count.wrapping_add(u64::from(bits.count_ones()));
-            match end.checked_add(1) {
-                Some(next) => from = next,
-                None => break,
-            }
-        }
-        count
-    }
-
-    /// Calls `f` for each live entry, in the order of the indices.
-    pub(super) fn for_each(&self, nodes: &Nodes, mut f: impl FnMut(u64, u64)) {
-        let mut from = 0;
-        if self.height == 0 {
-            if entry::is_live(self.root) {
-                f(0, self.root);
-            }
-            return;
-        }
-        loop {
-            let Some(leaf) = self.leaf(nodes, from, Kind::Live) else {
-                return;
-            };
-            let Some(node) = nodes.get(leaf.at) else {
-                return;
-            };
-            let mut bits = leaf.bits;
-            while bits != 0 {
-                let place = u64::from(bits.trailing_zeros());
-                f(leaf.base | place, node.get(place));
-                bits &= bits.wrapping_sub(1);
-            }
-            // CAST: To more bits.
-            match (leaf.base | (PLACES as u64 - 1)).checked_add(1) {
-                Some(next) => from = next,
-                None => return,
-            }
         }
     }
 
@@ -498,7 +333,7 @@ impl Tree {
                 return false;
             }
             // The way to the first of the lowest nodes.
-            let mut path = Path::new();
+            let mut path = Path::new(0);
             let mut at = child(self.root);
             for level in (0..self.height).rev() {
                 path.set(level, at);

@@ -284,6 +284,25 @@ fn stored_too_late() {
 /// The same, where there is no node to remember it by, and how it is made good.
 #[test]
 fn leaked() {
+    let (mut shard, wire) = leaky();
+    assert_eq!((shard.stats().leaked, shard.stats().stale), (1, 0));
+    assert_eq!(harvest(&mut shard), []);
+    shard.erase(TAG, 0);
+    assert_eq!(harvest(&mut shard), [Flush::Object { wire }]);
+}
+
+/// The same, where the rest of the object is taken before it is dropped.
+#[test]
+fn leaked_and_dropped() {
+    let (mut shard, wire) = leaky();
+    shard.take(TAG, 0);
+    assert_eq!(harvest(&mut shard), []);
+    shard.drop_object(TAG);
+    assert_eq!(harvest(&mut shard), [Flush::Object { wire }]);
+}
+
+/// Returns a shard with an object that has leaked, and the object's wire id.
+fn leaky() -> (Shard, u64) {
     let mut shard = shard();
     store(&mut shard, TAG, 0);
     let Inserted { wire, version, .. } = shard.insert_pending(TAG, 1, 0).unwrap();
@@ -298,10 +317,7 @@ fn leaked() {
         tag += 1;
     }
     shard.complete(TAG, wire, 1, version, STORED);
-    assert_eq!((shard.stats().leaked, shard.stats().stale), (1, 0));
-    assert_eq!(harvest(&mut shard), []);
-    shard.erase(TAG, 0);
-    assert_eq!(harvest(&mut shard), [Flush::Object { wire }]);
+    (shard, wire)
 }
 
 /// To ask for the last page does not have the object flushed before the device is asked.
@@ -357,6 +373,44 @@ fn abandoned_after_orphans() {
     assert_eq!(harvest(&mut shard), [flush]);
 }
 
+/// Outcomes may come in another order than the puts took effect in.
+#[test]
+fn outcome_after_a_later_one() {
+    let mut shard = shard();
+    let a = shard.insert_pending(TAG, 1, 0).unwrap();
+    let b = shard.insert_pending(TAG, 1, 0).unwrap();
+    shard.complete(TAG, b.wire, 1, b.version, STORED);
+    let c = shard.insert_pending(TAG, 1, 0).unwrap();
+    assert!(shard.erase(TAG, 1).is_some());
+    shard.complete(TAG, a.wire, 1, a.version, STORED);
+    shard.abandon(TAG, c.wire, 1, c.version, c.covers);
+    // There is a mark for the first, and the device has the second.
+    let flush = Flush::Any {
+        wire: a.wire,
+        index: 1,
+    };
+    assert_eq!(harvest(&mut shard), [flush]);
+}
+
+/// A mark says what one put has left, and not what another will leave.
+#[test]
+fn abandoned_over_a_mark() {
+    let mut shard = shard();
+    let a = shard.insert_pending(TAG, 1, 0).unwrap();
+    let b = shard.insert_pending(TAG, 1, 0).unwrap();
+    assert!(shard.erase(TAG, 1).is_some());
+    shard.complete(TAG, a.wire, 1, a.version, STORED);
+    let c = shard.insert_pending(TAG, 1, 0).unwrap();
+    assert_eq!(c.replaced, Some(Entry::Stale { version: a.version }));
+    shard.complete(TAG, b.wire, 1, b.version, STORED);
+    shard.abandon(TAG, c.wire, 1, c.version, c.covers);
+    let flush = Flush::Any {
+        wire: a.wire,
+        index: 1,
+    };
+    assert_eq!(harvest(&mut shard), [flush]);
+}
+
 /// A harvest stops after as many as it is asked for, and goes on there.
 #[test]
 fn harvested_in_steps() {
@@ -399,6 +453,25 @@ fn no_memory() {
     assert_eq!(shard.insert_pending(TAG, 1, 0), Err(NoRoom));
     assert_eq!(shard.insert_pending(TAG + 1, 1, 0), Err(NoRoom));
     assert_eq!(shard.stats().objects, 1);
+}
+
+/// A put that fails leaves an object as it was: known for its flags, or given up.
+#[test]
+fn no_memory_for_a_known_object() {
+    let mut shard = empty(0);
+    assert!(add_objects(&mut shard));
+    assert_eq!(shard.set_flags(TAG, 1), Ok(()));
+    assert_eq!(shard.insert_pending(TAG, 70, 0), Err(NoRoom));
+    let wire = store(&mut shard, TAG, 0).wire;
+    assert_eq!(shard.stats().nodes_used, 0);
+    shard.erase_all(TAG);
+    for tag in 1..OBJECTS_PER_CHUNK as u64 {
+        store(&mut shard, tag, 0);
+    }
+    assert_eq!(shard.insert_pending(TAG, 0, 0), Err(NoRoom));
+    assert_eq!(shard.flags(TAG), 1);
+    assert_eq!(harvest(&mut shard), [Flush::Object { wire }]);
+    assert_ne!(store(&mut shard, TAG, 0).wire, wire);
 }
 
 /// Memory beyond the limit is given back.

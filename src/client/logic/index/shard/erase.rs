@@ -25,9 +25,10 @@ impl Shard {
     /// The caller gets an [`Entry::Remote`] from the device with a request that removes it there,
     /// too, and an [`Entry::Pending`] from the staging memory.
     pub fn take(&mut self, tag: u64, index: u64) -> Option<Found> {
-        let at = self.objects.find(tag).and_then(|at| self.usable(at))?;
+        let (at, _) = self.find_usable(tag)?;
         let object = self.objects.get_mut(at)?;
-        let entry = Entry::unpack(object.tree.get(&self.nodes, index))?;
+        let spot = object.tree.find(&self.nodes, index);
+        let entry = Entry::unpack(spot.raw)?;
         match entry {
             Entry::Pending { .. } => {
                 object.pending = object.pending.wrapping_sub(1);
@@ -39,7 +40,7 @@ impl Shard {
         }
         object.live = object.live.wrapping_sub(1);
         self.live = self.live.wrapping_sub(1);
-        object.tree.clear(&mut self.nodes, index);
+        object.tree.store(&mut self.nodes, index, spot, 0);
         let found = Found {
             wire: object.wire,
             entry,
@@ -51,9 +52,10 @@ impl Shard {
 
     /// Erases a page, and returns what was there if it could be had.
     pub fn erase(&mut self, tag: u64, index: u64) -> Option<Entry> {
-        let at = self.objects.find(tag).and_then(|at| self.usable(at))?;
+        let (at, _) = self.find_usable(tag)?;
         let object = self.objects.get_mut(at)?;
-        let entry = Entry::unpack(object.tree.get(&self.nodes, index))?;
+        let spot = object.tree.find(&self.nodes, index);
+        let entry = Entry::unpack(spot.raw)?;
         let raw = match entry {
             Entry::Pending { .. } => {
                 object.pending = object.pending.wrapping_sub(1);
@@ -70,7 +72,7 @@ impl Shard {
         };
         object.live = object.live.wrapping_sub(1);
         self.live = self.live.wrapping_sub(1);
-        object.tree.replace(&mut self.nodes, index, raw);
+        object.tree.store(&mut self.nodes, index, spot, raw);
         self.settle(at, true);
         Some(entry)
     }
@@ -90,7 +92,7 @@ impl Shard {
             count: 0,
             next: None,
         };
-        let Some(at) = self.objects.find(tag).and_then(|at| self.usable(at)) else {
+        let Some((at, _)) = self.find_usable(tag) else {
             return erased;
         };
         let Some(object) = self.objects.get_mut(at) else {
@@ -138,10 +140,7 @@ impl Shard {
 
     /// Erases all pages of an object, in constant time, and returns how many could be had.
     pub fn erase_all(&mut self, tag: u64) -> u64 {
-        let Some(at) = self.objects.find(tag).and_then(|at| self.usable(at)) else {
-            return 0;
-        };
-        let Some(object) = self.objects.get(at) else {
+        let Some((at, object)) = self.find_usable(tag) else {
             return 0;
         };
         let count = object.live.into();
@@ -155,7 +154,7 @@ impl Shard {
     ///
     /// Its tag may be that of another object from now on.
     pub fn drop_object(&mut self, tag: u64) {
-        let Some(at) = self.objects.find(tag) else {
+        let Some((at, _)) = self.objects.find(tag) else {
             return;
         };
         let Some(object) = self.objects.get_mut(at) else {
