@@ -55,25 +55,43 @@ step() {
 
 # progress LOG COMMAND...: runs COMMAND with its output in LOG, and prints the
 # log's last words every quarter of a minute, so that nobody has to wonder
-# whether it still runs. On failure the end of the log is shown.
+# whether it still runs. On failure the last $tmem_tail lines of the log are
+# shown. Signals end the command too, with all that it started.
+tmem_tail=30
 progress() {
-	local log=$1 pid status=0 last=$SECONDS
+	local log=$1 pid status=0 last=$SECONDS words
 	shift
+	set -m
 	"$@" >"$log" 2>&1 </dev/null &
 	pid=$!
+	set +m
+	trap 'interrupted "$pid" 130' INT
+	trap 'interrupted "$pid" 143' TERM HUP
 	while kill -0 "$pid" 2>/dev/null; do
 		sleep 0.2
 		if [ $((SECONDS - last)) -ge 15 ]; then
 			last=$SECONDS
-			say "    ${SECONDS}s: $(tail -n 1 -- "$log" | tr -d '\r' | cut -c 1-100)"
+			words=$(tail -n 1 -- "$log" | tr -d '\r' | cut -c 1-100)
+			say "    ${SECONDS}s: ${words:-at work}"
 		fi
 	done
 	wait "$pid" || status=$?
+	trap 'exit 130' INT
+	trap 'exit 143' TERM HUP
 	if [ "$status" -ne 0 ]; then
 		say "the last lines of $log:"
-		tail -n 30 -- "$log" | sed 's/^/    /' >&2
+		tail -n "$tmem_tail" -- "$log" | sed 's/^/    /' >&2
 	fi
 	return "$status"
+}
+
+interrupted() {
+	trap '' INT TERM HUP
+	say "interrupted"
+	exec 2>/dev/null
+	kill -KILL -- "-$1" || true
+	wait "$1" || true
+	exit "$2"
 }
 
 need_root() {
