@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#
+# What a person runs. (The kernel's build system reads Kbuild instead.)
+# All of it but `help` needs root, and runs in the toolbox: see scripts/toolbox.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+export MAKECMDGOALS
+
+repo := $(CURDIR)
+run := scripts/in-toolbox
+cargo := $(run) env CARGO_TARGET_DIR=$(repo)/build/cargo cargo
+
+.PHONY: help
+help: ## Show this text
+	@echo 'Targets:'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | \
+		while IFS='	' read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
+
+.PHONY: all
+all: module daemon ## Build the kernel module and the daemon
+
+.PHONY: toolbox
+toolbox: ## Make the toolbox: kernel, QEMU and compilers in a root folder of their own
+	@scripts/toolbox
+
+.PHONY: kernel
+kernel: toolbox ## Prepare the kernel tree that the module is built with
+	@scripts/kernel-tree
+
+.PHONY: vendor
+vendor: toolbox
+	@scripts/vendor
+
+.PHONY: module
+module: kernel vendor ## Build the kernel module: build/module/virtio_tmem.ko
+	@mkdir -p build/module
+	@scripts/kbuild M=$(repo) MO=$(repo)/build/module \
+		STATIC_ASSERTIONS=build/vendor/static_assertions/src modules
+
+.PHONY: module-install
+module-install: module ## Install the module into the toolbox, where guests find it
+	@scripts/module-install
+
+.PHONY: daemon
+daemon: toolbox ## Build the host daemon and tmemctl: build/cargo/release/
+	@$(cargo) build --release --locked -p vhost-device-tmem
+
+.PHONY: workload
+workload: toolbox
+	@$(cargo) build --release --locked -p tmem-workload
+
+.PHONY: demo
+demo: module-install daemon workload ## Boot a guest and show its pages come and go
+	@scripts/demo
+
+.PHONY: unit-test
+unit-test: toolbox ## Run the tests of the crates
+	@scripts/test unit
+
+.PHONY: qemu-test
+qemu-test: module-install daemon workload ## Run the tests that boot guests
+	@scripts/test qemu
+
+.PHONY: test
+test: module-install daemon workload ## Run all tests; the last line is their sum
+	@scripts/test unit qemu
+
+.PHONY: lint
+lint: kernel vendor ## Check formatting, lints and documentation; warnings are errors
+	@scripts/lint
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf build
+
+.PHONY: distclean
+distclean: clean ## Remove the toolbox and all that was downloaded, too
+	@scripts/toolbox --remove
