@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+# shellcheck shell=bash
+#
+# What the scripts of tests in a guest are made of. Sourced by them; needs
+# RUN (the test's folder) and WORKLOAD (the workload's binary).
+
+DRIVER=/sys/kernel/debug/virtio_tmem
+
+# uptime_ms: sets REPLY to the guest's age in milliseconds.
+uptime_ms() {
+	local up rest
+	read -r up rest </proc/uptime
+	REPLY=$((10#${up/./} * 10))
+}
+
+# mark NAME: tells the host that the script has come this far.
+mark() {
+	printf '{"mark":"%s"}\n' "$1"
+}
+
+# step NAME COMMAND...: runs the command and tells the host how it went.
+step() {
+	local name=$1 status=0 start
+	shift
+	uptime_ms
+	start=$REPLY
+	printf '{"begin":"%s"}\n' "$name"
+	"$@" 2>&1 || status=$?
+	uptime_ms
+	# The output may have ended without a newline.
+	printf '\n{"end":"%s","status":%d,"seconds":%d.%03d}\n' "$name" "$status" \
+		$(((REPLY - start) / 1000)) $(((REPLY - start) % 1000))
+	return "$status"
+}
+
+# must NAME COMMAND...: a step without which the rest makes no sense.
+must() {
+	step "$@" || {
+		mark "gave up at $1"
+		exit 99
+	}
+}
+
+# wait_for SECONDS COMMAND...: repeats the command until it succeeds.
+wait_for() {
+	local until
+	uptime_ms
+	until=$((REPLY + $1 * 1000))
+	shift
+	until "$@" >/dev/null 2>&1; do
+		uptime_ms
+		[ "$REPLY" -lt "$until" ] || return 1
+		sleep 0.1
+	done
+}
+
+# told NAME: whether the host has told us so.
+told() {
+	[ -e "$RUN/told/$1" ]
+}
+
+# counters FOLDER: the files below it, as the fields of a JSON object.
+counters() {
+	local file value separator=
+	for file in "$1"/* "$1"/*/*; do
+		[ -f "$file" ] || continue
+		read -r value <"$file" 2>/dev/null || continue
+		[[ $value =~ ^[0-9]+$ ]] || continue
+		printf '%s"%s":%s' "$separator" "${file#"$1"/}" "$value"
+		separator=,
+	done
+}
+
+# disks: sectors read and written, of every disk that has a serial number.
+disks() {
+	local folder serial separator=
+	local -a stat
+	for folder in /sys/block/vd*; do
+		read -r serial <"$folder/serial" 2>/dev/null
+		read -ra stat <"$folder/stat" 2>/dev/null || continue
+		printf '%s"%s":{"read":%s,"written":%s}' "$separator" "$serial" "${stat[2]}" "${stat[6]}"
+		separator=,
+	done
+}
+
+# vmstat: what the memory management counts of swap and faults.
+vmstat() {
+	local name value separator=
+	while read -r name value; do
+		case $name in
+		pswpin | pswpout | pgmajfault | workingset_refault_file | workingset_refault_anon | nr_free_pages)
+			printf '%s"%s":%s' "$separator" "$name" "$value"
+			separator=,
+			;;
+		esac
+	done </proc/vmstat
+}
+
+# snapshot NAME: all counters at this moment.
+snapshot() {
+	printf '{"snapshot":"%s","driver":{%s},"disks":{%s},"vmstat":{%s}}\n' "$1" \
+		"$(counters "$DRIVER")" "$(disks)" "$(vmstat)"
+}
+
+# disk SERIAL: sets DISK to the disk's device, once it is there.
+disk() {
+	local folder serial
+	for folder in /sys/block/vd*; do
+		read -r serial <"$folder/serial" 2>/dev/null
+		if [ "$serial" = "$1" ]; then
+			DISK=/dev/${folder##*/}
+			return
+		fi
+	done
+	return 1
+}
+
+# with_disk SERIAL COMMAND...: runs the command with the disk as last argument.
+with_disk() {
+	disk "$1" || return
+	shift
+	"$@" "$DISK"
+}
+
+# swap_on SERIAL: swaps to the disk.
+swap_on() {
+	disk "$1" && mkswap "$DISK" && swapon "$DISK"
+}
+
+# swap_off SERIAL
+swap_off() {
+	disk "$1" && swapoff "$DISK"
+}
+
+# mounted SERIAL FOLDER [OPTIONS]: mounts the disk there.
+mounted() {
+	disk "$1" && mkdir -p "$2" && mount ${3:+-o "$3"} "$DISK" "$2"
+}
+
+# load_module [PARAMETER=VALUE...]: loads the module anew.
+load_module() {
+	modprobe -r virtio_tmem && modprobe virtio_tmem "$@"
+}
+
+# bound: whether the driver has its device.
+bound() {
+	local device
+	for device in /sys/bus/virtio/drivers/virtio_tmem/virtio*; do
+		[ -e "$device" ] && return
+	done
+	return 1
+}
+
+# hooks: the functions that something is hooked into.
+hooks() {
+	cat /sys/kernel/tracing/enabled_functions
+}
+
+drop_caches() {
+	sync
+	echo "${1:-1}" >/proc/sys/vm/drop_caches
+}

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""The daemon, and what it counts."""
+
+import json
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .paths import binary
+from .process import Group, wait_until
+
+DATA_QUEUES = 2
+
+
+@dataclass
+class Counts:
+    """The daemon's counters of one kind of pool, summed over pools and guests."""
+
+    pages: int = 0
+    bytes: int = 0
+    puts: int = 0
+    puts_stored: int = 0
+    puts_refused: int = 0
+    gets: int = 0
+    gets_hit: int = 0
+    flushes: int = 0
+    pages_flushed: int = 0
+    pages_evicted: int = 0
+
+    def add(self, pool: dict[str, Any]) -> None:
+        """Adds a pool's counters."""
+        for name in vars(self):
+            setattr(self, name, getattr(self, name) + int(pool.get(name, 0)))
+
+
+class Stat:
+    """All that the daemon counts, at one moment."""
+
+    def __init__(self, reply: dict[str, Any]) -> None:
+        self.reply = reply
+        self.guests: list[dict[str, Any]] = reply["guests"]
+        self.used_bytes = int(reply["used_bytes"])
+        self.persistent = self._counts("persistent")
+        self.ephemeral = self._counts("ephemeral")
+
+    def _counts(self, kind: str) -> Counts:
+        counts = Counts()
+        for guest in self.guests:
+            for pool in guest["pools"]:
+                if pool["kind"] == kind:
+                    counts.add(pool)
+        return counts
+
+    def total(self, name: str) -> int:
+        """A counter that guests have, summed over them."""
+        return sum(int(guest.get(name, 0)) for guest in self.guests)
+
+
+class Device:
+    """Something that serves a vhost-user socket, run as a process of its own."""
+
+    def __init__(self, folder: Path, name: str, data_queues: int = DATA_QUEUES) -> None:
+        self.name = name
+        self.data_queues = data_queues
+        self.socket = folder / f"{name}.sock"
+        self.log = folder / f"{name}.log"
+        self._group: Group | None = None
+
+    def command(self) -> list[str | Path]:
+        """How it is started."""
+        raise NotImplementedError
+
+    def ready(self) -> bool:
+        """Whether it can be connected to."""
+        return self.socket.exists()
+
+    def start(self) -> None:
+        """Starts it and waits until it can be connected to."""
+        with self.log.open("ab") as log:
+            self._group = Group(self.command(), stdout=log, stderr=log)
+        wait_until(f"{self.name} to listen", 20, self._ready_or_dead)
+
+    def _ready_or_dead(self) -> bool:
+        if not self.running:
+            raise AssertionError(f"{self.name} ended at once:\n{self.log.read_text()}")
+        return self.ready()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._group is not None and self._group.running
+
+    def kill(self) -> None:
+        """Ends it as a crash would."""
+        assert self._group is not None
+        self._group.signal(signal.SIGKILL)
+        self._group.wait(self.name, 10)
+
+    def end(self) -> None:
+        """Ends it."""
+        if self._group is not None:
+            self._group.end()
+
+    def qemu_options(self) -> list[str]:
+        """What QEMU has to be told to have it as a device."""
+        return [
+            "-chardev",
+            f"socket,id={self.name},path={self.socket}",
+            "-device",
+            f"vhost-user-test-device-pci,chardev={self.name},virtio-id=6,"
+            f"num_vqs={2 + self.data_queues},vq_size=256,config_size=64",
+        ]
+
+
+class Daemon(Device):
+    """The real one."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str = "tmem",
+        capacity: str = "1GiB",
+        data_queues: int = DATA_QUEUES,
+        refuse_percent: int = 0,
+    ) -> None:
+        super().__init__(folder, name, data_queues)
+        self.control = folder / f"{name}.control"
+        self._capacity = capacity
+        self._refuse_percent = refuse_percent
+
+    def command(self) -> list[str | Path]:
+        command = [
+            binary("vhost-device-tmem"),
+            "--socket-path",
+            self.socket,
+            "--control-path",
+            self.control,
+            "--capacity",
+            self._capacity,
+            "--data-queues",
+            str(self.data_queues),
+        ]
+        if self._refuse_percent:
+            command += ["--fault-refuse-percent", str(self._refuse_percent)]
+        return command
+
+    def ready(self) -> bool:
+        return super().ready() and self.control.exists()
+
+    def stat(self) -> Stat:
+        """Asks for the counters."""
+        answer = subprocess.run(
+            [binary("tmemctl"), "--control-path", self.control, "stat", "--json"],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=10,
+        )
+        return Stat(json.loads(answer.stdout))

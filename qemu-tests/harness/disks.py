@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Disks of guests."""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1 << 20
+
+# Filesystems by the names that tests call them: how to make one.
+MKFS: dict[str, list[str]] = {
+    "ext4": ["mkfs.ext4", "-q", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
+    "ext4-1k": ["mkfs.ext4", "-q", "-b", "1024", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
+    "xfs": ["mkfs.xfs", "-q", "-m", "reflink=1"],
+    "btrfs": ["mkfs.btrfs", "-q"],
+}
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A raw, sparse file that the guest sees as a virtio-blk disk.
+
+    The guest knows it by `name`, which is its serial number.
+    """
+
+    name: str
+    path: Path
+
+    @classmethod
+    def create(cls, folder: Path, name: str, mib: int, filesystem: str | None = None) -> "Disk":
+        """Makes one, with a filesystem on it if one is named."""
+        path = folder / f"{name}.img"
+        with path.open("wb") as file:
+            file.truncate(mib * MIB)
+        if filesystem is not None:
+            subprocess.run(
+                [*MKFS[filesystem], str(path)],
+                check=True,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=60,
+            )
+        return cls(name, path)
+
+    def qemu_options(self) -> list[str]:
+        """What QEMU has to be told."""
+        return [
+            "-drive",
+            f"file={self.path},if=none,id={self.name},format=raw,cache=unsafe",
+            "-device",
+            f"virtio-blk-pci,drive={self.name},serial={self.name}",
+        ]

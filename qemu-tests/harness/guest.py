@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Guests, booted by virtme-ng."""
+
+import os
+import shlex
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import paths
+from .daemon import Device
+from .disks import Disk
+from .guestlog import bad_lines
+from .process import Deadline, Group, wait_until
+from .steps import Snapshot, Step, Transcript
+
+BOOT_SECONDS = 300.0
+
+# Drivers of devices that the tests do not need. Loading them is half of the boot.
+NOT_LOADED = (
+    "kvm kvm_amd ahci libata sr_mod cdrom sg scsi_mod evdev serio_raw button i6300esb watchdog"
+    " qemu_fw_cfg"
+).split()
+
+# What the kernel says only after it has begun to run.
+KERNEL_RUNS = "Linux version"
+
+
+@dataclass
+class Machine:
+    """What a guest is made of."""
+
+    memory_mib: int = 320
+    cpus: int = 2
+    disks: Sequence[Disk] = ()
+    devices: Sequence[Device] = ()
+    append: str = ""
+    allowed: Sequence[str] = field(default_factory=list)
+
+    def command(self, script: Path) -> list[str]:
+        """How virtme-ng is called."""
+        options: list[str] = []
+        for part in (*self.devices, *self.disks):
+            options += part.qemu_options()
+        kernel_options = (
+            "ignore_loglevel log_buf_len=4M mitigations=off"
+            f" modprobe.blacklist={','.join(NOT_LOADED)} {self.append}"
+        )
+        return [
+            "vng",
+            "--verbose",
+            "--disable-kvm",
+            "--disable-microvm",
+            f"--run={paths.kernel()}",
+            "--user=root",
+            f"--memory={self.memory_mib}M",
+            f"--cpus={self.cpus}",
+            f"--append={kernel_options.strip()}",
+            f"--qemu-opts={shlex.join(options)}",
+            "--",
+            f"bash {script}",
+        ]
+
+
+class Guest:
+    """A guest that runs a script, and what it says."""
+
+    def __init__(self, name: str, folder: Path, machine: Machine, script: str) -> None:
+        self.name = name
+        self.transcript = Transcript()
+        self.status: int | None = None
+        self._folder = folder
+        self._machine = machine
+        self._console = paths.LOGS / f"{name}.console.log"
+        self._output = paths.LOGS / f"{name}.output.log"
+        self._told = folder / "told"
+        self._script = folder / "script.sh"
+        self._group: Group | None = None
+        self._reader: threading.Thread | None = None
+        self._told.mkdir()
+        self._script.write_text(self._wrap(script))
+
+    def _wrap(self, script: str) -> str:
+        return "\n".join(
+            (
+                f"RUN={shlex.quote(str(self._folder))}",
+                f"WORKLOAD={shlex.quote(str(paths.binary('tmem-workload')))}",
+                f". {shlex.quote(str(paths.GUEST / 'lib.sh'))}",
+                "trap 'mark finished' EXIT",
+                "mark booted",
+                script,
+            )
+        )
+
+    def boot(self) -> None:
+        """Starts the guest and returns once its script runs.
+
+        The start of virtiofsd is a race in virtme-ng 1.35 that now and then leaves a guest without
+        a root. A guest of which the kernel never ran its script, and never came as far as our
+        module, is started once more.
+        """
+        for attempt in (1, 2):
+            self._start()
+            try:
+                wait_until(f"{self.name} to boot", BOOT_SECONDS, self._booted_or_ended)
+                if self.running or self.transcript.marks:
+                    return
+                why = f"ended with {self._wait()}"
+            except Deadline as late:
+                why = str(late)
+            self.end()
+            console = self.console()
+            bad = [line for line in bad_lines(console) if "not syncing" not in line]
+            if attempt == 2 or any("virtio_tmem" in line for line in console):
+                raise AssertionError(f"{self.name} did not boot: {why}\n{self._tail()}")
+            print(f"{self.name}: {why} before its script ran; starting it again", *bad, sep="\n")
+
+    def _start(self) -> None:
+        paths.LOGS.mkdir(parents=True, exist_ok=True)
+        self.transcript = Transcript()
+        path = f"{paths.GUEST / 'bin'}:{os.environ['PATH']}"
+        with self._console.open("wb") as console:
+            self._group = Group(
+                self._machine.command(self._script),
+                stdout=subprocess.PIPE,
+                stderr=console,
+                env={**os.environ, "PATH": path},
+            )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._group is not None and self._group.process.stdout is not None
+        with self._output.open("w") as log:
+            for raw in self._group.process.stdout:
+                line = raw.decode(errors="replace")
+                log.write(line)
+                log.flush()
+                self.transcript.add(line)
+
+    def _booted_or_ended(self) -> bool:
+        return bool(self.transcript.marks) or not self.running
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._group is not None and self._group.running
+
+    def _wait(self) -> int:
+        assert self._group is not None
+        return self._group.wait(self.name, 10)
+
+    def wait_for(self, what: str, seconds: float, condition: Callable[[Transcript], bool]) -> None:
+        """Waits until what the guest has said meets a condition."""
+
+        def met() -> bool:
+            if condition(self.transcript):
+                return True
+            if not self.running:
+                raise AssertionError(f"{self.name} ended before {what}\n{self._tail()}")
+            return False
+
+        wait_until(f"{self.name}: {what}", seconds, met)
+
+    def wait_for_mark(self, mark: str, seconds: float) -> None:
+        """Waits until the script has come as far as a mark."""
+        self.wait_for(f"mark {mark}", seconds, lambda said: mark in said.marks)
+
+    def wait_for_text(self, step: str, text: str, seconds: float) -> None:
+        """Waits until a step's output has a text."""
+
+        def said(transcript: Transcript) -> bool:
+            return step in transcript.steps and text in transcript.steps[step].text
+
+        self.wait_for(f"{text!r} in {step}", seconds, said)
+
+    def tell(self, name: str) -> None:
+        """Lets `told NAME` become true in the guest."""
+        (self._told / name).touch()
+
+    def finish(self, seconds: float) -> None:
+        """Waits for the end, and fails if the guest or its log is not as it should be."""
+        assert self._group is not None and self._reader is not None
+        try:
+            self.status = self._group.wait(self.name, seconds)
+            self._reader.join(10)
+        except Deadline as late:
+            self.end()
+            raise AssertionError(f"{late}\n{self._tail()}") from None
+        self.check_log()
+        assert "finished" in self.transcript.marks, f"the script did not end\n{self._tail()}"
+        assert self.status == 0, f"the guest ended with {self.status}\n{self._tail()}"
+
+    def check_log(self) -> None:
+        """Fails if the kernel has complained of anything."""
+        bad = bad_lines(self.console(), self._machine.allowed)
+        assert not bad, f"{self._console} has:\n" + "\n".join(bad[:20])
+
+    def console(self) -> list[str]:
+        """The lines of the guest's console."""
+        return self._console.read_text(errors="replace").splitlines()
+
+    def end(self) -> None:
+        """Ends the guest, if it has not."""
+        if self._group is not None:
+            self._group.end()
+        if self._reader is not None:
+            self._reader.join(10)
+
+    def step(self, name: str) -> Step:
+        """A step that must have ended well."""
+        step = self.any_step(name)
+        assert step.status == 0, step.describe()
+        return step
+
+    def any_step(self, name: str) -> Step:
+        """A step, however it ended."""
+        assert name in self.transcript.steps, f"no step {name}\n{self._tail()}"
+        return self.transcript.steps[name]
+
+    def snapshot(self, name: str) -> Snapshot:
+        """A snapshot that the script took."""
+        assert name in self.transcript.snapshots, f"no snapshot {name}\n{self._tail()}"
+        return self.transcript.snapshots[name]
+
+    def _tail(self) -> str:
+        said = self.transcript.lines[-30:]
+        console = self.console()[-30:]
+        return "\n".join(["its last words:", *said, f"{self._console} ends with:", *console])

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Where the things are that tests need, and which make target builds them."""
+
+import os
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+BUILD = REPO / "build"
+LOGS = BUILD / "logs"
+GUEST = REPO / "qemu-tests" / "guest"
+MODULES = Path("/usr/lib/modules")
+
+
+class Missing(Exception):
+    """Something has not been built."""
+
+
+def _built(path: Path, target: str) -> Path:
+    if not path.exists():
+        shown = path.relative_to(REPO) if path.is_relative_to(REPO) else path
+        raise Missing(f"{shown} is missing: `make {target}` builds it")
+    return path
+
+
+def binary(name: str) -> Path:
+    """A program of the workspace, as cargo built it."""
+    folder = Path(os.environ.get("CARGO_TARGET_DIR", BUILD / "cargo"))
+    return _built(folder / "release" / name, "daemon")
+
+
+def kernel_release() -> str:
+    """The kernel that guests run: TMEM_KERNEL, or the only one in the toolbox."""
+    if release := os.environ.get("TMEM_KERNEL"):
+        return release
+    releases = sorted(path.parent.name for path in MODULES.glob("*/vmlinuz"))
+    if not releases:
+        raise Missing("there is no kernel in the toolbox: `make toolbox` installs it")
+    return releases[-1]
+
+
+def kernel() -> Path:
+    """The kernel's image."""
+    return _built(MODULES / kernel_release() / "vmlinuz", "toolbox")
+
+
+def module() -> Path:
+    """The module, as udev in the guest finds it."""
+    updates = MODULES / kernel_release() / "updates"
+    found = sorted(updates.rglob("virtio_tmem.ko*"))
+    return found[0] if found else _built(updates / "virtio_tmem.ko", "module-install")

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Processes that never outlive a test, and conditions that are waited for."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+
+class Deadline(Exception):
+    """Something took longer than it may."""
+
+
+def wait_until(what: str, seconds: float, condition: Callable[[], bool]) -> None:
+    """Returns as soon as `condition` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise Deadline(f"{what}: not within {seconds:.0f} s")
+        time.sleep(0.05)
+
+
+class Group:
+    """A process with all of its descendants."""
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        stdout: int | IO[bytes],
+        stderr: int | IO[bytes],
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env=None if env is None else dict(env),
+            start_new_session=True,
+        )
+
+    @property
+    def running(self) -> bool:
+        """Whether the process itself has not ended yet."""
+        return self.process.poll() is None
+
+    def wait(self, what: str, seconds: float) -> int:
+        """Waits for the process to end by itself, and returns its status."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise Deadline(f"{what}: not ended within {seconds:.0f} s") from None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends the whole group a signal."""
+        try:
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def end(self, grace: float = 5.0) -> None:
+        """Ends the whole group: politely, and then for certain."""
+        if self.running:
+            self.signal(signal.SIGTERM)
+            try:
+                self.process.wait(grace)
+            except subprocess.TimeoutExpired:
+                pass
+        self.signal(signal.SIGKILL)
+        self.process.wait()
