@@ -92,7 +92,7 @@ impl Tree {
             let next = u64::from(bits.trailing_zeros());
             let rest = bits & bits.wrapping_sub(1);
             free |= next != place(from, level);
-            if !free && rest != 0 {
+            if rest != 0 {
                 detour = Some((level, base, rest));
             }
             at = child(nodes.get(at)?.get(next));
