@@ -9,6 +9,8 @@ mod listen;
 mod queue;
 mod request;
 mod session;
+#[cfg(test)]
+mod tests;
 
 pub use listen::{ListenError, Listening, Slot, SlotState};
 pub use session::{Counter, Counters, Session};

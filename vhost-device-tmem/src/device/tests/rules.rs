@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What each rule of the specification makes of requests that break it.
+
+use super::*;
+
+fn writable(opcode: Opcode, count: usize) -> usize {
+    match opcode {
+        Opcode::Get => 32 + count * (1 + PAGE_SIZE),
+        Opcode::PoolStats => 32 + size_of::<PoolStats>(),
+        Opcode::FlushPool | Opcode::PoolCreate | Opcode::PoolDestroy => 32,
+        _ => 32 + count,
+    }
+}
+
+fn queue_of(opcode: Opcode) -> QueueKind {
+    match opcode {
+        Opcode::FlushPool | Opcode::PoolCreate | Opcode::PoolDestroy | Opcode::PoolStats => {
+            QueueKind::Control
+        }
+        _ => QueueKind::Data,
+    }
+}
+
+/// A well-formed request of each operation, with one table entry where there is a table.
+fn valid(device: &Device, opcode: Opcode) -> (RequestHeader, Vec<u8>) {
+    let none = queue_of(opcode) == QueueKind::Control && opcode != Opcode::PoolCreate;
+    let header = device.header(opcode, 0, u32::from(!none));
+    let table = match opcode {
+        Opcode::Put => [key(1, 1).as_bytes(), &[5; PAGE_SIZE]].concat(),
+        Opcode::Get | Opcode::FlushPage => key(1, 1).as_bytes().to_vec(),
+        Opcode::FlushRange => Range::new_zeroed().as_bytes().to_vec(),
+        Opcode::FlushObject => ObjectId::default().as_bytes().to_vec(),
+        Opcode::PoolCreate => PoolCreate {
+            flags: pool_flags::PERSISTENT.into(),
+            page_shift: 12,
+            ..PoolCreate::new_zeroed()
+        }
+        .as_bytes()
+        .to_vec(),
+        _ => Vec::new(),
+    };
+    (header, table)
+}
+
+/// Sends each operation's valid request after `change`, and expects it to be answered so.
+fn each_opcode(
+    change: impl Fn(&mut RequestHeader, &mut Vec<u8>, &mut usize),
+    expect: impl Fn(Opcode, &Response),
+) {
+    for opcode in Opcode::ALL {
+        let mut device = Device::new();
+        let (mut header, mut table) = valid(&device, *opcode);
+        let mut writable = writable(*opcode, 1);
+        change(&mut header, &mut table, &mut writable);
+        let request = [header.as_bytes(), &table].concat();
+        let response = device.send(queue_of(*opcode), &request, writable);
+        expect(*opcode, &response);
+        let malformed = response.len == 0 || response.status() != Status::Ok;
+        let counted = matches!(response.len, 0) || response.status() == Status::Malformed;
+        assert_eq!(device.session.counters.malformed.get(), u64::from(counted));
+        if malformed {
+            assert_eq!(
+                device.session.pools()[0].counters.puts,
+                0,
+                "it was carried out"
+            );
+        }
+        device.create(0, pool_flags::PERSISTENT);
+        device.assert_works();
+    }
+}
+
+#[test]
+fn each_operation_works_as_it_is_meant() {
+    each_opcode(
+        |_, _, _| (),
+        |opcode, response| {
+            assert_eq!(response.status(), Status::Ok, "{opcode:?}");
+            let count = response.header().count.get();
+            assert_eq!(count, u32::from(queue_of(opcode) == QueueKind::Data));
+            // A get that misses writes no page.
+            let len = if opcode == Opcode::Get {
+                33
+            } else {
+                writable(opcode, 1)
+            };
+            assert_eq!(response.len as usize, len);
+        },
+    );
+}
+
+#[test]
+fn a_request_without_a_header_is_short() {
+    let mut device = Device::new();
+    for len in 0..32 {
+        let response = device.send(QueueKind::Data, &vec![1; len], 40);
+        response.assert_malformed(Malformed::Short);
+    }
+    device.assert_works();
+}
+
+#[test]
+fn a_request_without_its_table_is_short() {
+    each_opcode(
+        |header, table, _| {
+            let entry = match Opcode::from_wire(header.opcode.get()).unwrap() {
+                Opcode::Put => 40,
+                _ => table.len(),
+            };
+            table.truncate(entry.saturating_sub(1));
+        },
+        |opcode, response| match opcode {
+            Opcode::FlushPool | Opcode::PoolDestroy | Opcode::PoolStats => {
+                assert_eq!(response.status(), Status::Ok);
+            }
+            _ => response.assert_malformed(Malformed::Short),
+        },
+    );
+}
+
+#[test]
+fn reserved_fields_are_zero() {
+    for field in 0..2 {
+        each_opcode(
+            |header, _, _| match field {
+                0 => header.reserved = 1.into(),
+                _ => header.reserved1 = (1 << 63).into(),
+            },
+            |_, response| response.assert_malformed(Malformed::Reserved),
+        );
+    }
+}
+
+#[test]
+fn unknown_flags_are_refused_and_so_is_take_where_it_has_no_meaning() {
+    for flags in [2, 0x8000, 0xffff] {
+        each_opcode(
+            |header, _, _| header.flags = flags.into(),
+            |_, response| response.assert_malformed(Malformed::Flags),
+        );
+    }
+    each_opcode(
+        |header, _, _| header.flags = request_flags::TAKE.into(),
+        |_, response| response.assert_malformed(Malformed::Flags),
+    );
+}
+
+#[test]
+fn take_is_for_ephemeral_pools() {
+    let mut device = Device::new();
+    device.put(1, &[key(1, 1)], 1);
+    let take = |device: &mut Device, pool| device.get(pool, request_flags::TAKE, &[key(1, 1)]);
+    take(&mut device, 0).assert_malformed(Malformed::Flags);
+    assert_eq!(take(&mut device, 1).results(), [PageResult::Hit]);
+    assert_eq!(take(&mut device, 1).results(), [PageResult::Miss]);
+}
+
+#[test]
+fn the_count_is_within_its_bounds() {
+    for count in [0, 2, 256, 257, 1024, 1025, 0x8000_0000, u32::MAX] {
+        each_opcode(
+            |header, _, _| header.count = count.into(),
+            |opcode, response| {
+                let max = match opcode {
+                    Opcode::Put | Opcode::Get => 1..=256,
+                    Opcode::FlushPage | Opcode::FlushRange | Opcode::FlushObject => 1..=1024,
+                    Opcode::PoolCreate => 1..=1,
+                    _ => 0..=0,
+                };
+                if !max.contains(&count) {
+                    response.assert_malformed(Malformed::Count);
+                } else if count > 1 {
+                    // Part of a put's page passes for table.
+                    let long = opcode == Opcode::Put && count <= 103;
+                    response.assert_malformed(if long {
+                        Malformed::ReadableLength
+                    } else {
+                        Malformed::Short
+                    });
+                }
+            },
+        );
+    }
+}
+
+#[test]
+fn the_pool_number_is_below_the_limit() {
+    for pool in [64, 65, 0x8000_0000, u32::MAX] {
+        each_opcode(
+            |header, _, _| header.pool = pool.into(),
+            |_, response| response.assert_malformed(Malformed::Pool),
+        );
+    }
+    each_opcode(
+        |header, _, _| header.pool = 63.into(),
+        |opcode, response| match opcode {
+            Opcode::PoolCreate => assert_eq!(response.status(), Status::Ok),
+            _ => response.assert_status(Status::NoPool, 0),
+        },
+    );
+}
+
+#[test]
+fn the_readable_part_is_exactly_as_long_as_it_has_to_be() {
+    for more in [1, PAGE_SIZE] {
+        each_opcode(
+            |_, table, _| table.resize(table.len() + more, 0),
+            |_, response| response.assert_malformed(Malformed::ReadableLength),
+        );
+    }
+    let mut device = Device::new();
+    let request = device.put_bytes(0, &[key(1, 1)], 1);
+    for len in [request.len() - 1, 32 + 40] {
+        let response = device.send(QueueKind::Data, &request[..len], 33);
+        response.assert_malformed(Malformed::ReadableLength);
+    }
+    device.assert_works();
+}
+
+#[test]
+fn the_writable_part_is_exactly_as_long_as_it_has_to_be() {
+    each_opcode(
+        |_, _, writable| *writable += 1,
+        |_, response| response.assert_malformed(Malformed::WritableLength),
+    );
+    each_opcode(
+        |header, _, writable| {
+            let opcode = Opcode::from_wire(header.opcode.get()).unwrap();
+            *writable -= usize::from(*writable > 32 && opcode != Opcode::PoolCreate);
+        },
+        |opcode, response| match opcode {
+            Opcode::FlushPool | Opcode::PoolCreate | Opcode::PoolDestroy => {
+                assert_eq!(response.status(), Status::Ok);
+            }
+            _ => response.assert_malformed(Malformed::WritableLength),
+        },
+    );
+}
+
+#[test]
+fn where_no_response_fits_there_is_none() {
+    for len in [0, 1, 31] {
+        each_opcode(
+            |_, _, writable| *writable = len,
+            |_, response| {
+                assert_eq!(response.len, 0);
+                assert!(response.bytes.iter().all(|byte| *byte == UNTOUCHED));
+            },
+        );
+    }
+}
+
+#[test]
+fn a_stale_epoch_is_refused() {
+    each_opcode(
+        |header, _, _| header.epoch = (header.epoch.get() ^ 1).into(),
+        |_, response| response.assert_status(Status::StaleEpoch, 0),
+    );
+}
+
+#[test]
+fn an_operation_belongs_to_its_kind_of_virtqueue() {
+    for opcode in Opcode::ALL {
+        let mut device = Device::new();
+        let (header, table) = valid(&device, *opcode);
+        let other = match queue_of(*opcode) {
+            QueueKind::Control => QueueKind::Data,
+            QueueKind::Data => QueueKind::Control,
+        };
+        let request = [header.as_bytes(), &table].concat();
+        let response = device.send(other, &request, writable(*opcode, 1));
+        response.assert_status(Status::Unsupported, 0);
+    }
+    let mut device = Device::new();
+    for unknown in [0u16, 7, 15, 19, 0xffff] {
+        let mut header = device.header(Opcode::Put, 0, 1);
+        header.opcode = unknown.into();
+        for kind in [QueueKind::Control, QueueKind::Data] {
+            let response = device.send(kind, header.as_bytes(), 33);
+            response.assert_status(Status::Unsupported, 0);
+        }
+    }
+    device.assert_works();
+}
+
+#[test]
+fn a_range_does_not_end_before_it_begins() {
+    let mut device = Device::new();
+    device.put(0, &[key(5, 1)], 1);
+    let range = |first: u64, last: u64| Range {
+        object: key(0, 0).object,
+        first: first.into(),
+        last: last.into(),
+    };
+    let flush = |device: &mut Device, ranges: &[Range]| {
+        let header = device.header(Opcode::FlushRange, 0, ranges.len() as u32);
+        let request = [header.as_bytes(), ranges.as_bytes()].concat();
+        device.send(QueueKind::Data, &request, 32 + ranges.len())
+    };
+    let ranges = [range(0, u64::MAX), range(6, 5)];
+    flush(&mut device, &ranges).assert_malformed(Malformed::Range);
+    assert_eq!(
+        device.session.pools()[0].pages,
+        1,
+        "nothing of it was carried out"
+    );
+    let ranges = [range(6, 6), range(5, 5), range(u64::MAX, u64::MAX)];
+    let (flushed, absent) = (PageResult::Flushed, PageResult::Absent);
+    assert_eq!(
+        flush(&mut device, &ranges).results(),
+        [absent, flushed, absent]
+    );
+}
+
+#[test]
+fn what_a_pool_is_to_be_has_to_make_sense() {
+    let mut device = Device::new();
+    let both = pool_flags::PERSISTENT | pool_flags::SHARED;
+    let mut create = |change: &dyn Fn(&mut PoolCreate)| device.create_as(7, change);
+    create(&|c| c.reserved[10] = 1).assert_malformed(Malformed::Reserved);
+    create(&|c| c.flags = 4.into()).assert_malformed(Malformed::Flags);
+    create(&|c| c.flags = both.into()).assert_malformed(Malformed::Flags);
+    create(&|c| c.uuid[0] = 1).assert_malformed(Malformed::Reserved);
+    create(&|c| c.page_shift = 16).assert_malformed(Malformed::PageShift);
+    // Nobody is authorised.
+    let shared = |c: &mut PoolCreate| {
+        c.flags = pool_flags::SHARED.into();
+        c.uuid = [9; 16];
+    };
+    create(&shared).assert_status(Status::NotAllowed, 0);
+    assert_eq!(create(&|_| ()).status(), Status::Ok);
+    assert_eq!(create(&|_| ()).status(), Status::Ok);
+    create(&|c| c.flags = 1.into()).assert_status(Status::PoolExists, 0);
+    create(&shared).assert_status(Status::PoolExists, 0);
+}
+
+#[test]
+fn a_pool_that_is_created_again_keeps_its_pages() {
+    let mut device = Device::new();
+    device.put(0, &[key(1, 1)], 0x31);
+    assert_eq!(
+        device.create(0, pool_flags::PERSISTENT).status(),
+        Status::Ok
+    );
+    assert_eq!(device.get(0, 0, &[key(1, 1)]).results(), [PageResult::Hit]);
+}
