@@ -204,3 +204,119 @@ pub fn parse_size(size: &str) -> Result<u64, ArgsError> {
     let number: u64 = number.parse().map_err(|_| bad())?;
     number.checked_mul(1 << shift).ok_or_else(bad)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEMORY: u64 = 8 << 30;
+
+    fn config(args: &[&str]) -> Result<Config, ArgsError> {
+        let args = [&["vhost-device-tmem"], args].concat();
+        Args::try_parse_from(args).unwrap().config(MEMORY)
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        let sizes = [
+            ("1048576", 1 << 20),
+            ("7B", 7),
+            ("512MiB", 512 << 20),
+            ("512 mib", 512 << 20),
+            ("4G", 4 << 30),
+            ("3kb", 3 << 10),
+            ("1TiB", 1 << 40),
+        ];
+        for (text, size) in sizes {
+            assert_eq!(parse_size(text), Ok(size), "{text}");
+        }
+        let bad = [
+            "",
+            "MiB",
+            "-1G",
+            "1.5G",
+            "4Gib/s",
+            "0x10",
+            "99999999999999999999",
+            "16777216T",
+        ];
+        for text in bad {
+            assert_eq!(
+                parse_size(text),
+                Err(ArgsError::BadSize(text.into())),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_capacity_is_what_the_host_can_give() {
+        let with = |capacity| config(&["-s", "/run/a.sock", "-c", capacity]);
+        assert_eq!(with("8GiB").unwrap().capacity, MEMORY);
+        let (small, large) = (|c: &str| ArgsError::TooSmall(c.into()), "8589934593");
+        assert_eq!(with("0"), Err(small("0")));
+        assert_eq!(with("1023KiB"), Err(small("1023KiB")));
+        let error = ArgsError::TooLarge {
+            capacity: large.into(),
+            bytes: MEMORY + 1,
+            memory: MEMORY,
+        };
+        assert_eq!(with(large), Err(error));
+    }
+
+    #[test]
+    fn guests_have_names_and_sockets_of_their_own() {
+        let with = |paths: &[&str]| {
+            let mut args = vec!["-c", "1GiB", "--control-path", "/run/control.sock"];
+            args.extend(paths.iter().flat_map(|path| ["--socket-path", path]));
+            let guests = config(&args)?.guests;
+            Ok(guests
+                .into_iter()
+                .map(|guest| (guest.name, guest.path.to_str().unwrap().to_owned()))
+                .collect::<Vec<_>>())
+        };
+        let named = |name: &str, path: &str| (name.to_owned(), path.to_owned());
+        assert_eq!(
+            with(&["/run/a.sock", "web=/run/b=c.sock", "/run/x=y/d.sock", "e"]),
+            Ok(vec![
+                named("a", "/run/a.sock"),
+                named("web", "/run/b=c.sock"),
+                named("d", "/run/x=y/d.sock"),
+                named("e", "e"),
+            ])
+        );
+        let refused: [(&[&str], ArgsError); 6] = [
+            (&["a="], ArgsError::NoPath("a=".into())),
+            (&[""], ArgsError::NoPath("".into())),
+            (&["=/run/a"], ArgsError::NoName("=/run/a".into())),
+            (&["/run/a", "/tmp/a"], ArgsError::SameName("a".into())),
+            (
+                &["a=/run/a", "b=/run/a"],
+                ArgsError::SamePath("/run/a".into()),
+            ),
+            (
+                &["/run/control.sock"],
+                ArgsError::SamePath("/run/control.sock".into()),
+            ),
+        ];
+        for (paths, error) in refused {
+            assert_eq!(with(paths), Err(error));
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        let bad = [
+            ["--data-queues", "0"],
+            ["--data-queues", "63"],
+            ["--fault-refuse-percent", "101"],
+            ["--fault-forget-percent", "-1"],
+            ["--log-level", "loud"],
+        ];
+        for [option, value] in bad {
+            let args = ["vhost-device-tmem", "-s", "a", "-c", "1G", option, value];
+            assert!(Args::try_parse_from(args).is_err(), "{option} {value}");
+        }
+        assert!(Args::try_parse_from(["vhost-device-tmem", "-c", "1G"]).is_err());
+    }
+}
