@@ -243,6 +243,29 @@ impl Guest {
         frontend.set_vring_enable(queue, true).unwrap();
     }
 
+    /// Stops a virtqueue, and returns how many chains were taken from it.
+    pub(crate) fn stop_queue(&mut self, queue: usize) -> u32 {
+        self.frontend.get_vring_base(queue).unwrap()
+    }
+
+    /// Claims to have made so many chains available, and notifies.
+    pub(crate) fn break_ring(&mut self, queue: usize, idx: u16) {
+        let ring = &self.rings[queue];
+        let at = GuestAddress(ring.avail_ring() + 2);
+        self.mem.store(idx, at, Ordering::Release).unwrap();
+        ring.kick.write(1).unwrap();
+    }
+
+    /// Reads from the configuration space.
+    pub(crate) fn read_config(&mut self, offset: u32, len: u32) -> Vec<u8> {
+        let buffer = vec![0; len as usize];
+        let flags = VhostUserConfigFlags::empty();
+        self.frontend
+            .get_config(offset, len, flags, &buffer)
+            .unwrap()
+            .1
+    }
+
     pub(crate) fn epoch(&self) -> u64 {
         self.config.epoch.get()
     }

@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The daemon's sockets, its operators, and guests that come, go and misbehave.
+
+mod support;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    path::Path,
+    process::Output,
+};
+
+use support::{key, stat, wait_until, Daemon, Guest, Place};
+use virtio_tmem_abi::{pool_flags, PageResult, Status};
+
+const DATA: usize = 2;
+
+fn run(args: &[&str]) -> (bool, String) {
+    let Output { status, stderr, .. } = Daemon::command(args).output().unwrap();
+    (status.success(), String::from_utf8(stderr).unwrap())
+}
+
+fn start(place: &Place, more: &[&str]) -> Daemon {
+    let (guest, control) = (place.arg("guest.sock"), place.arg("control.sock"));
+    let args = ["--socket-path", &guest, "--control-path", &control];
+    let mut daemon = Daemon::start(&[&args, more].concat());
+    daemon.wait_for("waiting for operators");
+    daemon
+}
+
+#[test]
+fn what_cannot_work_is_said_at_once() {
+    let place = Place::new();
+    fs::write(place.path("file"), "precious").unwrap();
+    let _other = UnixListener::bind(place.path("other.sock")).unwrap();
+    let (good, missing) = (place.arg("good.sock"), place.arg("no/such.sock"));
+    let (file, other) = (place.arg("file"), place.arg("other.sock"));
+    let cases: [(&[&str], &[&str]); 7] = [
+        (
+            &["-s", &good, "-c", "0"],
+            &["--capacity \"0\"", "give at least 1MiB"],
+        ),
+        (
+            &["-s", &good, "-c", "many"],
+            &["\"many\" is no size", "512MiB"],
+        ),
+        (
+            &["-s", &good, "-c", "1000TiB"],
+            &["this host's memory", "give less"],
+        ),
+        (
+            &["-s", &missing, "-c", "4MiB"],
+            &[&missing, "does not exist; create it"],
+        ),
+        (
+            &["-s", &file, "-c", "4MiB"],
+            &[&file, "no socket", "choose another path"],
+        ),
+        (
+            &["-s", &other, "-c", "4MiB"],
+            &[&other, "another daemon is listening"],
+        ),
+        (
+            &["-s", &good, "-c", "4MiB", "--control-path", &missing],
+            &[&missing, "does not exist; create it"],
+        ),
+    ];
+    for (args, words) in cases {
+        let (success, message) = run(args);
+        assert!(!success, "{args:?}");
+        let last = message.lines().last().unwrap();
+        for word in words {
+            assert!(last.contains(word), "{args:?}: {message}");
+        }
+    }
+    assert_eq!(fs::read_to_string(place.path("file")).unwrap(), "precious");
+    assert!(
+        !place.path("good.sock").exists(),
+        "a failed start left its socket"
+    );
+    // A socket whose owner died without a lock file is taken over.
+    drop(_other);
+    let mut daemon = Daemon::start(&["-s", &other, "-c", "4MiB"]);
+    daemon.wait_for("taking over the stale socket");
+}
+
+#[test]
+fn guests_do_not_see_each_other() {
+    let place = Place::new();
+    let (a, b) = (place.arg("a.sock"), place.arg("b.sock"));
+    let mut daemon = Daemon::start(&["-s", &a, "-s", &format!("second={b}"), "-c", "8MiB"]);
+    daemon.wait_for("\"second\"");
+    let mut first = Guest::connect(Path::new(&a));
+    let mut second = Guest::connect(Path::new(&b));
+    assert_ne!(first.epoch(), second.epoch());
+    for guest in [&mut first, &mut second] {
+        assert_eq!(guest.create_pool(3, pool_flags::PERSISTENT), Status::Ok);
+    }
+    let put = first.put(DATA, 3, &[(key(1, 1, 1), 0xaa)]);
+    assert_eq!(put.results(), [PageResult::Stored]);
+    let get = second.get(DATA, 3, 0, &[key(1, 1, 1)]);
+    assert_eq!(get.results(), [PageResult::Miss]);
+    let put = second.put(DATA, 3, &[(key(1, 1, 1), 0xbb)]);
+    assert_eq!(put.results(), [PageResult::Stored]);
+    drop(second);
+    daemon.wait_for("guest \"second\" disconnected: 1 persistent");
+    let get = first.get(DATA, 3, 0, &[key(1, 1, 1)]);
+    assert_eq!(get.page(0), [0xaa; 4096]);
+}
+
+#[test]
+fn connections_leave_no_descriptors_threads_or_pages_behind() {
+    let place = Place::new();
+    let mut daemon = start(&place, &["-c", "8MiB"]);
+    let pid = daemon.child.id();
+    let count = |what| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
+    // The counters of the last guest stay, and a descriptor with them.
+    let after = (count("fd") + 1, count("task"));
+    for _ in 0..6 {
+        let mut guest = Guest::connect(&place.path("guest.sock"));
+        guest.create_pool(0, pool_flags::PERSISTENT);
+        let put = guest.put(DATA, 0, &[(key(1, 1, 1), 1)]);
+        assert_eq!(put.results(), [PageResult::Stored]);
+        assert!(count("fd") > after.0 && count("task") > after.1);
+        drop(guest);
+        daemon.wait_for("disconnected");
+        wait_until("everything is closed", || {
+            (count("fd"), count("task")) == after
+        });
+    }
+    let control = place.path("control.sock");
+    wait_until("the pages are gone", || stat(&control)["used_pages"] == 0);
+}
+
+#[test]
+fn a_guest_that_breaks_its_rings_harms_itself_only() {
+    let place = Place::new();
+    let mut daemon = start(&place, &["-c", "8MiB"]);
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    guest.create_pool(0, 0);
+    let control = place.path("control.sock");
+    // Far more available buffers than descriptors, again and again.
+    for n in 0..50u16 {
+        guest.break_ring(DATA, 0x8000 + n);
+        guest.break_ring(DATA + 1, 0x4000);
+        guest.break_ring(1, 0x8000 + n);
+    }
+    wait_until("the errors are counted", || {
+        stat(&control)["guests"][0]["ring_errors"].as_u64() >= Some(2)
+    });
+    // Malformed requests are answered, counted, and mostly not logged.
+    for _ in 0..200 {
+        let answer = guest.request(0, &[0xff; 64], 32);
+        assert_eq!(answer.status(), Status::Unsupported);
+    }
+    assert_eq!(stat(&control)["guests"][0]["malformed"], 200);
+    assert_eq!(guest.create_pool(1, 0), Status::Ok);
+    drop(guest);
+    daemon.wait_for("disconnected");
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    guest.create_pool(0, 0);
+    let put = guest.put(DATA, 0, &[(key(1, 1, 1), 1)]);
+    assert_eq!(put.results(), [PageResult::Stored]);
+    daemon.signal(libc::SIGTERM);
+    assert!(daemon.child.wait().unwrap().success());
+    let mut log = String::new();
+    while daemon.log.read_line(&mut log).unwrap() > 0 {}
+    assert!(log.lines().count() < 10, "{log}");
+}
+
+#[test]
+fn a_virtqueue_that_is_stopped_goes_on_where_it_was() {
+    let place = Place::new();
+    let _daemon = start(&place, &["-c", "8MiB"]);
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    guest.create_pool(0, pool_flags::PERSISTENT);
+    for round in 0..5 {
+        let put = guest.put(DATA, 0, &[(key(1, round, 1), 7)]);
+        assert_eq!(put.results(), [PageResult::Stored]);
+        assert_eq!(guest.stop_queue(DATA), round as u32 + 1);
+        guest.start_queue(DATA);
+    }
+    let keys: Vec<_> = (0..5).map(|index| key(1, index, 1)).collect();
+    assert_eq!(guest.get(DATA, 0, 0, &keys).results(), [PageResult::Hit; 5]);
+}
+
+#[test]
+fn the_capacity_is_a_ceiling_of_what_the_process_takes() {
+    const CAPACITY: u64 = 32 << 20;
+    let place = Place::new();
+    let daemon = start(&place, &["-c", "32MiB"]);
+    let pid = daemon.child.id();
+    let resident = || {
+        let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+        let field = |n| statm.split(' ').nth(n).unwrap().parse::<u64>().unwrap() * 4096;
+        // Without what is shared, which is the guest's memory.
+        field(1) - field(2)
+    };
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    guest.create_pool(0, pool_flags::PERSISTENT);
+    let before = resident();
+    // All frames under one object, then fewer and fewer of them, then an object for every page.
+    let mut next = 0;
+    let mut fill = |guest: &mut Guest, object: &dyn Fn(u64) -> u64| loop {
+        let pages: Vec<_> = (next..next + 32)
+            .map(|i| (key(object(i), i, 1), 9))
+            .collect();
+        next += 32;
+        if guest
+            .put(DATA, 0, &pages)
+            .results()
+            .contains(&PageResult::OverQuota)
+        {
+            break;
+        }
+    };
+    fill(&mut guest, &|_| 0);
+    let full = resident() - before;
+    assert!(full > CAPACITY * 9 / 10, "{full}");
+    for first in (0..8192).step_by(256) {
+        let keys = (first..first + 256)
+            .filter(|i| i % 16 != 0)
+            .map(|i| key(0, i, 1));
+        guest.flush(DATA, 0, &keys.collect::<Vec<_>>());
+    }
+    fill(&mut guest, &|i| i);
+    // Threads' stacks and the allocator's odds and ends.
+    let full = resident() - before;
+    assert!(full < CAPACITY + (1 << 20), "{full}");
+    let stat = stat(&place.path("control.sock"));
+    assert!(stat["used_bytes"].as_u64() <= Some(CAPACITY));
+    assert!(stat["objects"].as_u64() > Some(5000), "{stat}");
+}
+
+#[test]
+fn an_event_waits_for_a_buffer() {
+    let place = Place::new();
+    let _daemon = start(&place, &["-c", "1MiB"]);
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    guest.create_pool(0, pool_flags::PERSISTENT);
+    let mut index = 0;
+    loop {
+        let put = guest.put(DATA, 0, &[(key(1, index, 1), 1)]);
+        if put.results() != [PageResult::Stored] {
+            break;
+        }
+        index += 1;
+    }
+    let range = (0..index).map(|index| key(1, index, 1)).collect::<Vec<_>>();
+    guest.flush(DATA, 0, &range);
+    // Too short: it comes back empty, and the event stays due.
+    guest.submit(1, 0x70000, &[], 31);
+    assert_eq!(guest.wait(1), 0);
+    guest.offer_event();
+    let event = guest.wait_event();
+    assert!(event.persistent_credits.get() > 200);
+    // No event is due any more.
+    guest.offer_event();
+    assert_eq!(guest.create_pool(1, 0), Status::Ok);
+    assert_eq!(guest.poll(1), None);
+}
+
+#[test]
+fn an_operator_who_talks_nonsense_is_told_so() {
+    let place = Place::new();
+    let _daemon = start(&place, &["-c", "4MiB"]);
+    let ask = |lines: &str| {
+        let stream = UnixStream::connect(place.path("control.sock")).unwrap();
+        (&stream).write_all(lines.as_bytes()).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let replies = BufReader::new(stream).lines();
+        replies
+            .map(|line| serde_json::from_str::<serde_json::Value>(&line.unwrap()).unwrap())
+            .collect::<Vec<_>>()
+    };
+    let replies = ask(
+        "nonsense\n{\"version\":2,\"command\":\"stat\"}\n{\"version\":1}\n\
+                       {\"version\":1,\"command\":\"stat\"}\n",
+    );
+    assert_eq!(replies.len(), 4);
+    for reply in &replies[..3] {
+        assert_eq!(reply["reply"], "error");
+    }
+    assert!(replies[1]["message"]
+        .as_str()
+        .unwrap()
+        .contains("version 1 and not 2"));
+    assert_eq!(replies[3]["capacity_bytes"], 4 << 20);
+    assert_eq!(replies[3]["guests"][0]["connected"], false);
+    // A line without end is not waited for, and nobody else waits for it.
+    let endless = UnixStream::connect(place.path("control.sock")).unwrap();
+    assert!((&endless).write_all(&vec![b'x'; 8 << 20]).is_err());
+    assert_eq!(stat(&place.path("control.sock"))["version"], 1);
+}
+
+#[test]
+fn the_configuration_space_can_be_read_in_any_way() {
+    let place = Place::new();
+    let _daemon = start(&place, &["-c", "4MiB", "--data-queues", "3"]);
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    assert_eq!(guest.config.data_queues.get(), 3);
+    let whole = guest.read_config(0, 64);
+    assert_eq!(whole[..4], *b"TMEM");
+    for (offset, len) in [
+        (0, 1),
+        (3, 7),
+        (32, 8),
+        (63, 1),
+        (0, 256),
+        (60, 8),
+        (64, 1),
+        (200, 56),
+    ] {
+        let mut expected = whole.clone();
+        expected.resize(256, 0);
+        let read = guest.read_config(offset, len);
+        assert_eq!(read, expected[offset as usize..(offset + len) as usize]);
+    }
+}
