@@ -50,7 +50,7 @@ daemon: toolbox ## Build the host daemon and tmemctl: build/cargo/release/
 
 .PHONY: workload
 workload: toolbox
-	@$(cargo) build --release --locked -p tmem-workload
+	@$(cargo) build --release --locked -p tmem-workload -p tmem-fake-device
 
 .PHONY: demo
 demo: module-install daemon workload ## Boot a guest and show its pages come and go
