@@ -319,3 +319,53 @@ fn the_configuration_space_can_be_read_in_any_way() {
         assert_eq!(read, expected[offset as usize..(offset + len) as usize]);
     }
 }
+
+#[test]
+fn interrupts_come_when_they_are_wanted() {
+    let place = Place::new();
+    let _daemon = start(&place, &["-c", "4MiB"]);
+    let calls = || {
+        let stat = stat(&place.path("control.sock"));
+        stat["guests"][0]["calls"].as_u64().unwrap()
+    };
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    guest.create_pool(0, 0);
+    for (none, expected) in [(true, 0), (false, 3)] {
+        guest.set_no_interrupt(DATA, none);
+        for index in 0..3 {
+            guest.put(DATA, 0, &[(key(1, index, 1), 1)]);
+        }
+        // When the virtqueue has stopped, no interrupt is on its way.
+        guest.stop_queue(DATA);
+        assert_eq!(guest.interrupts(DATA), expected);
+        guest.start_queue(DATA);
+    }
+    drop(guest);
+
+    let mut guest = Guest::connect_without(&place.path("guest.sock"), 0);
+    guest.create_pool(0, 0);
+    wait_until("the new guest is listed", || calls() <= 1);
+    guest.set_used_event(DATA, 4);
+    for index in 0..10 {
+        guest.put(DATA, 0, &[(key(1, index, 1), 1)]);
+        guest.wait_avail_event(DATA);
+    }
+    guest.stop_queue(DATA);
+    assert_eq!(guest.interrupts(DATA), 1);
+}
+
+/// Memory that is plugged in later can be used at once.
+#[test]
+fn memory_can_be_replaced_while_virtqueues_run() {
+    let place = Place::new();
+    let _daemon = start(&place, &["-c", "4MiB"]);
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    guest.create_pool(0, 0);
+    for round in 0..20 {
+        guest.tell_memory();
+        let put = guest.put(DATA, 0, &[(key(1, round, 1), round as u8)]);
+        assert_eq!(put.results(), [PageResult::Stored]);
+        let get = guest.get(DATA + 1, 0, 0, &[key(1, round, 1)]);
+        assert_eq!(get.page(0), [round as u8; 4096]);
+    }
+}

@@ -39,19 +39,30 @@ pub(super) fn serve_queue(
     scratch: &mut Scratch,
 ) -> Result<(), Error> {
     loop {
-        // Held over many requests; a changed memory table takes effect in the next turn.
-        let memory = memory.memory();
-        let mem = memory.deref();
+        // Held over many requests.
+        let snapshot = memory.memory();
+        let mem = snapshot.deref();
         vring.get_mut().get_queue_mut().disable_notification(mem)?;
         let mut parts = Parts::default();
+        let mut changed = false;
         loop {
+            // The virtqueue's lock is held for the length of a statement only.
             let Some(chain) = pop(session, &mut vring.get_mut(), mem)? else {
                 break;
             };
+            // The driver may use memory that was plugged in before it made the chain available.
+            if !std::ptr::eq(mem, memory.memory().deref()) {
+                vring.get_mut().get_queue_mut().go_to_previous_position();
+                changed = true;
+                break;
+            }
             let head = chain.head_index();
             parts.collect(chain, mem);
             let len = serve(session, kind, &parts, scratch);
             push(session, &mut vring.get_mut(), mem, head, len)?;
+        }
+        if changed {
+            continue;
         }
         let mut vring = vring.get_mut();
         if stopped(session, &vring) || !vring.get_queue_mut().enable_notification(mem)? {

@@ -35,6 +35,8 @@ pub(crate) const PAGE: usize = 4096;
 const QUEUE_SIZE: u16 = 64;
 const MEMORY: usize = 16 << 20;
 const BUFFERS: u64 = 1 << 20;
+/// The feature bit of the event index.
+const EVENT_IDX: u64 = 1 << 29;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `done`, and panics if that takes a minute.
@@ -164,7 +166,13 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
+    /// Connects as a driver without the event index.
     pub(crate) fn connect(socket: &Path) -> Self {
+        Self::connect_without(socket, EVENT_IDX)
+    }
+
+    /// Connects as a driver that leaves out some features.
+    pub(crate) fn connect_without(socket: &Path, left_out: u64) -> Self {
         // SAFETY: A plain system call; the descriptor is new.
         let file = unsafe {
             let fd = libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC);
@@ -185,8 +193,7 @@ impl Guest {
             | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK;
         frontend.set_protocol_features(wanted).unwrap();
-        // Without the event index, which this driver does not write.
-        frontend.set_features(features & !(1 << 29)).unwrap();
+        frontend.set_features(features & !left_out).unwrap();
         let buffer = [0; size_of::<Config>()];
         let (_, config) = frontend
             .get_config(
@@ -197,10 +204,6 @@ impl Guest {
             )
             .unwrap();
         let config = Config::read_from_bytes(&config).unwrap();
-        let region = mem.iter().next().unwrap();
-        let region = VhostUserMemoryRegionInfo::from_guest_region(region).unwrap();
-        frontend.set_mem_table(&[region]).unwrap();
-
         let queues = 2 + u64::from(config.data_queues.get());
         let mut guest = Self {
             frontend,
@@ -208,6 +211,7 @@ impl Guest {
             config,
             rings: Vec::new(),
         };
+        guest.tell_memory();
         for queue in 0..queues {
             guest.rings.push(Ring {
                 base: queue * 0x8000,
@@ -219,6 +223,13 @@ impl Guest {
             guest.start_queue(queue as usize);
         }
         guest
+    }
+
+    /// Tells the device where the memory is.
+    pub(crate) fn tell_memory(&mut self) {
+        let region = self.mem.iter().next().unwrap();
+        let region = VhostUserMemoryRegionInfo::from_guest_region(region).unwrap();
+        self.frontend.set_mem_table(&[region]).unwrap();
     }
 
     /// Sets a virtqueue up and enables it.
@@ -246,6 +257,32 @@ impl Guest {
     /// Stops a virtqueue, and returns how many chains were taken from it.
     pub(crate) fn stop_queue(&mut self, queue: usize) -> u32 {
         self.frontend.get_vring_base(queue).unwrap()
+    }
+
+    /// Says when the driver wants the next interrupt: the used index before it.
+    pub(crate) fn set_used_event(&mut self, queue: usize, event: u16) {
+        let at = self.rings[queue].avail_ring() + 4 + 2 * u64::from(QUEUE_SIZE);
+        self.mem.write_obj(event, GuestAddress(at)).unwrap();
+    }
+
+    /// Says whether the driver wants interrupts, where there is no event index.
+    pub(crate) fn set_no_interrupt(&mut self, queue: usize, none: bool) {
+        let at = GuestAddress(self.rings[queue].avail_ring());
+        self.mem.write_obj(u16::from(none), at).unwrap();
+    }
+
+    /// Waits until the device wants to be notified of the next buffer.
+    pub(crate) fn wait_avail_event(&mut self, queue: usize) {
+        let ring = &self.rings[queue];
+        let at = GuestAddress(ring.used_ring() + 4 + 8 * u64::from(QUEUE_SIZE));
+        wait_until("the device waits for notifications", || {
+            self.mem.load::<u16>(at, Ordering::SeqCst).unwrap() == ring.avail
+        });
+    }
+
+    /// Returns how many interrupts came since the last call.
+    pub(crate) fn interrupts(&mut self, queue: usize) -> u64 {
+        self.rings[queue].call.read().unwrap_or(0)
     }
 
     /// Claims to have made so many chains available, and notifies.
