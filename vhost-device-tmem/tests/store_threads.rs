@@ -233,7 +233,7 @@ fn a_watcher_is_told_once_when_there_is_room() {
     while put() {}
     assert_eq!(store.credits().persistent, 0);
     let told = Arc::new(Told::default());
-    let watcher: Arc<dyn CreditWatcher> = Arc::<Told>::clone(&told);
+    let watcher = Arc::downgrade(&told);
     store.watch_credits(watcher);
     let mut result = [PageResult::Absent];
     store
@@ -249,7 +249,7 @@ fn a_watcher_is_told_once_when_there_is_room() {
     assert_eq!(told.0.load(Ordering::SeqCst), 1);
     store.flush_pool(&guest, PERSISTENT).unwrap();
     assert_eq!(told.0.load(Ordering::SeqCst), 1);
-    let watcher: Arc<dyn CreditWatcher> = Arc::<Told>::clone(&told);
+    let watcher = Arc::downgrade(&told);
     store.watch_credits(watcher);
     assert_eq!(told.0.load(Ordering::SeqCst), 2, "there is room already");
 }

@@ -143,7 +143,7 @@ impl Session {
         let low = LOW_CREDITS.min(self.store.useful_credits());
         let lowest = credits.persistent.min(credits.ephemeral);
         if lowest < low && !self.watching.swap(true, Ordering::SeqCst) {
-            let watcher: Arc<dyn CreditWatcher> = Arc::<Self>::clone(self);
+            let watcher = Arc::downgrade(self);
             self.store.watch_credits(watcher);
         }
         credits

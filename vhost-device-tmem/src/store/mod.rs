@@ -32,7 +32,7 @@ use std::{
     io,
     sync::{
         atomic::{AtomicUsize, Ordering},
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
     },
 };
 
@@ -119,7 +119,7 @@ pub trait CreditWatcher: Send + Sync {
 pub struct Store {
     inner: Mutex<Inner>,
     arena: Arc<Arena>,
-    watchers: Mutex<Vec<Arc<dyn CreditWatcher>>>,
+    watchers: Mutex<Vec<Weak<dyn CreditWatcher>>>,
     /// The length of `watchers`, to be read without its lock.
     watching: AtomicUsize,
 }
@@ -158,9 +158,11 @@ impl Store {
         u32::try_from(limit / 32).unwrap_or(u32::MAX).clamp(1, 256)
     }
 
-    /// Asks to be told, once, when there are [`Self::useful_credits`]; at once if there are.
-    pub fn watch_credits(&self, watcher: Arc<dyn CreditWatcher>) {
+    /// Asks to be told, once, when there are [`Self::useful_credits`]; at once if there are. Who
+    /// is gone by then is not told.
+    pub fn watch_credits(&self, watcher: Weak<dyn CreditWatcher>) {
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.retain(|watcher| watcher.strong_count() > 0);
         watchers.push(watcher);
         self.watching.store(watchers.len(), Ordering::SeqCst);
         drop(watchers);
@@ -221,7 +223,7 @@ impl Store {
         let woken = std::mem::take(&mut *watchers);
         self.watching.store(0, Ordering::SeqCst);
         drop(watchers);
-        for watcher in woken {
+        for watcher in woken.iter().filter_map(Weak::upgrade) {
             watcher.room_again();
         }
     }
