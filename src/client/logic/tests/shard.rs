@@ -17,7 +17,8 @@ use virtio_tmem_logic::index::{
     Outcome,
     Shard,
     NODES_PER_CHUNK,
-    OBJECTS_PER_CHUNK, //
+    OBJECTS_PER_CHUNK,
+    VERSION_MAX, //
 };
 
 const STORED: Outcome = Outcome::Stored { crc: 5 };
@@ -226,6 +227,60 @@ fn flags() {
     assert_eq!((shard.flags(TAG), shard.stats().objects), (0, 0));
 }
 
+/// An object that was known only for its flags is not known without them.
+#[test]
+fn flags_taken_back() {
+    for harvested in [false, true] {
+        let mut shard = shard();
+        assert_eq!(shard.set_flags(TAG, 1), Ok(()));
+        store(&mut shard, TAG, 3);
+        shard.erase_all(TAG);
+        if harvested {
+            harvest(&mut shard);
+        }
+        assert_eq!(shard.stats().objects, 1);
+        assert_eq!(shard.set_flags(TAG, 0), Ok(()));
+        harvest(&mut shard);
+        assert_eq!(shard.stats().objects, 0);
+    }
+}
+
+/// The device is not told of an object that it has nothing of.
+#[test]
+fn nothing_to_tell() {
+    let mut shard = shard();
+    assert_eq!(shard.set_flags(TAG, 1), Ok(()));
+    let wire = store(&mut shard, TAG, 3).wire;
+    shard.take(TAG, 3);
+    assert_eq!(shard.erase_range(TAG, 0, u64::MAX, |_| ()).count, 0);
+    assert_eq!(shard.erase_all(TAG), 0);
+    assert!(!shard.has_work());
+    assert_eq!(store(&mut shard, TAG, 3).wire, wire);
+    shard.take(TAG, 3);
+    shard.drop_object(TAG);
+    assert!(!shard.has_work());
+}
+
+/// The same, of an object that the worker was to look at.
+#[test]
+fn nothing_to_tell_any_more() {
+    let mut shard = shard();
+    store(&mut shard, TAG, 0);
+    store(&mut shard, TAG, 1);
+    shard.erase(TAG, 1);
+    assert!(shard.has_work());
+    store(&mut shard, TAG, 1);
+    shard.take(TAG, 0);
+    shard.take(TAG, 1);
+    store(&mut shard, TAG + 1, 0);
+    shard.drop_object(TAG);
+    assert_eq!(harvest(&mut shard), []);
+    assert_eq!(shard.stats().objects, 1);
+    store(&mut shard, TAG + 2, 0);
+    store(&mut shard, TAG + 3, 0);
+    assert!((1..4).all(|i| shard.peek(TAG + i, 0).is_some()));
+}
+
 /// Flags are set without memory, if the object is known.
 #[test]
 fn flags_without_memory() {
@@ -388,6 +443,33 @@ fn outcome_after_a_later_one() {
     let flush = Flush::Any {
         wire: a.wire,
         index: 1,
+    };
+    assert_eq!(harvest(&mut shard), [flush]);
+}
+
+/// Of two pages that were stored too late, it is the later one that the device has, also if its
+/// version is the lower one.
+#[test]
+fn versions_wrap() {
+    let mut shard = Shard::new(Config {
+        number: 0,
+        shards: 1,
+        max_pages: 1000,
+        version: VERSION_MAX - 2,
+    })
+    .unwrap();
+    assert!(add_nodes(&mut shard) && add_objects(&mut shard));
+    store(&mut shard, TAG, 0);
+    let a = shard.insert_pending(TAG, 1, 0).unwrap();
+    let b = shard.insert_pending(TAG, 1, 0).unwrap();
+    assert_eq!((a.version, b.version), (VERSION_MAX, 1));
+    assert!(shard.erase(TAG, 1).is_some());
+    shard.complete(TAG, a.wire, 1, a.version, STORED);
+    shard.complete(TAG, b.wire, 1, b.version, STORED);
+    let flush = Flush::Page {
+        wire: b.wire,
+        index: 1,
+        version: b.version,
     };
     assert_eq!(harvest(&mut shard), [flush]);
 }
