@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the `kernel` crate lacks: bindings, and safe wrappers of single facilities.
+
+mod raw;
+
+pub(crate) mod pin;
+pub(crate) mod thread;
+pub(crate) mod trace;
+pub(crate) mod work;
+
+pub(crate) use raw::*;

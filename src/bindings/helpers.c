@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What in the kernel's headers is an inline function or a macro, and so out of
+ * reach of bindgen. Nothing here decides anything.
+ */
+#include <linux/bvec.h>
+#include <linux/crc32c.h>
+#include <linux/dax.h>
+#include <linux/fsverity.h>
+#include <linux/gfp.h>
+#include <linux/highmem.h>
+#include <linux/jiffies.h>
+#include <linux/module.h>
+#include <linux/scatterlist.h>
+#include <linux/swapops.h>
+#include <linux/tracepoint.h>
+
+#include "helpers.h"
+
+int tmem_virtio_find_vqs(struct virtio_device *vdev, unsigned int nvqs,
+			 struct virtqueue *vqs[], struct virtqueue_info info[])
+{
+	return virtio_find_vqs(vdev, nvqs, vqs, info, NULL);
+}
+
+void tmem_virtio_del_vqs(struct virtio_device *vdev)
+{
+	vdev->config->del_vqs(vdev);
+}
+
+void tmem_virtio_device_ready(struct virtio_device *vdev)
+{
+	virtio_device_ready(vdev);
+}
+
+bool tmem_virtio_has_feature(const struct virtio_device *vdev,
+			     unsigned int fbit)
+{
+	return virtio_has_feature(vdev, fbit);
+}
+
+void tmem_virtio_cread_bytes(struct virtio_device *vdev, unsigned int offset,
+			     void *buf, size_t len)
+{
+	virtio_cread_bytes(vdev, offset, buf, len);
+}
+
+void tmem_sg_init_one(struct scatterlist *sg, const void *buf, unsigned int len)
+{
+	sg_init_one(sg, buf, len);
+}
+
+void tmem_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int len)
+{
+	sg_set_buf(sg, buf, len);
+}
+
+void tmem_sg_set_page(struct scatterlist *sg, struct page *page,
+		      unsigned int len, unsigned int offset)
+{
+	sg_set_page(sg, page, len, offset);
+}
+
+void tmem_sg_mark_end(struct scatterlist *sg)
+{
+	sg_mark_end(sg);
+}
+
+void tmem_sg_unmark_end(struct scatterlist *sg)
+{
+	sg_unmark_end(sg);
+}
+
+struct page *tmem_alloc_page(gfp_t gfp)
+{
+	return alloc_page(gfp);
+}
+
+void tmem_free_page(struct page *page)
+{
+	__free_page(page);
+}
+
+void tmem_copy_page(struct page *to, struct page *from)
+{
+	copy_highpage(to, from);
+}
+
+u32 tmem_crc_page(struct page *page)
+{
+	void *addr = kmap_local_page(page);
+	u32 crc = crc32c(~0, addr, PAGE_SIZE);
+
+	kunmap_local(addr);
+	return crc;
+}
+
+struct workqueue_struct *tmem_alloc_workqueue(const char *name, bool reclaim)
+{
+	return alloc_workqueue("%s", WQ_UNBOUND | (reclaim ? WQ_MEM_RECLAIM : 0),
+			       0, name);
+}
+
+struct task_struct *tmem_kthread_run(int (*main)(void *), void *data,
+				     const char *name)
+{
+	return kthread_run(main, data, "%s", name);
+}
+
+/* Sleeps until *rung, or for so many ticks; true: the thread has to end. */
+bool tmem_kthread_wait(const bool *rung, unsigned long ticks)
+{
+	set_current_state(TASK_IDLE);
+	if (!kthread_should_stop() && !READ_ONCE(*rung))
+		schedule_timeout(ticks ?: MAX_SCHEDULE_TIMEOUT);
+	__set_current_state(TASK_RUNNING);
+	return kthread_should_stop();
+}
+
+unsigned long tmem_jiffies(void)
+{
+	return jiffies;
+}
+
+/* Called by ftrace handlers, so not to be traced itself. */
+bool notrace tmem_within_module(unsigned long addr, const struct module *mod)
+{
+	return within_module(addr, mod);
+}
+
+void notrace tmem_regs_set_ip(struct ftrace_regs *fregs, unsigned long ip)
+{
+	ftrace_regs_set_instruction_pointer(fregs, ip);
+}
+
+unsigned long notrace tmem_regs_arg0(struct ftrace_regs *fregs)
+{
+	return ftrace_regs_get_argument(fregs, 0);
+}
+
+void tmem_tracepoint_synchronize(void)
+{
+	tracepoint_synchronize_unregister();
+}
+
+unsigned long tmem_folio_nr_pages(const struct folio *folio)
+{
+	return folio_nr_pages(folio);
+}
+
+unsigned int tmem_folio_order(const struct folio *folio)
+{
+	return folio_order(folio);
+}
+
+struct page *tmem_folio_page(struct folio *folio, unsigned long n)
+{
+	return folio_page(folio, n);
+}
+
+int tmem_folio_ref_count(const struct folio *folio)
+{
+	return folio_ref_count(folio);
+}
+
+/* Content that equals the disk's, and that nobody else can see any more. */
+bool tmem_folio_putable(const struct folio *folio)
+{
+	return !folio_ref_count(folio) && folio_test_uptodate(folio) &&
+	       !folio_test_dirty(folio) && !folio_test_writeback(folio) &&
+	       !folio_contain_hwpoisoned_page((struct folio *)folio);
+}
+
+/* No content yet, and no state of the filesystem's on it. */
+bool tmem_folio_fillable(const struct folio *folio)
+{
+	return !folio_test_uptodate(folio) && !folio_test_dirty(folio) &&
+	       !folio_test_private(folio) && !folio_test_writeback(folio);
+}
+
+struct address_space *tmem_folio_mapping(const struct folio *folio)
+{
+	return folio->mapping;
+}
+
+unsigned long tmem_folio_index(const struct folio *folio)
+{
+	return folio->index;
+}
+
+swp_entry_t tmem_folio_swap(const struct folio *folio)
+{
+	return folio->swap;
+}
+
+unsigned int tmem_swp_type(swp_entry_t entry)
+{
+	return swp_type(entry);
+}
+
+unsigned long tmem_swp_offset(swp_entry_t entry)
+{
+	return swp_offset(entry);
+}
+
+struct folio *tmem_bvec_folio(const struct bio_vec *bv)
+{
+	return page_folio(bv->bv_page);
+}
+
+/*
+ * Ends a swap request as a filesystem would: swap_fs_prepare_rw() installs the
+ * completion that ends writeback, or unlocks, and frees the request.
+ */
+void tmem_swap_complete(struct swap_io_ctx *ctx, int rw, long result)
+{
+	struct swap_iocb *sio = ctx->sio;
+	struct iov_iter iter;
+
+	swap_fs_prepare_rw(ctx, rw, &iter);
+	sio->iocb.ki_complete(&sio->iocb, result);
+}
+
+/* What reads the block device's content, unchanged, through the page cache. */
+bool tmem_mapping_cacheable(struct address_space *mapping)
+{
+	struct inode *inode = mapping->host;
+
+	return (inode->i_sb->s_type->fs_flags & FS_REQUIRES_DEV) &&
+	       inode->i_nlink && !IS_DAX(inode) && !IS_ENCRYPTED(inode) &&
+	       !IS_VERITY(inode) && !IS_SWAPFILE(inode);
+}
+
+bool tmem_mapping_exiting(struct address_space *mapping)
+{
+	return mapping_exiting(mapping);
+}
+
+bool tmem_mapping_regular(struct address_space *mapping)
+{
+	struct inode *inode = mapping->host;
+
+	return inode && mapping == &inode->i_data && S_ISREG(inode->i_mode);
+}
+
+/* Nobody is inside a truncate or direct I/O that began before the hooks. */
+bool tmem_inode_quiet(struct inode *inode)
+{
+	return !rwsem_is_locked(&inode->i_rwsem) &&
+	       !atomic_read(&inode->i_dio_count);
+}
+
+unsigned int tmem_readahead_count(struct readahead_control *rac)
+{
+	return readahead_count(rac) - rac->_batch_count;
+}
+
+/* The folio that tmem_readahead_next() would return. */
+struct folio *tmem_readahead_peek(struct readahead_control *rac)
+{
+	struct folio *folio;
+
+	if (rac->_nr_pages <= rac->_batch_count)
+		return NULL;
+	folio = xa_load(&rac->mapping->i_pages,
+			rac->_index + rac->_batch_count);
+	return xa_is_value(folio) ? NULL : folio;
+}
+
+struct folio *tmem_readahead_next(struct readahead_control *rac)
+{
+	return readahead_folio(rac);
+}
+
+/* Makes what is left begin at the folio after the last one taken. */
+void tmem_readahead_settle(struct readahead_control *rac)
+{
+	rac->_nr_pages -= rac->_batch_count;
+	rac->_index += rac->_batch_count;
+	rac->_batch_count = 0;
+}

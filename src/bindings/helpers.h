@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef _TMEM_HELPERS_H
+#define _TMEM_HELPERS_H
+
+#include <linux/fs.h>
+#include <linux/ftrace.h>
+#include <linux/kthread.h>
+#include <linux/pagemap.h>
+#include <linux/swap.h>
+#include <linux/swap_ops.h>
+#include <linux/virtio.h>
+#include <linux/virtio_config.h>
+#include <linux/workqueue.h>
+
+/* virtio */
+int tmem_virtio_find_vqs(struct virtio_device *vdev, unsigned int nvqs,
+			 struct virtqueue *vqs[],
+			 struct virtqueue_info info[]);
+void tmem_virtio_del_vqs(struct virtio_device *vdev);
+void tmem_virtio_device_ready(struct virtio_device *vdev);
+bool tmem_virtio_has_feature(const struct virtio_device *vdev,
+			     unsigned int fbit);
+void tmem_virtio_cread_bytes(struct virtio_device *vdev, unsigned int offset,
+			     void *buf, size_t len);
+void tmem_sg_init_one(struct scatterlist *sg, const void *buf,
+		      unsigned int len);
+void tmem_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int len);
+void tmem_sg_set_page(struct scatterlist *sg, struct page *page,
+		      unsigned int len, unsigned int offset);
+void tmem_sg_mark_end(struct scatterlist *sg);
+void tmem_sg_unmark_end(struct scatterlist *sg);
+
+/* pages */
+struct page *tmem_alloc_page(gfp_t gfp);
+void tmem_free_page(struct page *page);
+void tmem_copy_page(struct page *to, struct page *from);
+u32 tmem_crc_page(struct page *page);
+
+/* threads and work */
+struct workqueue_struct *tmem_alloc_workqueue(const char *name, bool reclaim);
+struct task_struct *tmem_kthread_run(int (*main)(void *), void *data,
+				     const char *name);
+bool tmem_kthread_wait(const bool *rung, unsigned long ticks);
+unsigned long tmem_jiffies(void);
+
+/* hooks */
+bool tmem_within_module(unsigned long addr, const struct module *mod);
+void tmem_regs_set_ip(struct ftrace_regs *fregs, unsigned long ip);
+unsigned long tmem_regs_arg0(struct ftrace_regs *fregs);
+void tmem_tracepoint_synchronize(void);
+
+/* folios */
+unsigned long tmem_folio_nr_pages(const struct folio *folio);
+unsigned int tmem_folio_order(const struct folio *folio);
+struct page *tmem_folio_page(struct folio *folio, unsigned long n);
+int tmem_folio_ref_count(const struct folio *folio);
+bool tmem_folio_putable(const struct folio *folio);
+bool tmem_folio_fillable(const struct folio *folio);
+struct address_space *tmem_folio_mapping(const struct folio *folio);
+unsigned long tmem_folio_index(const struct folio *folio);
+swp_entry_t tmem_folio_swap(const struct folio *folio);
+
+/* swap */
+unsigned int tmem_swp_type(swp_entry_t entry);
+unsigned long tmem_swp_offset(swp_entry_t entry);
+struct folio *tmem_bvec_folio(const struct bio_vec *bv);
+void tmem_swap_complete(struct swap_io_ctx *ctx, int rw, long result);
+
+/* the page cache */
+bool tmem_mapping_cacheable(struct address_space *mapping);
+bool tmem_mapping_exiting(struct address_space *mapping);
+bool tmem_mapping_regular(struct address_space *mapping);
+bool tmem_inode_quiet(struct inode *inode);
+unsigned int tmem_readahead_count(struct readahead_control *rac);
+struct folio *tmem_readahead_peek(struct readahead_control *rac);
+struct folio *tmem_readahead_next(struct readahead_control *rac);
+void tmem_readahead_settle(struct readahead_control *rac);
+
+#endif /* _TMEM_HELPERS_H */
