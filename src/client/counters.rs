@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is counted.
+
+use kernel::sync::atomic::{
+    Atomic,
+    Relaxed, //
+};
+
+/// A number of events since the device was bound.
+pub(crate) struct Counter(Atomic<u64>);
+
+impl Counter {
+    const fn new() -> Self {
+        Self(Atomic::new(0))
+    }
+
+    /// Counts `n` events. Any context.
+    #[inline]
+    pub(crate) fn add(&self, n: usize) {
+        self.0.add(n as u64, Relaxed);
+    }
+
+    /// Returns the number, for a file.
+    pub(crate) fn as_atomic(&self) -> &Atomic<u64> {
+        &self.0
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$meta:meta])* $name:ident,)*) => {
+        /// The counters of one pool, in pages.
+        pub(crate) struct Counters {
+            $($(#[$meta])* pub(crate) $name: Counter,)*
+        }
+
+        impl Counters {
+            pub(super) const fn new() -> Self {
+                Self { $($name: Counter::new(),)* }
+            }
+
+            /// Calls `f` with the name and value of each counter.
+            pub(crate) fn for_each<'a>(
+                &'a self,
+                mut f: impl FnMut(&'static kernel::str::CStr, &'a Counter),
+            ) {
+                $(
+                    // CAST: A string without a zero in it, with one after it.
+                    if let Ok(name) = kernel::str::CStr::from_bytes_with_nul(
+                        concat!(stringify!($name), "\0").as_bytes(),
+                    ) {
+                        f(name, &self.$name);
+                    }
+                )*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Pages sent to the device.
+    puts,
+    /// Pages that the device stored.
+    stored,
+    /// Pages that the device refused.
+    refused,
+    /// Pages not sent because there was no credit.
+    no_credit,
+    /// Pages not sent because there was no memory of the driver's to do it with.
+    no_memory,
+    /// Pages asked of the device.
+    gets,
+    /// Pages that it returned.
+    hits,
+    /// Pages that were returned from the staging memory, without the device.
+    staged_hits,
+    /// Pages looked for and not in the index.
+    misses,
+    /// Pages that the index had and the device did not return.
+    lost,
+    /// Pages that came back other than they were sent.
+    bad_crc,
+    /// Pages that left the index because they changed, or were not needed any more.
+    flushes,
+    /// Page, range and object flushes sent to the device.
+    flushes_sent,
+    /// Pages not put because they could not be known to be clean, or were not worth it.
+    skipped,
+    /// Inodes that were seen to be written around the page cache.
+    bans,
+}

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One pool, as the driver knows it: its index, its credits, its counters.
+
+use core::ops::{
+    Deref,
+    DerefMut, //
+};
+
+use kernel::{
+    new_spinlock_irq,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        lock::{
+            spinlock::SpinLockIrqBackend,
+            Guard, //
+        },
+        SpinLockIrq, //
+    },
+    ThisModule, //
+};
+
+use crate::bindings::pin::ModulePin;
+
+use super::{
+    counters::Counters,
+    credits::Credits,
+    logic::index::{
+        self,
+        shard_of,
+        Buckets,
+        NodeChunk,
+        ObjectChunk,
+        Shard, //
+    },
+};
+
+/// How many shards an index has.
+const SHARDS: u32 = 16;
+
+/// Which pool.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pool {
+    /// The persistent one.
+    Frontswap,
+    /// The ephemeral one.
+    Cleancache,
+}
+
+impl Pool {
+    /// Returns the pool's number in requests.
+    pub(crate) const fn number(self) -> u32 {
+        match self {
+            Self::Frontswap => 0,
+            Self::Cleancache => 1,
+        }
+    }
+}
+
+/// One pool, as the driver knows it.
+#[pin_data]
+pub(crate) struct Half {
+    pool: Pool,
+    shards: KVec<Pin<KBox<SpinLockIrq<Shard>>>>,
+    /// Keeps the module loaded while there are pages that only the device has.
+    #[pin]
+    pin: ModulePin,
+    pages: Atomic<u64>,
+    max_pages: u64,
+    pub(super) credits: Credits,
+    pub(crate) counters: Counters,
+}
+
+impl Half {
+    /// Creates a pool without pages, for at most `max_pages`.
+    ///
+    /// May sleep.
+    pub(super) fn new(
+        pool: Pool,
+        max_pages: u64,
+        module: &'static ThisModule,
+    ) -> impl PinInit<Self, Error> {
+        pin_init::pin_init_scope(move || {
+            let mut shards = KVec::with_capacity(SHARDS as usize, GFP_KERNEL)?;
+            let version = kernel::time::Instant::<kernel::time::Monotonic>::now();
+            let version = version.elapsed().as_nanos() as u32;
+
+            for number in 0..SHARDS {
+                let shard = Shard::new(index::Config {
+                    number,
+                    shards: SHARDS,
+                    max_pages: usize::try_from(max_pages / u64::from(SHARDS))?,
+                    version,
+                })
+                .map_err(|_| ENOMEM)?;
+
+                shards.push(
+                    KBox::pin_init(new_spinlock_irq!(shard, "Half::shards"), GFP_KERNEL)?,
+                    GFP_KERNEL,
+                )?;
+            }
+
+            Ok(try_pin_init!(Self {
+                pool,
+                shards,
+                pin <- ModulePin::new(module),
+                pages: Atomic::new(0),
+                max_pages,
+                credits: Credits::new(),
+                counters: Counters::new(),
+            }))
+        })
+    }
+
+    /// Returns how many pages the index has.
+    pub(crate) fn pages(&self) -> &Atomic<u64> {
+        &self.pages
+    }
+
+    /// Locks the shard that has the objects with this tag.
+    ///
+    /// Any context.
+    pub(super) fn shard(&self, tag: u64) -> Option<ShardGuard<'_>> {
+        self.shards
+            .get(shard_of(tag, SHARDS) as usize)
+            .map(|shard| self.guard(shard))
+    }
+
+    /// Returns which shard has the objects with this tag.
+    pub(super) fn shard_of(tag: u64) -> usize {
+        shard_of(tag, SHARDS) as usize
+    }
+
+    /// Returns how many shards there are.
+    pub(super) fn shard_count(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Locks shard `n`.
+    pub(super) fn nth_shard(&self, n: usize) -> Option<ShardGuard<'_>> {
+        self.shards.get(n).map(|shard| self.guard(shard))
+    }
+
+    /// Gives shard `n` the memory that it wants, as far as there is any.
+    ///
+    /// May sleep, and enters reclaim: to be called by nobody whom reclaim waits for.
+    pub(super) fn grow_shard(&self, n: usize) {
+        while let Some(wants) = self.nth_shard(n).map(|shard| shard.wants()) {
+            if !wants.any() {
+                return;
+            }
+            // Whatever is left over is freed here, without the lock.
+            if wants.nodes {
+                let Ok(chunk) = NodeChunk::new() else { return };
+                let left = self.nth_shard(n).map(|mut shard| shard.add_nodes(chunk));
+                if !matches!(left, Some(Ok(()))) {
+                    return;
+                }
+            }
+            if wants.objects {
+                let Ok(chunk) = ObjectChunk::new() else {
+                    return;
+                };
+                let left = self.nth_shard(n).map(|mut shard| shard.add_objects(chunk));
+                if !matches!(left, Some(Ok(()))) {
+                    return;
+                }
+            }
+            if let Some(count) = wants.buckets {
+                let Ok(buckets) = Buckets::new(count) else {
+                    return;
+                };
+                let _old = self.nth_shard(n).map(|mut shard| shard.rehash(buckets));
+            }
+        }
+    }
+
+    /// Locks each shard in turn.
+    pub(super) fn shards(&self) -> impl Iterator<Item = ShardGuard<'_>> {
+        self.shards.iter().map(|shard| self.guard(shard))
+    }
+
+    fn guard<'a>(&'a self, shard: &'a SpinLockIrq<Shard>) -> ShardGuard<'a> {
+        let shard = shard.lock();
+
+        ShardGuard {
+            half: self,
+            before: shard.stats().live,
+            shard,
+        }
+    }
+
+    /// Makes room for one more page, or returns false if there may not be one.
+    ///
+    /// Any context. To be followed by an insertion and [`Self::admitted`].
+    pub(super) fn admit(&self) -> bool {
+        if self.pages.load(Relaxed) >= self.max_pages {
+            return false;
+        }
+        if !self.credits.take() {
+            self.counters.no_credit.add(1);
+            return false;
+        }
+        if self.pool == Pool::Frontswap && !self.pin.add() {
+            self.credits.settle(1);
+            return false;
+        }
+        true
+    }
+
+    /// Gives back what [`Self::admit`] took, but for what the page itself holds on to.
+    ///
+    /// `inserted` is whether the put is going to be made.
+    pub(super) fn admitted(&self, inserted: bool) {
+        if !inserted {
+            self.credits.settle(1);
+        }
+        // A page that is in the index now has taken its own.
+        if self.pool == Pool::Frontswap {
+            self.pin.sub(1);
+        }
+    }
+}
+
+/// The right to look at and change a shard.
+///
+/// When it is dropped, the number of pages that the shard has more or fewer is accounted for.
+pub(super) struct ShardGuard<'a> {
+    half: &'a Half,
+    before: u64,
+    shard: Guard<'a, Shard, SpinLockIrqBackend>,
+}
+
+impl Deref for ShardGuard<'_> {
+    type Target = Shard;
+
+    fn deref(&self) -> &Shard {
+        &self.shard
+    }
+}
+
+impl DerefMut for ShardGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Shard {
+        &mut self.shard
+    }
+}
+
+impl Drop for ShardGuard<'_> {
+    fn drop(&mut self) {
+        let after = self.shard.stats().live;
+
+        match after.checked_sub(self.before) {
+            Some(0) => (),
+            Some(more) => {
+                self.half.pages.add(more, Relaxed);
+                if self.half.pool == Pool::Frontswap {
+                    // The inserter has been admitted, so that this cannot fail.
+                    for _ in 0..more {
+                        let _ = self.half.pin.add();
+                    }
+                }
+            }
+            None => {
+                let fewer = self.before.wrapping_sub(after);
+
+                self.half.pages.fetch_sub(fewer, Relaxed);
+                if self.half.pool == Pool::Frontswap {
+                    self.half.pin.sub(fewer);
+                }
+            }
+        }
+    }
+}

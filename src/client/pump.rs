@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The thread that sends what nobody waits for, and watches over the device.
+//!
+//! It never waits for the device and never allocates, so that whatever the device does, it gets to
+//! see that requests are not completed in time.
+
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Full,
+            Relaxed, //
+        },
+        Arc, //
+    },
+    time::msecs_to_jiffies,
+};
+use virtio_tmem_abi::{
+    Le64,
+    ObjectId,
+    Opcode,
+    Range, //
+};
+use zerocopy::IntoBytes;
+
+use crate::{
+    bindings::thread::{
+        self,
+        Bell, //
+    },
+    virtio::frame::MAX_PAGES, //
+};
+
+use super::{
+    batch::crc_of,
+    logic::index::Flush,
+    request::{
+        object_id,
+        Origin,
+        Page, //
+    },
+    Client,
+    Pool, //
+};
+
+/// How long the device may hold what it need not hold any more, in milliseconds.
+const FLUSH_DELAY: u32 = 50;
+
+/// How often to look after requests, in milliseconds.
+const WATCH_PERIOD: u32 = 1000;
+
+/// What the thread remembers.
+pub(super) struct State {
+    /// Whether staged pages have waited for more to come.
+    lingered: Atomic<bool>,
+    /// When to tell the device of flushes, in jiffies; 0 for never.
+    flush_at: Atomic<usize>,
+    /// Whether requests are watched.
+    watching: Atomic<bool>,
+    /// How many requests had come back when there was last something new.
+    seen: Atomic<u64>,
+    /// When that was, in jiffies.
+    since: Atomic<usize>,
+}
+
+impl State {
+    pub(super) const fn new() -> Self {
+        Self {
+            lingered: Atomic::new(false),
+            flush_at: Atomic::new(0),
+            watching: Atomic::new(false),
+            seen: Atomic::new(0),
+            since: Atomic::new(0),
+        }
+    }
+}
+
+impl<O: Origin> thread::Work for Client<O> {
+    fn work(this: &Arc<Self>) -> Option<usize> {
+        if this.is_gone() {
+            return None;
+        }
+        if this.growing.load(Relaxed) {
+            let _ = this.growth.enqueue(this.clone());
+        }
+
+        [
+            this.pump_staged(),
+            this.pump_flushes(),
+            this.watch_requests(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn bell(&self) -> &Bell {
+        &self.bell
+    }
+}
+
+impl<O: Origin> Client<O> {
+    /// Has flushes told to the device soon. Any context.
+    pub(super) fn flush_later(&self) {
+        if self.pump.flush_at.load(Relaxed) == 0 {
+            let at = thread::jiffies().wrapping_add(msecs_to_jiffies(FLUSH_DELAY));
+
+            self.pump.flush_at.store(at.max(1), Relaxed);
+            self.bell.ring();
+        }
+    }
+
+    /// Has requests watched. Any context.
+    pub(super) fn watch(&self) {
+        if !self.pump.watching.load(Relaxed) {
+            self.bell.ring();
+        }
+    }
+
+    /// Has staged pages sent, now that so many wait. Any context.
+    pub(super) fn staged(&self, waiting: usize) {
+        if waiting == 1 || waiting % self.max_pages == 0 {
+            self.bell.ring();
+        }
+    }
+
+    /// Sends staged pages; returns in how many jiffies to look again.
+    fn pump_staged(&self) -> Option<usize> {
+        let waiting = self.staging.waiting();
+
+        if waiting == 0 {
+            self.pump.lingered.store(false, Relaxed);
+            return None;
+        }
+        if waiting < self.max_pages && !self.pump.lingered.xchg(true, Relaxed) {
+            return Some(1);
+        }
+        self.pump.lingered.store(false, Relaxed);
+
+        for n in 0..self.staging.queues() {
+            while self.send_staged(n) {}
+        }
+        // If there was no request for the rest, one that comes back rings the bell.
+        None
+    }
+
+    /// Sends one request with staged pages for virtqueue `n`, if there are any.
+    fn send_staged(&self, n: usize) -> bool {
+        let Some(mut batch) = self.begin(Opcode::Put, Pool::Cleancache, 0, false) else {
+            return false;
+        };
+
+        while batch.len() < self.max_pages {
+            let Some(staged) = self.staging.pop(n) else {
+                break;
+            };
+            let current = self.cleancache.shard(staged.tag).is_some_and(|shard| {
+                shard.is_current(staged.tag, staged.wire, staged.index, staged.version)
+            });
+            if !current {
+                self.abandon(staged);
+                continue;
+            }
+
+            let page = Page {
+                tag: staged.tag,
+                crc: if staged.checked {
+                    crc_of(self.staging.pages.crc(&staged.slot))
+                } else {
+                    0
+                },
+                checked: staged.checked,
+                covers: Some(staged.covers),
+            };
+            // It fits: there is room for as many pages as are taken.
+            let _ = batch
+                .request
+                .push_key(staged.wire, staged.index, staged.version, page);
+            let _ = batch.request.frame.attach(&self.staging.pages, staged.slot);
+            batch.queue = Some(self.queue_of_shard(n));
+        }
+        if batch.len() == 0 {
+            self.cancel(batch);
+            return false;
+        }
+        self.send(batch, false);
+        true
+    }
+
+    /// Tells the device of flushes; returns in how many jiffies to look again.
+    fn pump_flushes(&self) -> Option<usize> {
+        let at = self.pump.flush_at.load(Relaxed);
+        if at == 0 {
+            return None;
+        }
+        let left = at.wrapping_sub(thread::jiffies()) as isize;
+        if left > 0 {
+            return Some(left as usize);
+        }
+
+        self.pump.flush_at.store(0, Relaxed);
+        for pool in [Pool::Frontswap, Pool::Cleancache] {
+            for n in 0..self.half(pool).shard_count() {
+                loop {
+                    match self.send_flushes(pool, n) {
+                        Some(true) => (),
+                        Some(false) => break,
+                        None => {
+                            // There is no request now: later.
+                            self.flush_later();
+                            return Some(1);
+                        }
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Tells the device of some flushes of a shard.
+    ///
+    /// Returns whether there may be more, or [`None`] if there are not enough requests.
+    fn send_flushes(&self, pool: Pool, n: usize) -> Option<bool> {
+        let opcodes = [Opcode::FlushPage, Opcode::FlushRange, Opcode::FlushObject];
+        let mut batches = opcodes.map(|opcode| self.begin(opcode, pool, 0, false));
+
+        if batches.iter().any(Option::is_none) {
+            for batch in batches.into_iter().flatten() {
+                self.cancel(batch);
+            }
+            return None;
+        }
+
+        let mut flushes = [None; MAX_PAGES];
+        let mut count = 0;
+        let more = self
+            .half(pool)
+            .nth_shard(n)?
+            .harvest(self.max_flushes, |flush| {
+                if let Some(place) = flushes.get_mut(count) {
+                    *place = Some(flush);
+                    count += 1;
+                }
+            });
+
+        for flush in flushes.into_iter().flatten() {
+            let (opcode, wire) = match flush {
+                Flush::Page { wire, .. } => (Opcode::FlushPage, wire),
+                Flush::Any { wire, .. } => (Opcode::FlushRange, wire),
+                Flush::Object { wire } => (Opcode::FlushObject, wire),
+            };
+            let Some(batch) = opcodes
+                .iter()
+                .position(|&o| o == opcode)
+                .and_then(|i| batches.get_mut(i)?.as_mut())
+            else {
+                continue;
+            };
+            let request = &mut batch.request;
+
+            // It fits: no more are harvested than go into one request.
+            let _ = match flush {
+                Flush::Page { index, version, .. } => {
+                    request.push_key(wire, index, version, Page::default())
+                }
+                Flush::Any { index, .. } => {
+                    let range = Range {
+                        object: object_id(wire),
+                        first: Le64::new(index),
+                        last: Le64::new(index),
+                    };
+                    request.push_entry(range.as_bytes(), Page::default())
+                }
+                Flush::Object { .. } => {
+                    let object: ObjectId = object_id(wire);
+                    request.push_entry(object.as_bytes(), Page::default())
+                }
+            };
+            batch.queue = Some(self.queue_of_shard(n));
+        }
+
+        for batch in batches.into_iter().flatten() {
+            if batch.len() == 0 {
+                self.cancel(batch);
+            } else {
+                self.send(batch, false);
+            }
+        }
+        Some(more)
+    }
+
+    /// Gives the device up if it does not complete requests in time.
+    fn watch_requests(&self) -> Option<usize> {
+        let pump = &self.pump;
+
+        // Before looking, so that who submits after that rings the bell.
+        let watched = pump.watching.xchg(false, Full);
+        if !self.requests.any_out() {
+            return None;
+        }
+        pump.watching.store(true, Relaxed);
+
+        let now = thread::jiffies();
+        let seen = self.requests.returned();
+        if !watched || pump.seen.load(Relaxed) != seen {
+            pump.seen.store(seen, Relaxed);
+            pump.since.store(now, Relaxed);
+        } else if now.wrapping_sub(pump.since.load(Relaxed)) > self.timeout {
+            self.report_silence();
+            return None;
+        }
+        Some(msecs_to_jiffies(WATCH_PERIOD))
+    }
+
+    fn report_silence(&self) {
+        if self.give_up() {
+            pr_err!(
+                "the host does not answer any more: {} swap pages that it had are lost, and \
+                 reading one is an I/O error; nothing else is affected\n",
+                self.pages(Pool::Frontswap).load(Relaxed)
+            );
+        }
+    }
+}
