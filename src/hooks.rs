@@ -1,0 +1,456 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where in the kernel pages come from, and go to.
+//!
+//! The hooks are functions that the kernel calls with nothing of the driver's; so they find what
+//! they need in one place, the [`Context`], of which there is at most one. It is there before the
+//! first hook is, and until nobody can be inside any hook any more: see [`teardown`].
+//!
+//! Swapped pages may outlive their device. Then the hooks of frontswap, the context and the client
+//! stay, so that whoever wants such a page gets an error, and not what happens to be in the swap
+//! area. They go when the last such page is gone.
+
+mod cleancache;
+mod filesystem;
+mod folio;
+mod frontswap;
+mod ftrace;
+mod symbol;
+
+use core::{
+    ops::Deref,
+    ptr, //
+};
+
+use kernel::{
+    new_mutex, new_work,
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Relaxed, //
+        },
+        Arc,
+        Mutex, //
+    },
+    workqueue::{
+        self,
+        impl_has_work,
+        Work, //
+    },
+};
+
+use crate::{
+    bindings::{
+        self,
+        work::OwnedQueue, //
+    },
+    client::{
+        self,
+        Outcomes,
+        Pool, //
+    },
+    params,
+};
+
+use self::{
+    filesystem::Filesystem,
+    ftrace::Redirect, //
+};
+
+/// The client, with this module's origins.
+pub(crate) type Client = client::Client<Origin>;
+
+/// Who asked the client for something.
+pub(crate) enum Origin {
+    /// A swap request.
+    Swap(frontswap::Part),
+    /// A readahead.
+    Readahead(cleancache::Folios),
+    /// Somebody who waits.
+    Waiter(cleancache::Waiter),
+}
+
+impl client::Origin for Origin {
+    fn done(self, outcomes: &Outcomes) {
+        match self {
+            Self::Swap(part) => part.done(outcomes),
+            Self::Readahead(folios) => folios.done(outcomes),
+            Self::Waiter(waiter) => waiter.done(outcomes),
+        }
+    }
+}
+
+/// The most filesystems that there are parameters for.
+const FILESYSTEMS: usize = 3;
+
+/// What the hooks need.
+#[pin_data]
+struct Context {
+    client: Arc<Client>,
+    /// Swap requests that are to go to the swap area after all.
+    to_area: frontswap::ToArea,
+    filesystems: KVec<Filesystem>,
+    /// The hooks of filesystems.
+    #[pin]
+    reads: Mutex<KVec<[Redirect; 2]>>,
+    /// Whether there was no memory for what must not be forgotten.
+    no_memory: Atomic<bool>,
+    /// For work that reclaim waits for.
+    urgent: OwnedQueue,
+    /// For work that may wait for reclaim.
+    leisurely: OwnedQueue,
+    #[pin]
+    write: Work<Self, 0>,
+    #[pin]
+    hook: Work<Self, 1>,
+}
+
+impl_has_work! {
+    impl HasWork<Self, 0> for Context { self.write }
+    impl HasWork<Self, 1> for Context { self.hook }
+}
+
+/// The context, or null.
+static CONTEXT: Atomic<*mut Context> = Atomic::new(ptr::null_mut());
+
+/// How many are inside a hook, or have the context for another reason.
+static INSIDE: Atomic<i32> = Atomic::new(0);
+
+/// Whether a device has the hooks.
+static TAKEN: Atomic<bool> = Atomic::new(false);
+
+/// The context of a device that is gone, but not all of whose swap pages are.
+static LEFT_BEHIND: Atomic<*mut Context> = Atomic::new(ptr::null_mut());
+
+/// The hooks of frontswap that belong to it.
+static LEFT_HOOKS: Atomic<*mut frontswap::Hooks> = Atomic::new(ptr::null_mut());
+
+/// The right to use the context; it does not go away as long as there is one.
+struct Entered(&'static Context);
+
+impl Deref for Entered {
+    type Target = Context;
+
+    fn deref(&self) -> &Context {
+        self.0
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        INSIDE.fetch_sub(1, kernel::sync::atomic::Release);
+    }
+}
+
+impl Context {
+    /// Enters a hook.
+    ///
+    /// The result has to live until after whatever the hook calls, even where it is [`None`]: what
+    /// the hook does last must not be a call. Any context.
+    #[inline]
+    fn enter() -> Option<Entered> {
+        Self::get()
+    }
+
+    /// Returns the context, if there is one. Any context.
+    #[inline]
+    fn get() -> Option<Entered> {
+        INSIDE.fetch_add(1, Full);
+        let context = CONTEXT.load(Acquire);
+
+        if context.is_null() {
+            INSIDE.fetch_sub(1, kernel::sync::atomic::Release);
+            return None;
+        }
+        // SAFETY: It is valid as long as `INSIDE` is not zero, which was raised before it was
+        // loaded: see `teardown()`.
+        Some(Entered(unsafe { &*context }))
+    }
+
+    /// Returns the filesystem of a mapping, if its pages may be put.
+    ///
+    /// Any context.
+    ///
+    /// # Safety
+    ///
+    /// `mapping` must be valid and have an inode.
+    unsafe fn filesystem(
+        &self,
+        mapping: *mut bindings::address_space,
+    ) -> Option<&'static Filesystem> {
+        for filesystem in self.filesystems.iter() {
+            // SAFETY: By the safety requirements.
+            unsafe {
+                if !filesystem.is_of(mapping) {
+                    continue;
+                }
+                if filesystem.is_hooked(mapping) {
+                    // SAFETY: The context, and so this, is there for as long as any hook runs.
+                    return Some(&*ptr::from_ref(filesystem));
+                }
+                if filesystem.notice(mapping) {
+                    self.hook_later();
+                }
+            }
+        }
+        None
+    }
+
+    /// Returns whether pages of a mapping may be put, now or later.
+    ///
+    /// # Safety
+    ///
+    /// `mapping` must be valid and have an inode.
+    unsafe fn may_cache(&self, mapping: *mut bindings::address_space) -> bool {
+        self.filesystems
+            .iter()
+            // SAFETY: By the safety requirements.
+            .any(|filesystem| unsafe { filesystem.is_of(mapping) })
+    }
+
+    fn arc(&self) -> Arc<Self> {
+        // SAFETY: `Seat::install()` made the context as an `Arc`.
+        let context = core::mem::ManuallyDrop::new(unsafe { Arc::from_raw(self) });
+
+        Arc::clone(&context)
+    }
+
+    /// Has swap requests written to the swap area soon. Any context.
+    fn write_later(&self) {
+        let _ = self.urgent.enqueue::<_, 0>(self.arc());
+    }
+
+    /// Has the functions of a filesystem hooked soon. Any context.
+    fn hook_later(&self) {
+        let _ = self.leisurely.enqueue::<_, 1>(self.arc());
+    }
+}
+
+impl workqueue::WorkItem<0> for Context {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        if let Some(context) = Self::get() {
+            this.to_area.write(&context);
+        }
+    }
+}
+
+impl workqueue::WorkItem<1> for Context {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        for filesystem in this.filesystems.iter() {
+            let mut reads = this.reads.lock();
+
+            // Room first: a hook that cannot be kept could not be removed either.
+            if reads.reserve(1, GFP_KERNEL).is_err() {
+                return;
+            }
+            if let Some(hooks) = filesystem.hook() {
+                let _ = reads.push_within_capacity(hooks);
+            }
+        }
+    }
+}
+
+/// The right to install hooks, of which there is one.
+pub(crate) struct Seat(());
+
+impl Seat {
+    /// Takes the right. May sleep.
+    pub(crate) fn take() -> Result<Self> {
+        if TAKEN.xchg(true, Full) {
+            return Err(EBUSY);
+        }
+        let seat = Self(());
+
+        if !clear_left_behind() {
+            return Err(EBUSY);
+        }
+        Ok(seat)
+    }
+
+    /// Installs the hooks of the halves that are wanted.
+    ///
+    /// A half that this kernel has not got all hook points for is left off, and a line says which
+    /// and why. May sleep.
+    pub(crate) fn install(
+        self,
+        client: &Arc<Client>,
+        frontswap: bool,
+        cleancache: bool,
+    ) -> Result<Hooks> {
+        let mut filesystems = KVec::with_capacity(FILESYSTEMS, GFP_KERNEL)?;
+        for (name, checks) in params::filesystems() {
+            filesystems.push(Filesystem::new(name, checks), GFP_KERNEL)?;
+        }
+        let context = Arc::pin_init(
+            try_pin_init!(Context {
+                client: client.clone(),
+                to_area: frontswap::ToArea::new(),
+                filesystems,
+                reads <- new_mutex!(KVec::new(), "Context::reads"),
+                no_memory: Atomic::new(false),
+                urgent: OwnedQueue::new(c"virtio_tmem_swap", true)?,
+                leisurely: OwnedQueue::new(c"virtio_tmem_hook", false)?,
+                write <- new_work!("Context::write"),
+                hook <- new_work!("Context::hook"),
+            }? Error),
+            GFP_KERNEL,
+        )?;
+
+        CONTEXT.store(
+            Arc::into_raw(context).cast_mut(),
+            kernel::sync::atomic::Release,
+        );
+        let mut hooks = Hooks {
+            frontswap: None,
+            cleancache: None,
+            seat: self,
+        };
+        if frontswap {
+            hooks.frontswap = match frontswap::Hooks::install() {
+                Ok(hooks) => Some(KBox::new(hooks, GFP_KERNEL)?),
+                Err(_) => {
+                    pr_warn!("frontswap is off: this kernel lacks a hook point that it needs\n");
+                    None
+                }
+            };
+        }
+        if cleancache {
+            hooks.cleancache = cleancache::Hooks::install()
+                .inspect_err(|_| {
+                    pr_warn!("cleancache is off: this kernel lacks a hook point that it needs\n");
+                })
+                .ok();
+        }
+        Ok(hooks)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        TAKEN.store(false, kernel::sync::atomic::Release);
+    }
+}
+
+/// The hooks of a device.
+pub(crate) struct Hooks {
+    frontswap: Option<KBox<frontswap::Hooks>>,
+    cleancache: Option<cleancache::Hooks>,
+    seat: Seat,
+}
+
+impl Hooks {
+    /// Returns whether swapped pages are put.
+    pub(crate) fn frontswap(&self) -> bool {
+        self.frontswap.is_some()
+    }
+
+    /// Returns whether clean pages are put.
+    pub(crate) fn cleancache(&self) -> bool {
+        self.cleancache.is_some()
+    }
+}
+
+impl Drop for Hooks {
+    fn drop(&mut self) {
+        // What puts goes first: the tracepoints. Nothing can be got from now on.
+        drop(self.cleancache.take());
+        let context = CONTEXT.load(Relaxed);
+        // SAFETY: It is valid: only what follows gives it up.
+        unsafe {
+            (*context).client.quiesce();
+            flush_work(&*context);
+            let reads = core::mem::take(&mut *(*context).reads.lock());
+            drop(reads);
+        }
+
+        // SAFETY: As above.
+        let pages = unsafe { (*context).client.pages(Pool::Frontswap).load(Relaxed) };
+        match self.frontswap.take() {
+            Some(hooks) if pages > 0 => {
+                LEFT_HOOKS.store(KBox::into_raw(hooks), Relaxed);
+                LEFT_BEHIND.store(context, kernel::sync::atomic::Release);
+            }
+            hooks => {
+                drop(hooks);
+                teardown();
+            }
+        }
+        let _ = &self.seat;
+    }
+}
+
+fn flush_work(context: &Context) {
+    context.leisurely.flush();
+    context.urgent.flush();
+}
+
+/// Gives up the context, once all hooks are removed.
+///
+/// Whoever was called as a replacement before that may still be inside it: asleep, and counted, or
+/// at its first or last instructions, and not counted. The former are waited for; so are the
+/// latter, by a grace period of tasks that run what ftrace sent them to. May sleep.
+fn teardown() {
+    let context = CONTEXT.xchg(ptr::null_mut(), Full);
+
+    for _ in 0..2 {
+        while INSIDE.load(Acquire) != 0 {
+            // SAFETY: May sleep.
+            unsafe { bindings::msleep(1) };
+        }
+        // SAFETY: May sleep.
+        unsafe { bindings::synchronize_rcu_tasks() };
+    }
+    if !context.is_null() {
+        // SAFETY: `Seat::install()` made it from an `Arc`, and nobody has it any more.
+        let context = unsafe { Arc::from_raw(context.cast_const()) };
+
+        flush_work(&context);
+    }
+}
+
+/// Removes what a device left behind; returns false if it is still needed.
+fn clear_left_behind() -> bool {
+    let context = LEFT_BEHIND.load(Acquire);
+    if context.is_null() {
+        return true;
+    }
+    // SAFETY: It is valid until `teardown()`.
+    if unsafe { (*context).client.pages(Pool::Frontswap).load(Relaxed) } > 0 {
+        return false;
+    }
+
+    LEFT_BEHIND.store(ptr::null_mut(), Relaxed);
+    let hooks = LEFT_HOOKS.xchg(ptr::null_mut(), Full);
+    if !hooks.is_null() {
+        // SAFETY: `Hooks::drop()` made it from a box.
+        drop(unsafe { KBox::from_raw(hooks) });
+    }
+    teardown();
+    true
+}
+
+/// Removes, when the module goes, what a device has left behind.
+///
+/// The module cannot go before the last swap page has.
+pub(crate) struct Teardown;
+
+impl Drop for Teardown {
+    fn drop(&mut self) {
+        clear_left_behind();
+    }
+}
+
+/// Returns how many pages of memory the guest has.
+pub(crate) fn total_pages() -> u64 {
+    // SAFETY: It is a number that the kernel changes at once.
+    let pages = unsafe { ptr::read_volatile(&raw const bindings::_totalram_pages) };
+
+    u64::try_from(pages.counter).unwrap_or(0)
+}

@@ -1,0 +1,625 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Clean page-cache pages: put when reclaim evicts them, got when they are read again.
+//!
+//! A page may be got only as long as the file cannot have changed. Each of the rules that see to
+//! that has been shown to be needed by an experiment in which leaving it out gave stale reads:
+//!
+//! - F1: what is truncated is flushed, before *and after* it leaves the page cache, since reclaim
+//!   can put a page in between;
+//! - F2: a page that leaves the page cache otherwise than by reclaim is flushed;
+//! - F3: so is one that becomes dirty;
+//! - F4: an inode that sees direct I/O is banned: nothing of it is put until it is evicted, for
+//!   there is no telling when direct I/O ends;
+//! - F5: what a filesystem invalidates, for a reflink say, is flushed, before and after;
+//! - F6: when an inode dies so do its pages, and its address may be that of another one;
+//! - F7: a page that is truncated in part is flushed as a whole.
+//!
+//! The object of a page is its inode in memory, by its address: see F6.
+
+use core::ptr::NonNull;
+
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Relaxed,
+            Release, //
+        },
+        Completion, //
+    },
+};
+
+use crate::{
+    bindings,
+    client::{
+        Batch,
+        Outcome,
+        Outcomes,
+        Pool,
+        Push, //
+    },
+    params,
+    virtio::frame::{
+        MAX_PAGES,
+        PAGE_SIZE, //
+    },
+};
+
+use super::{
+    filesystem::Filesystem,
+    folio::Folio,
+    ftrace::{
+        Code,
+        Probe,
+        Redirect, //
+    },
+    Context,
+    Entered,
+    Origin, //
+};
+
+/// Mark of an inode that saw direct I/O: rule F4.
+const BANNED: u8 = 1 << 0;
+
+/// Mark of an inode that was once seen with nobody inside a truncate or direct I/O that may have
+/// begun before there were hooks.
+const ARMED: u8 = 1 << 1;
+
+/// The hooks of this half, but for those of filesystems.
+pub(super) struct Hooks {
+    // Dropped in this order: what puts goes first.
+    _removed: Probe,
+    _dirtied: Probe,
+    _invalidated: Redirect,
+    _written_directly: Redirect,
+    _truncated: Redirect,
+    _died: Redirect,
+}
+
+impl Hooks {
+    /// Hooks the page cache; what puts pages comes last. May sleep.
+    pub(super) fn install() -> Result<Self> {
+        // SAFETY: The functions below have the types of those that they replace, and of the
+        // tracepoints that they listen to.
+        unsafe {
+            let died = Redirect::new(c"clear_inode", clear_inode as Code)?;
+            let truncated = Redirect::new(c"truncate_inode_pages_range", truncate as Code)?;
+            let written_directly =
+                Redirect::new(c"invalidate_inode_pages2_range", invalidate2 as Code)?;
+            let invalidated = Redirect::new(c"filemap_invalidate_inode", invalidate_inode as Code)?;
+            let dirtied = Probe::new(c"writeback_dirty_folio", dirtied as Code)?;
+            let removed = Probe::new(c"mm_filemap_delete_from_page_cache", removed as Code)?;
+
+            Ok(Self {
+                _removed: removed,
+                _dirtied: dirtied,
+                _invalidated: invalidated,
+                _written_directly: written_directly,
+                _truncated: truncated,
+                _died: died,
+            })
+        }
+    }
+}
+
+/// The page cache of a regular file.
+///
+/// # Invariants
+///
+/// The mapping is valid, and its inode's own, for as long as the hook runs that has the instance.
+#[derive(Clone, Copy)]
+struct File(NonNull<bindings::address_space>);
+
+impl File {
+    /// Borrows a mapping, if it is that of a regular file.
+    ///
+    /// # Safety
+    ///
+    /// `mapping` must be null, or valid for longer than the instance.
+    unsafe fn new(mapping: *mut bindings::address_space) -> Option<Self> {
+        let mapping = NonNull::new(mapping)?;
+
+        // INVARIANT: By the safety requirements, and the check.
+        // SAFETY: By the safety requirements it is valid.
+        unsafe { bindings::tmem_mapping_regular(mapping.as_ptr()) }.then_some(Self(mapping))
+    }
+
+    fn tag(self) -> u64 {
+        self.0.as_ptr().addr() as u64
+    }
+
+    /// Returns whether its pages are what the disk has, and stay so unless a hook hears of it.
+    fn is_cacheable(self) -> bool {
+        // SAFETY: By the type invariants it is valid.
+        unsafe {
+            bindings::tmem_mapping_cacheable(self.0.as_ptr())
+                && !bindings::tmem_mapping_exiting(self.0.as_ptr())
+        }
+    }
+
+    fn is_quiet(self) -> bool {
+        // SAFETY: By the type invariants it is valid, and has an inode.
+        unsafe { bindings::tmem_inode_quiet((*self.0.as_ptr()).host) }
+    }
+
+    fn flush(self, context: &Entered, first: u64, last: u64) {
+        if context.client.pages(Pool::Cleancache).load(Relaxed) > 0 {
+            context
+                .client
+                .flush_range(Pool::Cleancache, self.tag(), first, last);
+        }
+    }
+
+    /// Sees to it that nothing of the inode is put until it is evicted: rule F4.
+    fn ban(self, context: &Entered) {
+        let marks = context.client.marks(Pool::Cleancache, self.tag());
+
+        if marks & BANNED != 0 {
+            return;
+        }
+        context.client.counters(Pool::Cleancache).bans.add(1);
+        if !context.client.mark(Pool::Cleancache, self.tag(), BANNED) {
+            // It cannot be remembered. Then nothing is put at all.
+            if !context.no_memory.xchg(true, kernel::sync::atomic::Full) {
+                pr_warn!("no memory to remember which inodes see direct I/O: cleancache is off\n");
+            }
+        }
+    }
+}
+
+/// A folio leaves the page cache: rule F2, and the one way in which pages are put.
+///
+/// Called with the lock of the page cache held and interrupts off.
+unsafe extern "C" fn removed(_data: *mut c_void, folio: *mut bindings::folio) {
+    let (Some(context), Some(folio)) = (Context::get(), NonNull::new(folio)) else {
+        return;
+    };
+    // SAFETY: The tracepoint comes with a folio in the page cache, whose lock is held.
+    let mapping = unsafe { bindings::tmem_folio_mapping(folio.as_ptr()) };
+    // SAFETY: As above.
+    let (Some(file), folio) = (unsafe { (File::new(mapping), Folio::new(folio)) }) else {
+        return;
+    };
+    let first = folio.index();
+    let last = first.saturating_add(folio.pages() - 1);
+    let tag = file.tag();
+
+    let Some(filesystem) = may_put(&context, file, folio) else {
+        return file.flush(&context, first, last);
+    };
+
+    let checked = match params::crc() {
+        params::Crc::Never => false,
+        params::Crc::Checksummed => filesystem.checks,
+        params::Crc::Always => true,
+    };
+    for n in 0..folio.pages() {
+        let Ok(page) = folio.page(n) else {
+            continue;
+        };
+        context
+            .client
+            .stage(tag, first.saturating_add(n), page, checked, BANNED);
+    }
+}
+
+/// Returns the filesystem of a folio that is to be put.
+fn may_put(context: &Entered, file: File, folio: Folio) -> Option<&'static Filesystem> {
+    let client = &context.client;
+
+    if !client.running() || !folio.is_putable() || !file.is_cacheable() {
+        return None;
+    }
+    // SAFETY: By the type invariants of `File` it is valid.
+    let filesystem = unsafe { context.filesystem(file.0.as_ptr()) }?;
+    if folio.order() > params::max_order() || context.no_memory.load(Relaxed) {
+        client
+            .counters(Pool::Cleancache)
+            .skipped
+            .add(folio.pages() as usize);
+        return None;
+    }
+
+    let marks = client.marks(Pool::Cleancache, file.tag());
+    let armed =
+        marks & ARMED != 0 || file.is_quiet() && client.mark(Pool::Cleancache, file.tag(), ARMED);
+    if marks & BANNED != 0 || !armed {
+        client
+            .counters(Pool::Cleancache)
+            .skipped
+            .add(folio.pages() as usize);
+        return None;
+    }
+    Some(filesystem)
+}
+
+/// A folio becomes dirty: rule F3.
+unsafe extern "C" fn dirtied(
+    _data: *mut c_void,
+    folio: *mut bindings::folio,
+    mapping: *mut bindings::address_space,
+) {
+    let (Some(context), Some(folio)) = (Context::get(), NonNull::new(folio)) else {
+        return;
+    };
+    // SAFETY: The tracepoint comes with a folio in the page cache of a valid mapping.
+    let (Some(file), folio) = (unsafe { (File::new(mapping), Folio::new(folio)) }) else {
+        return;
+    };
+    let first = folio.index();
+
+    file.flush(&context, first, first.saturating_add(folio.pages() - 1));
+}
+
+fn page_of(byte: i64) -> u64 {
+    // CAST: A negative one stands for the end of the file.
+    byte as u64 / PAGE_SIZE as u64
+}
+
+/// Pages are truncated: rules F1 and F7.
+unsafe extern "C" fn truncate(
+    mapping: *mut bindings::address_space,
+    start: bindings::loff_t,
+    end: bindings::uoff_t,
+) {
+    let context = Context::enter();
+    // SAFETY: The kernel calls with a valid mapping.
+    let file = unsafe { File::new(mapping) };
+    let flush = || {
+        if let (Some(context), Some(file)) = (&context, file) {
+            let last = if end as u64 == u64::MAX {
+                u64::MAX
+            } else {
+                page_of(end as i64)
+            };
+            file.flush(context, page_of(start), last);
+        }
+    };
+
+    flush();
+    // SAFETY: It is what the kernel would have called, with the same arguments.
+    unsafe { bindings::truncate_inode_pages_range(mapping, start, end) };
+    flush();
+}
+
+/// Pages are invalidated, for direct I/O above all: rule F4.
+unsafe extern "C" fn invalidate2(
+    mapping: *mut bindings::address_space,
+    first: c_ulong,
+    last: c_ulong,
+) -> c_int {
+    let context = Context::enter();
+    // SAFETY: The kernel calls with a valid mapping.
+    let file = unsafe { File::new(mapping) };
+    let flush = || {
+        if let (Some(context), Some(file)) = (&context, file) {
+            file.flush(context, first as u64, last as u64);
+        }
+    };
+
+    if let (Some(context), Some(file)) = (&context, file) {
+        // SAFETY: As above.
+        if unsafe { context.may_cache(mapping) } {
+            file.ban(context);
+        }
+    }
+    flush();
+    // SAFETY: It is what the kernel would have called, with the same arguments.
+    let result = unsafe { bindings::invalidate_inode_pages2_range(mapping, first, last) };
+    flush();
+    result
+}
+
+/// A filesystem invalidates pages: rule F5.
+unsafe extern "C" fn invalidate_inode(
+    inode: *mut bindings::inode,
+    write: bool,
+    start: bindings::loff_t,
+    end: bindings::loff_t,
+) -> c_int {
+    let context = Context::enter();
+    // SAFETY: The kernel calls with a valid inode.
+    let file = unsafe { File::new((*inode).i_mapping) };
+    let flush = || {
+        if let (Some(context), Some(file)) = (&context, file) {
+            file.flush(context, page_of(start), page_of(end));
+        }
+    };
+
+    flush();
+    // SAFETY: It is what the kernel would have called, with the same arguments.
+    let result = unsafe { bindings::filemap_invalidate_inode(inode, write, start, end) };
+    flush();
+    result
+}
+
+/// An inode dies: rule F6.
+unsafe extern "C" fn clear_inode(inode: *mut bindings::inode) {
+    let context = Context::enter();
+
+    // It waits for who is in reclaim with a page of the inode.
+    // SAFETY: It is what the kernel would have called, with the same argument.
+    unsafe { bindings::clear_inode(inode) };
+    if let Some(context) = &context {
+        // SAFETY: The kernel calls with a valid inode.
+        let mapping = unsafe { &raw mut (*inode).i_data };
+
+        context
+            .client
+            .flush_object(Pool::Cleancache, mapping.addr() as u64);
+    }
+}
+
+/// Folios that are being read from the host, in one request.
+///
+/// # Invariants
+///
+/// The folios are locked for a read that is not ended before [`Self::done`].
+pub(crate) struct Folios {
+    folios: [Option<Folio>; MAX_PAGES],
+    count: usize,
+    /// Which folio each page of the request belongs to.
+    places: [u8; MAX_PAGES],
+    /// A bit for each folio with a page that did not come.
+    failed: u32,
+}
+
+impl Folios {
+    const fn new() -> Self {
+        Self {
+            folios: [None; MAX_PAGES],
+            count: 0,
+            places: [0; MAX_PAGES],
+            failed: 0,
+        }
+    }
+
+    /// Ends the reads: whoever waits for a page that did not come reads it from the disk.
+    ///
+    /// Any context.
+    pub(super) fn done(mut self, outcomes: &Outcomes) {
+        for (outcome, &place) in outcomes.iter().zip(&self.places) {
+            if outcome == Outcome::Failed {
+                self.failed |= 1 << place;
+            }
+        }
+        for (place, folio) in self.folios.iter().enumerate().take(self.count) {
+            if let Some(folio) = folio {
+                // SAFETY: By the type invariants.
+                unsafe { folio.end_read(self.failed & (1 << place) == 0) };
+            }
+        }
+    }
+}
+
+/// Somebody who waits for one folio.
+pub(crate) struct Waiter(NonNull<Wait>);
+
+// SAFETY: It is given to whoever completes the request, while the one who waits does not go away.
+unsafe impl Send for Waiter {}
+
+#[pin_data]
+struct Wait {
+    #[pin]
+    completion: Completion,
+    failed: kernel::sync::atomic::Atomic<bool>,
+}
+
+impl Waiter {
+    /// Wakes who waits. Any context.
+    pub(super) fn done(self, outcomes: &Outcomes) {
+        // SAFETY: Who waits does so until `complete_all()` below.
+        let wait = unsafe { self.0.as_ref() };
+
+        if outcomes.iter().any(|o| o == Outcome::Failed) {
+            wait.failed.store(true, Release);
+        }
+        wait.completion.complete_all();
+    }
+}
+
+/// Returns whether all of a folio can be got, and may be.
+fn may_get(context: &Entered, file: File, folio: Folio) -> bool {
+    let pages = folio.pages();
+
+    pages <= MAX_PAGES as u64
+        && folio.is_fillable()
+        && context
+            .client
+            .present(Pool::Cleancache, file.tag(), folio.index(), pages)
+            == pages
+}
+
+/// Asks for all pages of a folio; returns how many of them are to come, if none is missing.
+fn ask(context: &Entered, batch: &mut Batch<Origin>, file: File, folio: Folio) -> Result<usize> {
+    let before = batch.len();
+
+    for n in 0..folio.pages() {
+        let push = context.client.push_get(
+            batch,
+            file.tag(),
+            folio.index().saturating_add(n),
+            folio.page(n)?,
+        );
+        if !matches!(push, Push::Pushed | Push::Copied) {
+            return Err(ENOENT);
+        }
+    }
+    Ok(batch.len() - before)
+}
+
+/// Reads what the host has of the folios at the beginning of a readahead.
+///
+/// # Safety
+///
+/// `rac` must be what a filesystem is asked to read.
+unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_control, file: File) {
+    let mut request: Option<(Batch<Origin>, Folios)> = None;
+    let client = &context.client;
+
+    loop {
+        // SAFETY: By the safety requirements.
+        let next = NonNull::new(unsafe { bindings::tmem_readahead_peek(rac) });
+        // SAFETY: It is locked for reading, and stays so until the read is ended.
+        let Some(folio) = next.map(|folio| unsafe { Folio::new(folio) }) else {
+            break;
+        };
+        if !may_get(context, file, folio) {
+            let count = folio.pages() as usize;
+            client.counters(Pool::Cleancache).misses.add(count);
+            break;
+        }
+
+        let room = |batch: &Batch<Origin>| client.room(batch) >= folio.pages() as usize;
+        if request.as_ref().is_some_and(|(batch, _)| !room(batch)) {
+            submit(context, request.take());
+        }
+        if request.is_none() {
+            request = client
+                .begin_take(Pool::Cleancache, true)
+                .map(|batch| (batch, Folios::new()));
+        }
+        let Some((batch, folios)) = request.as_mut().filter(|(batch, _)| room(batch)) else {
+            break;
+        };
+
+        let before = batch.len();
+        let asked = ask(context, batch, file, folio);
+        // From here on the folio is this function's to end the read of.
+        // SAFETY: By the safety requirements, and it is the one that was looked at.
+        unsafe {
+            bindings::tmem_readahead_next(rac);
+            bindings::tmem_readahead_settle(rac);
+        }
+        if batch.len() == before {
+            // Nothing is to come: it is all there, or it is not.
+            // SAFETY: As above.
+            unsafe { folio.end_read(asked.is_ok()) };
+            continue;
+        }
+
+        let place = folios.count;
+        if let Some(slot) = folios.folios.get_mut(place) {
+            *slot = Some(folio);
+            folios.count += 1;
+        }
+        for place_of in folios.places.iter_mut().take(batch.len()).skip(before) {
+            // CAST: There are no more folios than pages.
+            *place_of = place as u8;
+        }
+        if asked.is_err() {
+            folios.failed |= 1 << place;
+        }
+    }
+    submit(context, request);
+}
+
+fn submit(context: &Entered, request: Option<(Batch<Origin>, Folios)>) {
+    match request {
+        Some((batch, _)) if batch.len() == 0 => context.client.cancel(batch),
+        Some((batch, folios)) => context
+            .client
+            .submit(batch, Origin::Readahead(folios), true),
+        None => (),
+    }
+}
+
+/// A filesystem is asked to read ahead.
+pub(super) unsafe extern "C" fn readahead(rac: *mut bindings::readahead_control) {
+    let context = Context::enter();
+    // SAFETY: The kernel calls with a valid readahead, of a valid mapping.
+    let mapping = unsafe { (*rac).mapping };
+
+    if let Some(context) = &context {
+        let client = &context.client;
+        // SAFETY: As above.
+        let file = unsafe { File::new(mapping) };
+
+        if let Some(file) = file.filter(|file| {
+            client.running()
+                && client.pages(Pool::Cleancache).load(Relaxed) > 0
+                && file.is_cacheable()
+        }) {
+            // SAFETY: It is what the filesystem is asked to read.
+            unsafe { readahead_hits(context, rac, file) };
+        }
+    }
+
+    // SAFETY: As above; the filesystem is asked what it would have been, or less. It is its own
+    // function that was replaced.
+    unsafe {
+        if bindings::tmem_readahead_count(rac) > 0 {
+            if let Some(readahead) = (*(*mapping).a_ops).readahead {
+                readahead(rac);
+            }
+        }
+    }
+}
+
+/// Reads a folio from the host. Sleeps.
+fn read_hit(context: &Entered, file: File, folio: Folio) -> bool {
+    let client = &context.client;
+
+    if !client.running() || client.pages(Pool::Cleancache).load(Relaxed) == 0 {
+        return false;
+    }
+    if !file.is_cacheable() || !may_get(context, file, folio) {
+        client
+            .counters(Pool::Cleancache)
+            .misses
+            .add(folio.pages() as usize);
+        return false;
+    }
+    let Some(mut batch) = client.begin_take(Pool::Cleancache, true) else {
+        return false;
+    };
+    if client.room(&batch) < folio.pages() as usize {
+        client.cancel(batch);
+        return false;
+    }
+
+    let asked = ask(context, &mut batch, file, folio);
+    if batch.len() == 0 {
+        client.cancel(batch);
+        return asked.is_ok();
+    }
+
+    pin_init::stack_pin_init!(let wait = pin_init!(Wait {
+        completion <- Completion::new(),
+        failed: kernel::sync::atomic::Atomic::new(false),
+    }));
+    let waiter = Waiter(NonNull::from(&*wait));
+    client.submit(batch, Origin::Waiter(waiter), true);
+    // A device that does not answer is given up, so that this ends.
+    wait.completion.wait_for_completion();
+    asked.is_ok() && !wait.failed.load(kernel::sync::atomic::Acquire)
+}
+
+/// A filesystem is asked to read one folio.
+pub(super) unsafe extern "C" fn read_folio(
+    file: *mut bindings::file,
+    folio: *mut bindings::folio,
+) -> c_int {
+    let context = Context::enter();
+    // SAFETY: The kernel calls with a folio that is locked for reading, of a valid mapping.
+    let mapping = unsafe { bindings::tmem_folio_mapping(folio) };
+
+    if let (Some(context), Some(folio)) = (&context, NonNull::new(folio)) {
+        // SAFETY: As above.
+        let (cache, folio) = unsafe { (File::new(mapping), Folio::new(folio)) };
+
+        if cache.is_some_and(|cache| read_hit(context, cache, folio)) {
+            // SAFETY: As above, and the filesystem is not asked to read it.
+            unsafe { folio.end_read(true) };
+            return 0;
+        }
+    }
+    // SAFETY: As above. It is the filesystem's own function that was replaced.
+    unsafe {
+        match (*(*mapping).a_ops).read_folio {
+            Some(read_folio) => read_folio(file, folio),
+            None => -(EIO.to_errno().abs()),
+        }
+    }
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Folios that a hook may use, for as long as it may.
+
+use core::ptr::NonNull;
+
+use kernel::prelude::*;
+
+use crate::{
+    bindings,
+    virtio::pages::PageRef, //
+};
+
+/// A folio that is locked, under writeback, or frozen.
+///
+/// # Invariants
+///
+/// The folio is valid, and does not go away or change its size before the instance is used for the
+/// last time.
+#[derive(Clone, Copy)]
+pub(super) struct Folio(NonNull<bindings::folio>);
+
+// SAFETY: What is done with a folio here may be done from any thread.
+unsafe impl Send for Folio {}
+// SAFETY: As above.
+unsafe impl Sync for Folio {}
+
+impl Folio {
+    /// Borrows a folio.
+    ///
+    /// # Safety
+    ///
+    /// The folio must be valid, and must not go away or change its size before the instance and
+    /// all of its copies, and the pages borrowed from it, are used for the last time.
+    pub(super) unsafe fn new(folio: NonNull<bindings::folio>) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self(folio)
+    }
+
+    /// Returns the raw folio.
+    pub(super) fn as_ptr(self) -> *mut bindings::folio {
+        self.0.as_ptr()
+    }
+
+    /// Returns the number of pages.
+    pub(super) fn pages(self) -> u64 {
+        // SAFETY: By the type invariants it is valid.
+        unsafe { bindings::tmem_folio_nr_pages(self.as_ptr()) as u64 }
+    }
+
+    /// Returns the binary logarithm of the number of pages.
+    pub(super) fn order(self) -> u32 {
+        // SAFETY: By the type invariants it is valid.
+        unsafe { bindings::tmem_folio_order(self.as_ptr()) }
+    }
+
+    /// Returns page `n`.
+    pub(super) fn page(self, n: u64) -> Result<PageRef> {
+        if n >= self.pages() {
+            return Err(EINVAL);
+        }
+        // SAFETY: By the type invariants it is valid, and has such a page.
+        let page = unsafe { bindings::tmem_folio_page(self.as_ptr(), n as c_ulong) };
+
+        // SAFETY: As long as the folio is valid, so is its page.
+        Ok(unsafe { PageRef::new(NonNull::new(page).ok_or(EINVAL)?) })
+    }
+
+    /// Returns the index of the first page in the file.
+    pub(super) fn index(self) -> u64 {
+        // SAFETY: By the type invariants it is valid.
+        unsafe { bindings::tmem_folio_index(self.as_ptr()) as u64 }
+    }
+
+    /// Returns the swap area and the offset in it of the first page.
+    pub(super) fn swap(self) -> (u32, u64) {
+        // SAFETY: By the type invariants it is valid.
+        unsafe {
+            let entry = bindings::tmem_folio_swap(self.as_ptr());
+
+            (
+                bindings::tmem_swp_type(entry),
+                bindings::tmem_swp_offset(entry) as u64,
+            )
+        }
+    }
+
+    /// Returns whether the content is the disk's and can be seen by nobody any more.
+    pub(super) fn is_putable(self) -> bool {
+        // SAFETY: By the type invariants it is valid.
+        unsafe { bindings::tmem_folio_putable(self.as_ptr()) }
+    }
+
+    /// Returns whether there is no content, and nothing that a filesystem knows about it.
+    pub(super) fn is_fillable(self) -> bool {
+        // SAFETY: By the type invariants it is valid.
+        unsafe { bindings::tmem_folio_fillable(self.as_ptr()) }
+    }
+
+    /// Ends a read, and unlocks the folio.
+    ///
+    /// # Safety
+    ///
+    /// The folio must be locked for a read by whoever calls, and is not used after that.
+    pub(super) unsafe fn end_read(self, success: bool) {
+        // SAFETY: By the safety requirements.
+        unsafe { bindings::folio_end_read(self.as_ptr(), success) };
+    }
+}

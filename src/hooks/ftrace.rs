@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Hooking functions and tracepoints of the kernel.
+//!
+//! - A [`Redirect`] replaces a function: whoever calls it calls the replacement. The replacement
+//!   calls the original like anybody else; what the module itself calls is not redirected. It must
+//!   not do so as the last thing, lest the compiler turn the call into a jump and the original
+//!   seem to be called from elsewhere; a guard that is dropped at the end sees to that.
+//! - A [`Watch`] is told of each call of a function, with its first argument.
+//! - A [`Probe`] is told by a tracepoint.
+//!
+//! All of them are removed when they are dropped. Somebody may be inside a replacement for much
+//! longer; see [`super::teardown`].
+
+use kernel::{
+    error::to_result,
+    prelude::*, //
+};
+
+use crate::bindings;
+
+use super::symbol;
+
+/// A function, to whoever does not call it.
+pub(super) type Code = *const c_void;
+
+/// A hook of a function by ftrace.
+///
+/// # Invariants
+///
+/// `ops` is registered. An instance is on the heap and is not moved.
+#[repr(C)]
+struct Hook {
+    ops: bindings::ftrace_ops,
+    /// The replacement, or what to call with the first argument.
+    code: Code,
+}
+
+/// A registered [`Hook`].
+struct Registered(KBox<Hook>);
+
+// SAFETY: A hook is only looked at by ftrace, from any thread.
+unsafe impl Send for Registered {}
+// SAFETY: As above.
+unsafe impl Sync for Registered {}
+
+impl Registered {
+    fn new(addr: usize, func: bindings::ftrace_func_t, flags: u32, code: Code) -> Result<Self> {
+        let mut hook = KBox::new(
+            Hook {
+                ops: bindings::ftrace_ops::default(),
+                code,
+            },
+            GFP_KERNEL,
+        )?;
+
+        hook.ops.func = func;
+        hook.ops.flags = (flags | bindings::FTRACE_OPS_FL_PERMANENT) as c_ulong;
+
+        // SAFETY: The operations are zeroed but for function and flags.
+        to_result(unsafe { bindings::ftrace_set_filter_ip(&mut hook.ops, addr, 0, 0) })?;
+        // SAFETY: As above; the box is not moved out of, and is only freed after it is
+        // unregistered.
+        let result = to_result(unsafe { bindings::register_ftrace_function(&mut hook.ops) });
+        if let Err(error) = result {
+            // SAFETY: It has a filter, and is not registered.
+            unsafe { bindings::ftrace_free_filter(&mut hook.ops) };
+            return Err(error);
+        }
+        // INVARIANT: It is registered now.
+        Ok(Self(hook))
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants it is registered.
+        while unsafe { bindings::unregister_ftrace_function(&mut self.0.ops) } != 0 {
+            // Only where ftrace has stopped itself after an error of its own. The code that it
+            // calls must not go away.
+            kernel::pr_err_once!("ftrace is broken, and the module cannot be unloaded: restart\n");
+            // SAFETY: This is where a hook is dropped, which may sleep.
+            unsafe { bindings::msleep(60_000) };
+        }
+        // SAFETY: It is not registered any more.
+        unsafe { bindings::ftrace_free_filter(&mut self.0.ops) };
+    }
+}
+
+/// A function that is replaced.
+pub(super) struct Redirect {
+    _hook: Registered,
+}
+
+impl Redirect {
+    /// Replaces the function with this name.
+    ///
+    /// May sleep.
+    ///
+    /// # Safety
+    ///
+    /// `code` must be a function of the same type as the one with this name.
+    pub(super) unsafe fn new(name: &CStr, code: Code) -> Result<Self> {
+        let addr = resolve(name)?;
+
+        // SAFETY: By the safety requirements.
+        unsafe { Self::at(addr, code) }.inspect_err(|error| report(name, *error))
+    }
+
+    /// Replaces the function at this address.
+    ///
+    /// May sleep.
+    ///
+    /// # Safety
+    ///
+    /// `code` must be a function of the same type as the one at this address.
+    pub(super) unsafe fn at(addr: usize, code: Code) -> Result<Self> {
+        let flags = bindings::FTRACE_OPS_FL_IPMODIFY;
+
+        Ok(Self {
+            _hook: Registered::new(addr, Some(Self::handle), flags, code)?,
+        })
+    }
+
+    unsafe extern "C" fn handle(
+        _ip: c_ulong,
+        parent_ip: c_ulong,
+        ops: *mut bindings::ftrace_ops,
+        regs: *mut bindings::ftrace_regs,
+    ) {
+        // SAFETY: ftrace calls with operations that are registered, which are in a `Hook`, and
+        // with the registers of the call.
+        unsafe {
+            if !bindings::tmem_within_module(parent_ip, crate::this_module().as_ptr()) {
+                bindings::tmem_regs_set_ip(regs, (*ops.cast::<Hook>()).code.addr());
+            }
+        }
+    }
+}
+
+/// A function whose calls are watched.
+pub(super) struct Watch {
+    _hook: Registered,
+}
+
+impl Watch {
+    /// Calls `code` with the first argument of each call of the function with this name.
+    ///
+    /// It is called with preemption off and in whatever context the function is called. May sleep.
+    pub(super) fn new(name: &CStr, code: fn(usize)) -> Result<Self> {
+        let addr = resolve(name)?;
+        let hook = Registered::new(addr, Some(Self::handle), 0, code as Code);
+
+        Ok(Self {
+            _hook: hook.inspect_err(|error| report(name, *error))?,
+        })
+    }
+
+    unsafe extern "C" fn handle(
+        _ip: c_ulong,
+        _parent_ip: c_ulong,
+        ops: *mut bindings::ftrace_ops,
+        regs: *mut bindings::ftrace_regs,
+    ) {
+        // SAFETY: ftrace calls with operations that are registered, which are in a `Hook` of which
+        // `code` is a `fn(usize)`, and with the registers of the call.
+        unsafe {
+            let code = core::mem::transmute::<Code, fn(usize)>((*ops.cast::<Hook>()).code);
+
+            code(bindings::tmem_regs_arg0(regs));
+        }
+    }
+}
+
+/// A tracepoint that is listened to.
+///
+/// # Invariants
+///
+/// `code` is registered at `tracepoint`, which is one of the kernel's and so never goes away.
+pub(super) struct Probe {
+    tracepoint: *mut bindings::tracepoint,
+    code: Code,
+}
+
+// SAFETY: Tracepoints may be used from any thread.
+unsafe impl Send for Probe {}
+// SAFETY: As above.
+unsafe impl Sync for Probe {}
+
+impl Probe {
+    /// Calls `code` at the tracepoint with this name.
+    ///
+    /// May sleep.
+    ///
+    /// # Safety
+    ///
+    /// `code` must be a function that takes a pointer and then the arguments of the tracepoint.
+    pub(super) unsafe fn new(name: &CStr, code: Code) -> Result<Self> {
+        let tracepoint = symbol::tracepoint(name).inspect_err(|error| report(name, *error))?;
+
+        // SAFETY: The tracepoint is valid, and the function is what it calls.
+        to_result(unsafe {
+            bindings::tracepoint_probe_register(tracepoint, code.cast_mut(), core::ptr::null_mut())
+        })
+        .inspect_err(|error| report(name, *error))?;
+        // INVARIANT: It is registered now.
+        Ok(Self { tracepoint, code })
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants it is registered.
+        unsafe {
+            bindings::tracepoint_probe_unregister(
+                self.tracepoint,
+                self.code.cast_mut(),
+                core::ptr::null_mut(),
+            );
+            bindings::tmem_tracepoint_synchronize();
+        }
+    }
+}
+
+fn resolve(name: &CStr) -> Result<usize> {
+    symbol::resolve(name).inspect_err(|error| report(name, *error))
+}
+
+/// Says which hook point is the trouble, and why.
+fn report(name: &CStr, error: Error) {
+    let why = if error == ENOENT || error == EADDRNOTAVAIL {
+        "this kernel has none, or several, of that name"
+    } else if error == EMLINK {
+        "this kernel's compiler has made copies of it"
+    } else if error == EBUSY {
+        "somebody else, perhaps a live patch, has replaced it"
+    } else {
+        "see the error"
+    };
+
+    pr_warn!("{name:?} cannot be hooked ({error:?}): {why}\n");
+}
