@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Transcendent memory over virtio: memory that the host has idle serves a guest that runs short.
+//!
+//! Clean page-cache pages that are evicted, and pages that are swapped out, go to the host if it
+//! takes them, and come back when they are needed. From top to bottom:
+//!
+//! - [`hooks`]: where in the kernel pages come from and go to;
+//! - [`client`]: what the host has, and how to put, get and flush it;
+//! - [`virtio`]: the virtio bus and virtqueues, which know nothing of all that;
+//! - [`bindings`]: what the `kernel` crate lacks.
+//!
+//! [`driver`] puts them together when there is a device.
+
+mod bindings;
+mod client;
+mod driver;
+mod hooks;
+mod params;
+mod stats;
+mod virtio;
+
+use kernel::prelude::*;
+
+/// Returns the module.
+fn this_module() -> &'static ThisModule {
+    kernel::module::this_module::<TmemModule>()
+}
+
+/// The module.
+#[pin_data]
+struct TmemModule {
+    #[pin]
+    registration: kernel::driver::Registration<virtio::Adapter<driver::TmemDriver>>,
+    // Dropped last, when there is no device any more: hooks may outlive it.
+    _hooks: hooks::Teardown,
+}
+
+impl kernel::InPlaceModule for TmemModule {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        pin_init::pin_init_scope(move || {
+            params::check()?;
+            Ok(try_pin_init!(Self {
+                registration <- kernel::driver::Registration::new(
+                    <Self as kernel::ModuleMetadata>::NAME,
+                    module,
+                ),
+                _hooks: hooks::Teardown,
+            }))
+        })
+    }
+}
+
+module! {
+    type: TmemModule,
+    name: "virtio_tmem",
+    authors: ["The virtio-tmem developers"],
+    description: "Transcendent memory over virtio: cleancache and frontswap in the host",
+    license: "GPL",
+    params: {
+        frontswap: bool {
+            default: true,
+            description: "Put swapped pages (default: on)",
+        },
+        cleancache: bool {
+            default: true,
+            description: "Put clean page-cache pages when they are evicted (default: on)",
+        },
+        ext4: bool {
+            default: true,
+            description: "Put pages of ext4 files (default: on)",
+        },
+        xfs: bool {
+            default: true,
+            description: "Put pages of xfs files (default: on)",
+        },
+        btrfs: bool {
+            default: true,
+            description: "Put pages of btrfs files (default: on)",
+        },
+        crc: u32 {
+            default: 1,
+            description: "Compare clean pages that come back with what was put: 0 never, 1 where the filesystem checks sums itself, 2 always (default: 1)",
+        },
+        max_order: u32 {
+            default: 5,
+            description: "Largest folio of the page cache to put, as a power of two of pages, 0 to 5 (default: 5)",
+        },
+        max_pages: u64 {
+            default: 0,
+            description: "Most pages to have in the host, of each kind; 0: as many as eight times the guest's memory (default: 0)",
+        },
+        staging_pages: u32 {
+            default: 1024,
+            description: "Pages of memory for clean pages on their way to the host, 32 to 65536 (default: 1024)",
+        },
+        timeout_ms: u32 {
+            default: 10000,
+            description: "How long the host may take to answer before it is given up, 100 to 600000 (default: 10000)",
+        },
+    },
+}
