@@ -2,6 +2,8 @@
 
 //! Forgetting pages.
 
+use std::thread;
+
 use virtio_tmem_abi::{Key, ObjectId, PageResult, Range};
 
 use super::{
@@ -131,6 +133,8 @@ impl Store {
                 return;
             }
             left = Some(budget - steps);
+            // Others have waited for the lock.
+            thread::yield_now();
         }
     }
 
@@ -156,6 +160,8 @@ impl Store {
                     }
                     next += 1;
                 }
+                drop(inner);
+                thread::yield_now();
                 continue;
             }
             // Every page that was there at first comes to the front once: others join at the end,
@@ -164,7 +170,7 @@ impl Store {
             let steps = budget.min(WALK);
             for _ in 0..steps {
                 // The object goes away with its last page.
-                if inner.index.find_object(slot, &range.object) != Some(object) {
+                if inner.index.objects[object.index()].pages == 0 {
                     return Ok(any);
                 }
                 any |= inner.walk_step(object, first, last);
@@ -173,6 +179,9 @@ impl Store {
                 return Ok(any);
             }
             left = Some(budget - steps);
+            drop(inner);
+            // Others have waited for the lock.
+            thread::yield_now();
         }
     }
 }
