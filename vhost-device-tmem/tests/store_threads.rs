@@ -2,6 +2,8 @@
 
 //! The store under many threads at once.
 
+mod pages;
+
 use std::{
     sync::{
         atomic::{AtomicUsize, Ordering},
@@ -10,44 +12,12 @@ use std::{
     thread,
 };
 
-use vhost_device_tmem::store::{
-    CreditWatcher, Faults, Guest, PageBytes, PageSink, PageSource, PoolKind, Store,
-};
-use virtio_tmem_abi::{Key, ObjectId, PageResult, Range};
+use pages::{key, Stamped};
+use vhost_device_tmem::store::{CreditWatcher, Faults, Guest, PoolKind, Store};
+use virtio_tmem_abi::{PageResult, Range};
 
 const PERSISTENT: u32 = 0;
 const EPHEMERAL: u32 = 1;
-
-fn key(object: u64, index: u64, version: u64) -> Key {
-    Key {
-        object: ObjectId([object.into(), 0.into(), 0.into()]),
-        index: index.into(),
-        version: version.into(),
-    }
-}
-
-/// Pages that say whose they are, in every eight bytes.
-struct Stamped(u64);
-
-impl PageSource for Stamped {
-    fn read_page(&mut self, n: usize, frame: &mut PageBytes) -> bool {
-        for word in frame.chunks_exact_mut(8) {
-            word.copy_from_slice(&(self.0 + n as u64).to_le_bytes());
-        }
-        true
-    }
-}
-
-impl PageSink for Stamped {
-    fn write_page(&mut self, n: usize, page: &PageBytes) -> bool {
-        let stamp = (self.0 + n as u64).to_le_bytes();
-        assert!(
-            page.chunks_exact(8).all(|word| word == stamp),
-            "a foreign page"
-        );
-        true
-    }
-}
 
 fn store(capacity: u64) -> Arc<Store> {
     Arc::new(Store::new(capacity, Faults::default()).unwrap())
