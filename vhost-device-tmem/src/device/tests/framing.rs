@@ -36,6 +36,19 @@ fn memory_that_is_not_there_makes_a_request_too_short() {
             &[header, (bad, 4096, false), response],
         );
         sent.assert_malformed(Malformed::ReadableLength);
+        // What follows does not take its place.
+        let pieces = [header, (bad, 4096, false), page, response];
+        let sent = device.send_pieces(QueueKind::Data, &request, 33, &pieces);
+        sent.assert_malformed(Malformed::ReadableLength);
+        let pieces = [
+            header,
+            page,
+            (WRITABLE, 32, true),
+            (end, 1, true),
+            (WRITABLE, 1, true),
+        ];
+        let sent = device.send_pieces(QueueKind::Data, &request, 33, &pieces);
+        sent.assert_malformed(Malformed::WritableLength);
         let sent = device.send_pieces(QueueKind::Data, &request, 33, &[(bad, 4096, false)]);
         assert_eq!(sent.len, 0);
         let pieces = [header, page, (WRITABLE, 32, true), (bad, 1, true)];
@@ -72,23 +85,12 @@ fn chains_that_lead_nowhere_or_in_circles_end() {
         // To itself, past the table, and to an indirect table that is itself, broken or absent.
         &[Descriptor::new(READABLE, 16, next, 0)],
         &[Descriptor::new(READABLE, 16, next, 1024)],
-        &[Descriptor::new(0, 16, indirect, 0)],
+        &[Descriptor::new(DESCRIPTORS, 16, indirect, 0)],
         &[Descriptor::new(READABLE, 17, indirect, 0)],
         &[Descriptor::new(u64::MAX - 7, 32, indirect, 0)],
     ];
     for table in tables {
-        let queue = MockSplitQueue::create(&device.mem, GuestAddress(0), 1024);
-        let table: Vec<_> = table.iter().map(|d| RawDescriptor::from(*d)).collect();
-        let chain = queue.build_multiple_desc_chains(&table).unwrap();
-        let mut parts = Parts::default();
-        parts.collect(chain, &device.mem);
-        let len = serve(
-            &device.session,
-            QueueKind::Data,
-            &parts,
-            &mut device.scratch,
-        );
-        assert_eq!(len, 0);
+        assert_eq!(device.serve(QueueKind::Data, table), 0);
     }
     device.assert_works();
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::{
     desc::{split::Descriptor, RawDescriptor},
-    mock::MockSplitQueue,
+    Queue, QueueOwnedT, QueueT,
 };
 use virtio_tmem_abi::{
     pool_flags, request_flags, Key, Malformed, ObjectId, Opcode, PageResult, PoolCreate, PoolStats,
@@ -29,6 +29,9 @@ use super::{
 use crate::store::{Faults, Store, PAGE_SIZE};
 
 const MEMORY: usize = 8 << 20;
+const QUEUE_SIZE: u16 = 1024;
+const DESCRIPTORS: u64 = 0x1_0000;
+const AVAIL: u64 = 0x2_0000;
 const READABLE: u64 = 1 << 20;
 const WRITABLE: u64 = 4 << 20;
 /// Not what the device writes, and not what the tests put.
@@ -101,15 +104,41 @@ impl Device {
 
     /// Serves the chain that consists of `pieces`.
     fn chain(&mut self, kind: QueueKind, pieces: &[Piece]) -> u32 {
-        let queue = MockSplitQueue::create(&self.mem, GuestAddress(0), 1024);
+        let next = |n: usize| {
+            if n + 1 < pieces.len() {
+                VRING_DESC_F_NEXT as u16
+            } else {
+                0
+            }
+        };
         let descriptors: Vec<_> = pieces
             .iter()
-            .map(|(addr, len, writable)| {
-                let flags = if *writable { VRING_DESC_F_WRITE } else { 0 };
-                RawDescriptor::from(Descriptor::new(*addr, *len, flags as u16, 0))
+            .enumerate()
+            .map(|(n, (addr, len, writable))| {
+                let write = if *writable { VRING_DESC_F_WRITE } else { 0 };
+                Descriptor::new(*addr, *len, write as u16 | next(n), n as u16 + 1)
             })
             .collect();
-        let chain = queue.build_desc_chain(&descriptors).unwrap();
+        self.serve(kind, &descriptors)
+    }
+
+    /// Serves the chain that begins with the first of `descriptors`, which are a virtqueue's whole
+    /// table.
+    fn serve(&mut self, kind: QueueKind, descriptors: &[Descriptor]) -> u32 {
+        for (n, descriptor) in descriptors.iter().enumerate() {
+            let at = GuestAddress(DESCRIPTORS + 16 * n as u64);
+            let descriptor = RawDescriptor::from(*descriptor);
+            self.mem.write_obj(descriptor, at).unwrap();
+        }
+        // One buffer is available, the first one.
+        self.mem
+            .write_obj([0u16, 1, 0], GuestAddress(AVAIL))
+            .unwrap();
+        let mut queue = Queue::new(QUEUE_SIZE).unwrap();
+        queue.set_desc_table_address(Some(DESCRIPTORS as u32), None);
+        queue.set_avail_ring_address(Some(AVAIL as u32), None);
+        queue.set_ready(true);
+        let chain = queue.iter(&self.mem).unwrap().next().unwrap();
         let mut parts = Parts::default();
         parts.collect(chain, &self.mem);
         serve(&self.session, kind, &parts, &mut self.scratch)
