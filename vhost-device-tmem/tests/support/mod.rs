@@ -52,6 +52,8 @@ pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 pub(crate) struct Daemon {
     pub(crate) child: Child,
     pub(crate) log: BufReader<std::process::ChildStderr>,
+    /// What was read of the log.
+    pub(crate) seen: String,
 }
 
 impl Daemon {
@@ -64,21 +66,39 @@ impl Daemon {
     pub(crate) fn start(args: &[&str]) -> Self {
         let mut child = Self::command(args).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
-        Self { child, log }
+        Self {
+            child,
+            log,
+            seen: String::new(),
+        }
     }
 
     /// Reads the log up to a line with `text`, and returns that line.
     pub(crate) fn wait_for(&mut self, text: &str) -> String {
-        let mut seen = String::new();
         loop {
-            let mut line = String::new();
-            let read = self.log.read_line(&mut line).unwrap();
-            assert!(read > 0, "the daemon ended without {text:?}: {seen}");
+            let line = self.read_line();
+            assert!(
+                !line.is_empty(),
+                "the daemon ended without {text:?}: {}",
+                self.seen
+            );
             if line.contains(text) {
                 return line;
             }
-            seen += &line;
         }
+    }
+
+    /// Reads the log to its end, and returns all of it.
+    pub(crate) fn whole_log(&mut self) -> &str {
+        while !self.read_line().is_empty() {}
+        &self.seen
+    }
+
+    fn read_line(&mut self) -> String {
+        let mut line = String::new();
+        self.log.read_line(&mut line).unwrap();
+        self.seen += &line;
+        line
     }
 
     pub(crate) fn signal(&self, signal: i32) {
