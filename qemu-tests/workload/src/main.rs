@@ -84,6 +84,9 @@ enum Command {
         /// The time after which no operation begins.
         #[arg(long, default_value_t = 3600)]
         seconds: u64,
+        /// No operation begins once this file exists.
+        #[arg(long)]
+        until: Option<PathBuf>,
         /// What decides on the operations.
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -179,6 +182,7 @@ fn run(command: Command) -> Result<u64> {
             dir,
             ops,
             seconds,
+            until,
             seed,
             threads,
             racers,
@@ -189,6 +193,7 @@ fn run(command: Command) -> Result<u64> {
                 seed,
                 ops,
                 limit: Duration::from_secs(seconds),
+                until,
                 threads,
                 racers,
                 max_len: file_kib << 10,

@@ -40,6 +40,8 @@ pub struct Mixer {
     pub ops: u64,
     /// The time after which no further operation begins.
     pub limit: Duration,
+    /// The file that says, by being there, that no further operation shall begin.
+    pub until: Option<PathBuf>,
     /// Threads that change files.
     pub threads: u8,
     /// Threads that only read and evict.
@@ -118,7 +120,8 @@ impl Worker {
         start: Instant,
         after: &(dyn Fn(&Tracked) + Sync),
     ) -> Result<Outcome> {
-        while self.outcome.ops < mixer.ops && start.elapsed() < mixer.limit {
+        let told_to_stop = || mixer.until.as_ref().is_some_and(|path| path.exists());
+        while self.outcome.ops < mixer.ops && start.elapsed() < mixer.limit && !told_to_stop() {
             self.step(after)?;
             // One mistake shows up in every later read; the first ones tell the most.
             if self.outcome.findings.wrong > 4 {
@@ -190,6 +193,7 @@ mod tests {
             seed: 11,
             ops: 300,
             limit: Duration::from_secs(60),
+            until: None,
             threads: 2,
             racers: 1,
             max_len: 256 << 10,
@@ -202,6 +206,14 @@ mod tests {
         let outcome = mixer(dir.path()).run(&|_| {}).unwrap();
         assert!(outcome.findings.is_empty(), "{:#?}", outcome.findings);
         assert_eq!(outcome.ops, 600);
+    }
+
+    #[test]
+    fn it_stops_when_told() {
+        let dir = tempfile::tempdir_in(".").unwrap();
+        let mut mixer = mixer(dir.path());
+        mixer.until = Some(dir.path().into());
+        assert_eq!(mixer.run(&|_| {}).unwrap().ops, 0);
     }
 
     #[test]
