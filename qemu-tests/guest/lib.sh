@@ -6,6 +6,13 @@
 
 DRIVER=/sys/kernel/debug/virtio_tmem
 
+# A stock kernel of this size complains of itself when it has to swap: kswapd
+# finds no page for the tables of swap, nor for virtiofs to forget an inode
+# with, which is a warning each. A larger reserve, and keeping inodes, prevent
+# it, so that every complaint that is left is taken seriously.
+echo 8192 >/proc/sys/vm/min_free_kbytes
+echo 1 >/proc/sys/vm/vfs_cache_pressure
+
 # uptime_ms: sets REPLY to the guest's age in milliseconds.
 uptime_ms() {
 	local up rest
@@ -140,6 +147,26 @@ mounted() {
 # load_module [PARAMETER=VALUE...]: loads the module anew.
 load_module() {
 	modprobe -r virtio_tmem && modprobe virtio_tmem "$@"
+}
+
+# virtio_at SLOT: sets REPLY to the virtio device in the PCI slot.
+virtio_at() {
+	local folder
+	for folder in "/sys/bus/pci/devices/0000:00:$1.0"/virtio*; do
+		REPLY=${folder##*/}
+		[ -e "$folder" ] && return
+	done
+	return 1
+}
+
+# bind_device SLOT: gives the device in the PCI slot to the driver.
+bind_device() {
+	virtio_at "$1" && echo "$REPLY" >/sys/bus/virtio/drivers/virtio_tmem/bind
+}
+
+# unbind_device SLOT: takes it away.
+unbind_device() {
+	virtio_at "$1" && echo "$REPLY" >/sys/bus/virtio/drivers/virtio_tmem/unbind
 }
 
 # bound: whether the driver has its device.
