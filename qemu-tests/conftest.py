@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from harness import paths  # noqa: E402
-from harness.lab import Lab  # noqa: E402
+from harness.lab import Lab, Labs  # noqa: E402
 
 
 def _lab(name: str) -> Iterator[Lab]:
@@ -37,5 +38,10 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def module_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """The same for a guest that all tests of a file look at."""
-    name = Path(request.node.name).stem.removeprefix("test_")
-    yield from _lab(f"{name}-{getattr(request, 'param', '')}")
+    yield from _lab(Path(request.node.name).stem.removeprefix("test_"))
+
+
+@pytest.fixture(scope="session")
+def labs() -> Labs:
+    """Makes places for fixtures that need several."""
+    return contextmanager(_lab)

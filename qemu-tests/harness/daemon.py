@@ -61,9 +61,12 @@ class Stat:
 class Device:
     """Something that serves a vhost-user socket, run as a process of its own."""
 
-    def __init__(self, folder: Path, name: str, data_queues: int = DATA_QUEUES) -> None:
+    def __init__(
+        self, folder: Path, name: str, data_queues: int = DATA_QUEUES, slot: int | None = None
+    ) -> None:
         self.name = name
         self.data_queues = data_queues
+        self.slot = slot
         self.socket = folder / f"{name}.sock"
         self.log = folder / f"{name}.log"
         self._group: Group | None = None
@@ -104,13 +107,14 @@ class Device:
             self._group.end()
 
     def qemu_options(self) -> list[str]:
-        """What QEMU has to be told to have it as a device."""
+        """What QEMU has to be told to have it as a device, in a PCI slot if one was named."""
+        address = "" if self.slot is None else f",addr={self.slot:#x}"
         return [
             "-chardev",
             f"socket,id={self.name},path={self.socket}",
             "-device",
             f"vhost-user-test-device-pci,chardev={self.name},virtio-id=6,"
-            f"num_vqs={2 + self.data_queues},vq_size=256,config_size=64",
+            f"num_vqs={2 + self.data_queues},vq_size=256,config_size=64{address}",
         ]
 
 
@@ -124,8 +128,9 @@ class Daemon(Device):
         capacity: str = "1GiB",
         data_queues: int = DATA_QUEUES,
         refuse_percent: int = 0,
+        slot: int | None = None,
     ) -> None:
-        super().__init__(folder, name, data_queues)
+        super().__init__(folder, name, data_queues, slot)
         self.control = folder / f"{name}.control"
         self._capacity = capacity
         self._refuse_percent = refuse_percent

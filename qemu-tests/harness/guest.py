@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import paths
@@ -37,11 +37,12 @@ class Machine:
     disks: Sequence[Disk] = ()
     devices: Sequence[Device] = ()
     append: str = ""
-    allowed: Sequence[str] = field(default_factory=list)
+    options: Sequence[str] = ()
+    allowed: Sequence[str] = ()
 
     def command(self, script: Path) -> list[str]:
         """How virtme-ng is called."""
-        options: list[str] = []
+        options = list(self.options)
         for part in (*self.devices, *self.disks):
             options += part.qemu_options()
         kernel_options = (
@@ -94,8 +95,8 @@ class Guest:
             )
         )
 
-    def boot(self) -> None:
-        """Starts the guest and returns once its script runs.
+    def boot(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Starts the guest and returns once its script runs; does something `meanwhile`.
 
         The start of virtiofsd is a race in virtme-ng 1.35 that now and then leaves a guest without
         a root. A guest of which the kernel never ran its script, and never came as far as our
@@ -104,7 +105,7 @@ class Guest:
         for attempt in (1, 2):
             self._start()
             try:
-                wait_until(f"{self.name} to boot", BOOT_SECONDS, self._booted_or_ended)
+                wait_until(f"{self.name} to boot", BOOT_SECONDS, self._booted_or_ended, meanwhile)
                 if self.running or self.transcript.marks:
                     return
                 why = f"ended with {self._wait()}"

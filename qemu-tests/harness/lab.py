@@ -2,6 +2,8 @@
 """A place in which a guest, its disks and its devices are put together."""
 
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +41,21 @@ class Lab:
         """Makes a disk."""
         return Disk.create(self._folder, name, mib, filesystem)
 
-    def boot(self, script: str, machine: Machine, with_module: bool = True) -> Guest:
-        """Boots a guest and returns once its script runs."""
-        if with_module:
-            paths.module()
+    def prepare(self, script: str, machine: Machine) -> Guest:
+        """Makes a guest that is not booted yet."""
         number = len(self._guests)
         folder = self._folder / f"guest{number}"
         folder.mkdir()
         name = self.name if number == 0 else f"{self.name}-{number}"
         guest = Guest(name, folder, machine, script)
         self._guests.append(guest)
+        return guest
+
+    def boot(self, script: str, machine: Machine, with_module: bool = True) -> Guest:
+        """Boots a guest and returns once its script runs."""
+        if with_module:
+            paths.module()
+        guest = self.prepare(script, machine)
         guest.boot()
         return guest
 
@@ -67,3 +74,6 @@ class Lab:
         for device in self._devices:
             device.end()
             shutil.copy(device.log, paths.LOGS / f"{self.name}.{device.name}.log")
+
+
+Labs = Callable[[str], AbstractContextManager[Lab]]

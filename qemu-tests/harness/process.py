@@ -14,12 +14,18 @@ class Deadline(Exception):
     """Something took longer than it may."""
 
 
-def wait_until(what: str, seconds: float, condition: Callable[[], bool]) -> None:
-    """Returns as soon as `condition` holds."""
+def wait_until(
+    what: str,
+    seconds: float,
+    condition: Callable[[], bool],
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
+    """Returns as soon as `condition` holds; calls `meanwhile` while it does not."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
             raise Deadline(f"{what}: not within {seconds:.0f} s")
+        meanwhile()
         time.sleep(0.05)
 
 

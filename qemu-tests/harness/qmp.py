@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What QEMU counts of a guest's disks, without the guest's help."""
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+
+class Qmp:
+    """A connection to QEMU's monitor."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(5)
+        self._socket.connect(str(path))
+        self._lines = self._socket.makefile("r")
+        self._lines.readline()
+        self._ask("qmp_capabilities")
+
+    @staticmethod
+    def qemu_options(path: Path) -> list[str]:
+        """What QEMU has to be told."""
+        return ["-qmp", f"unix:{path},server=on,wait=off"]
+
+    def _ask(self, command: str) -> Any:
+        self._socket.sendall(json.dumps({"execute": command}).encode() + b"\n")
+        while line := self._lines.readline():
+            reply = json.loads(line)
+            if "return" in reply:
+                return reply["return"]
+            if "error" in reply:
+                raise OSError(reply["error"])
+        raise ConnectionError("QEMU has ended")
+
+    def sectors(self) -> dict[str, tuple[int, int]]:
+        """Sectors read and written, by disk."""
+        return {
+            disk["device"]: (
+                disk["stats"]["rd_bytes"] // 512,
+                disk["stats"]["wr_bytes"] // 512,
+            )
+            for disk in self._ask("query-blockstats")
+        }
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._lines.close()
+        self._socket.close()
