@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Runs the demonstration; `make demo` does so in the toolbox."""
+
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from harness import paths
+from harness.daemon import Daemon, Stat
+from harness.guest import Guest, Machine
+from harness.lab import Lab
+from harness.process import Deadline
+from harness.qmp import Qmp
+
+from . import load
+from .result import Result, table, write
+from .view import Moment, View
+
+# Both guests together may take ten minutes.
+LIMIT_SECONDS = 590.0
+
+CAPACITY_MIB = 2048
+
+
+class Show:
+    """Runs the guests and shows how they are getting on."""
+
+    def __init__(self, lab: Lab, start: float, view: View) -> None:
+        self._lab = lab
+        self._end = start + LIMIT_SECONDS
+        self._view = view
+
+    def run(self, title: str, with_module: bool) -> Result:
+        """Runs one of them."""
+        name = "with" if with_module else "without"
+        folder = self._lab.folder / name
+        folder.mkdir()
+        daemon = self._lab.start(Daemon(folder, name, capacity=f"{CAPACITY_MIB}MiB"))
+        disks = [
+            self._lab.disk("swap", load.ANON_MIB + 512),
+            self._lab.disk("files", load.FILES_MIB + 256, "ext4"),
+        ]
+        monitor = folder / "qmp"
+        machine = Machine(
+            load.MEMORY_MIB,
+            disks=disks,
+            devices=[daemon],
+            append="" if with_module else "modprobe.blacklist=virtio_tmem",
+            options=Qmp.qemu_options(monitor),
+        )
+        moment = Moment(capacity=CAPACITY_MIB * 256)
+        guest = self._lab.prepare(load.script(with_module), machine)
+        guest.boot(lambda: self._tick(title, moment))
+        qmp = Qmp(monitor)
+        most = 0
+        while "measured" not in guest.transcript.marks:
+            if not guest.running:
+                guest.finish(1)
+            stat = daemon.stat()
+            most = max(most, stat.persistent.pages + stat.ephemeral.pages)
+            observe(moment, guest, stat, qmp)
+            self._tick(title, moment)
+        stat = daemon.stat()
+        qmp.close()
+        guest.tell("leave")
+        guest.finish(60)
+        for phase in load.PHASES:
+            guest.step(phase)
+        daemon.end()
+        for disk in disks:
+            disk.path.unlink()
+        self._view.say(f"{title}: done")
+        return Result.of(guest, stat, most)
+
+    def _tick(self, title: str, moment: Moment) -> None:
+        if time.monotonic() > self._end:
+            raise Deadline(f"the demonstration took longer than {LIMIT_SECONDS:.0f} s")
+        self._view.show(title, moment)
+        time.sleep(1)
+
+
+def observe(moment: Moment, guest: Guest, stat: Stat, qmp: Qmp) -> None:
+    """Learns what there is to know without asking the guest."""
+    began = [name for name in load.PHASES if name in guest.transcript.steps]
+    moment.phase = load.PHASES[began[-1]] if began else "setting up"
+    moment.held = stat.persistent.pages + stat.ephemeral.pages
+    moment.host_swapins = stat.persistent.gets_hit
+    moment.host_files = stat.ephemeral.gets_hit
+    moment.asked = stat.persistent.gets + stat.ephemeral.gets
+    sectors = qmp.sectors()
+    moment.swap_read, moment.swap_written = sectors["swap"]
+    moment.files_read, moment.files_written = sectors["files"]
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A folder that is gone afterwards."""
+    parent = paths.BUILD / "qemu"
+    parent.mkdir(parents=True, exist_ok=True)
+    path = Path(tempfile.mkdtemp(prefix="demo-", dir=parent))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def stopped(number: int, _frame: FrameType | None) -> NoReturn:
+    """Lets a signal end everything in order."""
+    sys.exit(128 + number)
+
+
+def main() -> int:
+    """Runs both guests and prints what came out."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stopped)
+    start = time.monotonic()
+    view = View(start)
+    with folder() as path:
+        lab = Lab("demo", path)
+        try:
+            paths.module()
+            show = Show(lab, start, view)
+            without = show.run("1/2 without the module", False)
+            with_module = show.run("2/2 with the module", True)
+        except (paths.Missing, AssertionError, Deadline, OSError) as error:
+            view.say(f"demo: error: {error}")
+            return 1
+        finally:
+            lab.close()
+    print(f"\n{table(without, with_module)}\n")
+    result = paths.BUILD / "demo.json"
+    write(result, without, with_module, paths.kernel_release())
+    print(f"The same as JSON: {result.relative_to(paths.REPO)}")
+    return 0
+
+
+sys.exit(main())
