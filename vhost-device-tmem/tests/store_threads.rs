@@ -136,42 +136,51 @@ fn a_page_that_is_being_read_is_not_written_over() {
     assert_eq!(store.report().used_pages, 0, "a frame was lost");
 }
 
-/// Two walks over one object each forget all of their range.
+/// Walks over one object at the same time each find what they look for.
 #[test]
-fn range_flushes_at_the_same_time_both_forget_everything() {
+fn range_flushes_at_the_same_time_find_all_their_pages() {
+    const PAGES: u64 = 2048;
+    /// Indices are so far apart that looking for each index of a range would take longer than
+    /// looking at all pages.
+    const STEP: u64 = 2 * PAGES;
     let store = store(16 << 20);
     let guest = guest(&store);
-    for round in 0..20 {
-        const PAGES: u64 = 3000;
-        for first in (0..PAGES).step_by(100) {
-            let keys: Vec<_> = (first..first + 100).map(|i| key(1, i, round)).collect();
-            let mut results = [PageResult::Absent; 100];
+    for round in 0..10 {
+        for first in (0..PAGES).step_by(64) {
+            let keys: Vec<_> = (first..first + 64)
+                .map(|i| key(1, i * STEP, round))
+                .collect();
+            let mut results = [PageResult::Absent; 64];
             store
                 .put(&guest, PERSISTENT, &keys, &mut Stamped(0), &mut results)
                 .unwrap();
-            assert_eq!(results, [PageResult::Stored; 100]);
+            assert_eq!(results, [PageResult::Stored; 64]);
         }
         let start = Barrier::new(2);
         thread::scope(|scope| {
-            // Ranges larger than the object are walked, not probed.
-            for (first, last) in [(0, PAGES / 3), (PAGES / 2, u64::MAX)] {
+            for walker in 0..2 {
                 let (store, guest, start) = (&store, &guest, &start);
                 scope.spawn(move || {
-                    let range = Range {
-                        object: key(1, 0, 0).object,
-                        first: first.into(),
-                        last: last.into(),
-                    };
-                    let mut result = [PageResult::Absent];
+                    // One page here and there.
+                    let ranges: Vec<_> = (0..16)
+                        .map(|n| (n * 128 + walker) * STEP)
+                        .map(|first| Range {
+                            object: key(1, 0, 0).object,
+                            first: first.into(),
+                            last: (first + STEP - 1).into(),
+                        })
+                        .collect();
+                    let mut results = [PageResult::Absent; 16];
                     start.wait();
                     store
-                        .flush_ranges(guest, PERSISTENT, &[range], &mut result)
+                        .flush_ranges(guest, PERSISTENT, &ranges, &mut results)
                         .unwrap();
+                    assert_eq!(results, [PageResult::Flushed; 16]);
                 });
             }
         });
-        let left = PAGES / 2 - 1 - PAGES / 3;
-        assert_eq!(store.pool_report(&guest, PERSISTENT).unwrap().pages, left);
+        let left = store.pool_report(&guest, PERSISTENT).unwrap().pages;
+        assert_eq!(left, PAGES - 32);
         store.flush_pool(&guest, PERSISTENT).unwrap();
     }
 }
