@@ -90,6 +90,8 @@ pub(super) struct Index {
     /// Object entries that were ever in use: their memory is taken.
     touched_objects: usize,
     used_objects: usize,
+    /// The object that was found last: the next key is often one of the same.
+    recent: Option<ObjectSlot>,
     secret: RandomState,
 }
 
@@ -101,7 +103,7 @@ impl Index {
     /// The operating system's, where it has no address space left.
     pub(super) fn new(frames: usize) -> io::Result<Self> {
         let object_bucket_count = frames.div_ceil(PAGES_PER_OBJECT_BUCKET).max(1);
-        Ok(Self {
+        let index = Self {
             pages: Table::new(frames)?,
             objects: Table::new(frames)?,
             page_buckets: Table::new(frames.max(1))?,
@@ -111,8 +113,13 @@ impl Index {
             free_objects: None,
             touched_objects: 0,
             used_objects: 0,
+            recent: None,
             secret: RandomState::new(),
-        })
+        };
+        index.pages.prefer_huge_pages();
+        index.page_buckets.prefer_huge_pages();
+        index.object_buckets.prefer_huge_pages();
+        Ok(index)
     }
 
     /// Returns how many objects there are.
@@ -147,11 +154,19 @@ impl Index {
     }
 
     /// Finds an object of a pool.
-    pub(super) fn find_object(&self, pool: u32, id: &ObjectId) -> Option<ObjectSlot> {
+    pub(super) fn find_object(&mut self, pool: u32, id: &ObjectId) -> Option<ObjectSlot> {
+        if let Some(slot) = self.recent {
+            let object = &self.objects[slot.index()];
+            // One that has pages is in use, and no other has its name.
+            if object.pages > 0 && object.pool == pool && object.id == *id {
+                return Some(slot);
+            }
+        }
         let mut link = self.object_buckets[self.object_bucket(pool, id)];
         while let Some(slot) = ObjectSlot::from_link(link) {
             let object = &self.objects[slot.index()];
             if object.pool == pool && object.id == *id {
+                self.recent = Some(slot);
                 return Some(slot);
             }
             link = object.bucket_next;

@@ -136,7 +136,12 @@ impl Inner {
     }
 
     /// Finds the page under a key, in whatever version.
-    pub(super) fn find(&self, pool: PoolSlot, object: &ObjectId, index: u64) -> Option<FrameId> {
+    pub(super) fn find(
+        &mut self,
+        pool: PoolSlot,
+        object: &ObjectId,
+        index: u64,
+    ) -> Option<FrameId> {
         let object = self.index.find_object(pool, object)?;
         self.index.find_page(object, index)
     }

@@ -70,6 +70,12 @@ impl Mapping {
         self.advise(offset, len, libc::MADV_DONTNEED)
     }
 
+    /// Asks for huge pages. What is touched then takes up to 2 MiB, within the mapping.
+    pub(super) fn prefer_huge_pages(&self) {
+        // A kernel without them is none the worse.
+        let _ = self.advise(0, self.len, libc::MADV_HUGEPAGE);
+    }
+
     fn advise(&self, offset: usize, len: usize, advice: libc::c_int) -> io::Result<()> {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));
         // SAFETY: The range lies within the mapping.
@@ -116,6 +122,11 @@ impl<T: FromZeros + Copy> Table<T> {
             len,
             entries: PhantomData,
         })
+    }
+
+    /// Asks for huge pages, for a table all of whose memory is accounted for from the start.
+    pub(super) fn prefer_huge_pages(&self) {
+        self.map.prefer_huge_pages();
     }
 
     fn as_slice(&self) -> &[T] {
