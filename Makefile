@@ -48,12 +48,13 @@ module-install: module ## Install the module into the toolbox, where guests find
 daemon: toolbox ## Build the host daemon and tmemctl: build/cargo/release/
 	@$(cargo) build --release --locked -p vhost-device-tmem
 
-.PHONY: workload
-workload: toolbox
-	@$(cargo) build --release --locked -p tmem-workload -p tmem-fake-device
+# The daemon, and what only tests need, in one go.
+.PHONY: programs
+programs: toolbox
+	@$(cargo) build --release --locked --workspace
 
 .PHONY: demo
-demo: module-install daemon workload ## Boot a guest and show its pages come and go
+demo: module-install programs ## Boot guests without and with tmem, and compare them
 	@scripts/demo
 
 .PHONY: unit-test
@@ -61,11 +62,11 @@ unit-test: toolbox ## Run the tests of the crates
 	@scripts/test unit
 
 .PHONY: qemu-test
-qemu-test: module-install daemon workload ## Run the tests that boot guests
+qemu-test: module-install programs ## Run the tests that boot guests
 	@scripts/test qemu
 
 .PHONY: test
-test: module-install daemon workload ## Run all tests; the last line is their sum
+test: module-install programs ## Run all tests; the last line is their sum
 	@scripts/test unit qemu
 
 .PHONY: lint
