@@ -2,7 +2,11 @@
 
 //! The daemon: reads the command line, serves until a signal says to stop, and cleans up.
 
-use std::{io, process::ExitCode, sync::Arc};
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use clap::Parser;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
@@ -73,8 +77,11 @@ fn start_log(config: &Config) {
     let targets = Targets::new()
         .with_default(config.log_level)
         .with_target("virtio_queue", tracing_subscriber::filter::LevelFilter::OFF);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
     tracing_subscriber::registry()
-        .with(tracing_subscriber::fmt::layer().with_writer(io::stderr))
+        .with(lines)
         .with(targets)
         .init();
 }
