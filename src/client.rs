@@ -280,6 +280,11 @@ impl<O: Origin> Client<O> {
         self.half(pool).pages()
     }
 
+    /// Returns how many pages wait to be sent, for a file.
+    pub(crate) fn staged_pages(&self) -> &Atomic<usize> {
+        self.staging.waiting_counter()
+    }
+
     /// Returns how many more pages of a pool the device would take.
     pub(crate) fn credits(&self, pool: Pool) -> i64 {
         self.half(pool).credits.available()

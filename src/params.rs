@@ -23,13 +23,15 @@ pub(crate) enum Crc {
 /// Refuses to load with a parameter that makes no sense.
 pub(crate) fn check() -> Result {
     within("crc", module_parameters::crc.value(), 0, 2)?;
-    within("max_order", module_parameters::max_order.value(), 0, 5)?;
-    within(
-        "staging_pages",
-        module_parameters::staging_pages.value(),
-        32,
-        65536,
-    )?;
+    within("max_order", module_parameters::max_order.value(), 0, 9)?;
+    if module_parameters::staging_pages.value() != 0 {
+        within(
+            "staging_pages",
+            module_parameters::staging_pages.value(),
+            32,
+            65536,
+        )?;
+    }
     within(
         "timeout_ms",
         module_parameters::timeout_ms.value(),
@@ -90,10 +92,16 @@ pub(crate) fn limits(total_pages: u64) -> Limits {
         pages => pages,
     };
 
+    let staging_pages = match module_parameters::staging_pages.value() {
+        // CAST: Clamped.
+        0 => (total_pages / 32).clamp(1024, 16384) as u32,
+        pages => pages,
+    };
+
     Limits {
         // An index for fewer would not have memory to begin with.
         max_pages: max_pages.clamp(1024, 1 << 36),
-        staging_pages: module_parameters::staging_pages.value(),
+        staging_pages,
         timeout_ms: module_parameters::timeout_ms.value(),
     }
 }

@@ -50,6 +50,7 @@ impl Stats {
                 |client: &Arc<Client>, dir| {
                     dir.read_only_file(c"notifications", client.queues().notifications());
                     dir.read_only_file(c"interrupts", client.queues().interrupts());
+                    dir.read_only_file(c"staged", client.staged_pages());
                 },
             ),
             GFP_KERNEL,

@@ -83,16 +83,16 @@ module! {
             description: "Compare clean pages that come back with what was put: 0 never, 1 where the filesystem checks sums itself, 2 always (default: 1)",
         },
         max_order: u32 {
-            default: 5,
-            description: "Largest folio of the page cache to put, as a power of two of pages, 0 to 5 (default: 5)",
+            default: 9,
+            description: "Largest folio of the page cache to put, as a power of two of pages, 0 to 9; it is copied with interrupts off (default: 9)",
         },
         max_pages: u64 {
             default: 0,
             description: "Most pages to have in the host, of each kind; 0: as many as eight times the guest's memory (default: 0)",
         },
         staging_pages: u32 {
-            default: 1024,
-            description: "Pages of memory for clean pages on their way to the host, 32 to 65536 (default: 1024)",
+            default: 0,
+            description: "Pages of memory for clean pages on their way to the host, 32 to 65536; 0: a 32nd of the guest's memory, from 1024 to 16384 pages (default: 0)",
         },
         timeout_ms: u32 {
             default: 10000,

@@ -12,6 +12,9 @@
 #include <linux/jiffies.h>
 #include <linux/module.h>
 #include <linux/scatterlist.h>
+#include <linux/sched.h>
+#include <linux/sched/prio.h>
+#include <linux/static_call.h>
 #include <linux/swapops.h>
 #include <linux/tracepoint.h>
 
@@ -104,7 +107,13 @@ struct workqueue_struct *tmem_alloc_workqueue(const char *name, bool reclaim)
 struct task_struct *tmem_kthread_run(int (*main)(void *), void *data,
 				     const char *name)
 {
-	return kthread_run(main, data, "%s", name);
+	struct task_struct *task = kthread_create(main, data, "%s", name);
+
+	if (!IS_ERR(task)) {
+		set_user_nice(task, MIN_NICE);
+		wake_up_process(task);
+	}
+	return task;
 }
 
 /* Sleeps until *rung, or for so many ticks; true: the thread has to end. */
@@ -248,6 +257,29 @@ bool tmem_inode_quiet(struct inode *inode)
 {
 	return !rwsem_is_locked(&inode->i_rwsem) &&
 	       !atomic_read(&inode->i_dio_count);
+}
+
+/*
+ * Calls __remove_mapping(), which is not exported, and which no indirect call
+ * may reach: a static call is a direct one.
+ */
+typedef int (tmem_remove_mapping_t)(struct address_space *mapping,
+				    struct folio *folio, bool reclaimed,
+				    struct mem_cgroup *memcg);
+extern tmem_remove_mapping_t tmem_remove_mapping;
+DEFINE_STATIC_CALL_NULL(tmem_remove_mapping, tmem_remove_mapping);
+
+void tmem_set_remove_mapping(void *addr)
+{
+	static_call_update(tmem_remove_mapping, addr);
+}
+
+int tmem_call_remove_mapping(struct address_space *mapping,
+			     struct folio *folio, bool reclaimed,
+			     struct mem_cgroup *memcg)
+{
+	return static_call(tmem_remove_mapping)(mapping, folio, reclaimed,
+						memcg);
 }
 
 unsigned int tmem_readahead_count(struct readahead_control *rac)

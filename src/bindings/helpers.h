@@ -71,6 +71,10 @@ bool tmem_mapping_cacheable(struct address_space *mapping);
 bool tmem_mapping_exiting(struct address_space *mapping);
 bool tmem_mapping_regular(struct address_space *mapping);
 bool tmem_inode_quiet(struct inode *inode);
+void tmem_set_remove_mapping(void *addr);
+int tmem_call_remove_mapping(struct address_space *mapping,
+			     struct folio *folio, bool reclaimed,
+			     struct mem_cgroup *memcg);
 unsigned int tmem_readahead_count(struct readahead_control *rac);
 struct folio *tmem_readahead_peek(struct readahead_control *rac);
 struct folio *tmem_readahead_next(struct readahead_control *rac);

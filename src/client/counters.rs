@@ -66,8 +66,10 @@ counters! {
     refused,
     /// Pages not sent because there was no credit.
     no_credit,
-    /// Pages not sent because there was no memory of the driver's to do it with.
+    /// Pages not put because there was no memory in the index.
     no_memory,
+    /// Pages not put because all staging memory was in use.
+    no_staging,
     /// Pages asked of the device.
     gets,
     /// Pages that it returned.
@@ -84,8 +86,12 @@ counters! {
     flushes,
     /// Page, range and object flushes sent to the device.
     flushes_sent,
-    /// Pages not put because they could not be known to be clean, or were not worth it.
-    skipped,
+    /// Pages that reclaim waited with, until there was staging memory for them.
+    held_up,
+    /// Pages not put because their folio was too large.
+    too_large,
+    /// Pages not put because their inode may be changed around the page cache.
+    unsafe_inode,
     /// Inodes that were seen to be written around the page cache.
     bans,
 }

@@ -121,7 +121,7 @@ impl<O: Origin> Client<O> {
 
     /// Has staged pages sent, now that so many wait. Any context.
     pub(super) fn staged(&self, waiting: usize) {
-        if waiting == 1 || waiting % self.max_pages == 0 {
+        if waiting == 1 || waiting % self.max_pages.max(1) == 0 {
             self.bell.ring();
         }
     }
@@ -142,8 +142,9 @@ impl<O: Origin> Client<O> {
         for n in 0..self.staging.queues() {
             while self.send_staged(n) {}
         }
-        // If there was no request for the rest, one that comes back rings the bell.
-        None
+        // Of the rest, the next pages that come, or a request that comes back, ring the bell; if
+        // neither does, nobody waits for it.
+        (self.staging.waiting() > 0).then_some(1)
     }
 
     /// Sends one request with staged pages for virtqueue `n`, if there are any.

@@ -13,12 +13,16 @@ use kernel::{
         Arc,
         SpinLockIrq, //
     },
+    time::msecs_to_jiffies,
 };
 
-use crate::virtio::pages::{
-    PagePool,
-    PageRef,
-    Slot, //
+use crate::{
+    bindings::thread,
+    virtio::pages::{
+        PagePool,
+        PageRef,
+        Slot, //
+    },
 };
 
 use super::{
@@ -31,6 +35,12 @@ use super::{
     Client,
     Pool, //
 };
+
+/// How long to wait for any staging memory to be free, in milliseconds.
+const PATIENCE: u32 = 200;
+
+/// For how long not to wait after that was in vain, in milliseconds.
+const IMPATIENCE: u32 = 1000;
 
 /// One page that waits to be sent.
 pub(super) struct Staged {
@@ -56,13 +66,18 @@ struct Fifo {
 }
 
 impl Fifo {
+    /// Returns the place of what is at most one turn further.
+    fn wrap(&self, at: usize) -> usize {
+        at.checked_sub(self.items.len()).unwrap_or(at)
+    }
+
     fn push(&mut self, staged: Staged) -> Result<(), Staged> {
         let capacity = self.items.len();
 
         if self.len >= capacity {
             return Err(staged);
         }
-        let at = (self.head + self.len) % capacity;
+        let at = self.wrap(self.head.wrapping_add(self.len));
         match self.items.get_mut(at) {
             Some(place) => *place = Some(staged),
             None => return Err(staged),
@@ -77,7 +92,7 @@ impl Fifo {
         }
         let staged = self.items.get_mut(self.head)?.take();
 
-        self.head = (self.head + 1) % self.items.len();
+        self.head = self.wrap(self.head.wrapping_add(1));
         self.len -= 1;
         staged
     }
@@ -89,6 +104,8 @@ pub(super) struct Staging {
     pub(super) pages: Arc<PagePool>,
     fifos: KVec<Pin<KBox<SpinLockIrq<Fifo>>>>,
     waiting: Atomic<usize>,
+    /// Until when, in jiffies, nobody waits for a page to be free.
+    impatient_until: Atomic<usize>,
 }
 
 impl Staging {
@@ -119,8 +136,14 @@ impl Staging {
                 pages: Arc::pin_init(PagePool::new(pages), GFP_KERNEL)?,
                 fifos,
                 waiting: Atomic::new(0),
+                impatient_until: Atomic::new(thread::jiffies()),
             }))
         })
+    }
+
+    /// Returns how many pages wait, for a file.
+    pub(super) fn waiting_counter(&self) -> &Atomic<usize> {
+        &self.waiting
     }
 
     /// Returns how many pages wait.
@@ -151,8 +174,15 @@ impl Staging {
             return Err(staged);
         };
 
-        fifo.lock().push(staged)?;
-        Ok(self.waiting.fetch_add(1, Relaxed) + 1)
+        // Counted first: as soon as it is in, somebody may take it out.
+        let waiting = self.waiting.fetch_add(1, Relaxed).wrapping_add(1);
+        match fifo.lock().push(staged) {
+            Ok(()) => Ok(waiting),
+            Err(staged) => {
+                self.waiting.fetch_sub(1, Relaxed);
+                Err(staged)
+            }
+        }
     }
 
     /// Forgets all pages that wait.
@@ -187,7 +217,7 @@ impl<O: Origin> Client<O> {
         }
         let Some(mut slot) = self.staging.pages.take() else {
             half.admitted(false);
-            half.counters.no_memory.add(1);
+            half.counters.no_staging.add(1);
             self.flush_page(Pool::Cleancache, tag, index);
             return false;
         };
@@ -229,7 +259,7 @@ impl<O: Origin> Client<O> {
         };
         match self
             .staging
-            .push(Half::shard_of(tag) % self.staging.queues(), staged)
+            .push(Half::shard_of(tag) % self.staging.queues().max(1), staged)
         {
             Ok(waiting) => {
                 self.staged(waiting);
@@ -240,6 +270,31 @@ impl<O: Origin> Client<O> {
                 self.abandon(staged);
                 false
             }
+        }
+    }
+
+    /// Waits until so many pages can be staged, or it has taken too long.
+    ///
+    /// Whoever evicts pages faster than the device takes them is held up a little, rather than
+    /// have them go to waste. Where that does not help, nobody is held up for a while. Sleeps.
+    pub(crate) fn await_staging(&self, count: usize) {
+        let impatient = &self.staging.impatient_until;
+        let now = thread::jiffies();
+
+        if !self.running() || self.cleancache.credits.available() <= 0 {
+            return;
+        }
+        if (impatient.load(Relaxed).wrapping_sub(now) as isize) > 0 {
+            return;
+        }
+        if self.staging.pages.free() >= count {
+            return;
+        }
+        self.cleancache.counters.held_up.add(count);
+        if !self.staging.pages.wait(count, msecs_to_jiffies(PATIENCE)) {
+            let until = now.wrapping_add(msecs_to_jiffies(IMPATIENCE));
+
+            impatient.store(until, Relaxed);
         }
     }
 

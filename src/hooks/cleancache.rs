@@ -17,12 +17,18 @@
 //!
 //! The object of a page is its inode in memory, by its address: see F6.
 
-use core::ptr::NonNull;
+use core::ptr::{
+    self,
+    NonNull, //
+};
 
 use kernel::{
     prelude::*,
     sync::{
         atomic::{
+            Acquire,
+            Atomic,
+            Full,
             Relaxed,
             Release, //
         },
@@ -54,6 +60,7 @@ use super::{
         Probe,
         Redirect, //
     },
+    symbol,
     Context,
     Entered,
     Origin, //
@@ -69,6 +76,7 @@ const ARMED: u8 = 1 << 1;
 /// The hooks of this half, but for those of filesystems.
 pub(super) struct Hooks {
     // Dropped in this order: what puts goes first.
+    _evicted: Option<Redirect>,
     _removed: Probe,
     _dirtied: Probe,
     _invalidated: Redirect,
@@ -92,6 +100,7 @@ impl Hooks {
             let removed = Probe::new(c"mm_filemap_delete_from_page_cache", removed as Code)?;
 
             Ok(Self {
+                _evicted: hold_up_reclaim(),
                 _removed: removed,
                 _dirtied: dirtied,
                 _invalidated: invalidated,
@@ -101,6 +110,43 @@ impl Hooks {
             })
         }
     }
+}
+
+/// Hooks reclaim where it may still sleep, if this kernel has the function.
+///
+/// Without it pages are lost to the pool when they are evicted faster than the host takes them,
+/// and all is well otherwise.
+fn hold_up_reclaim() -> Option<Redirect> {
+    const NAME: &CStr = c"__remove_mapping";
+    let addr = symbol::resolve(NAME).ok()?;
+
+    // SAFETY: It is the address of the function, and the replacement is of its type.
+    unsafe {
+        bindings::tmem_set_remove_mapping(ptr::with_exposed_provenance_mut(addr));
+        Redirect::new(NAME, remove_mapping as Code).ok()
+    }
+}
+
+/// Reclaim is about to evict a folio.
+unsafe extern "C" fn remove_mapping(
+    mapping: *mut bindings::address_space,
+    folio: *mut bindings::folio,
+    reclaimed: bool,
+    memcg: *mut bindings::mem_cgroup,
+) -> c_int {
+    let context = Context::enter();
+
+    if let (Some(context), Some(folio)) = (&context, NonNull::new(folio)) {
+        // SAFETY: The kernel calls with a locked folio of a valid mapping.
+        let (file, folio) = unsafe { (File::new(mapping), Folio::new(folio)) };
+
+        if file.is_some_and(|file| wants_put(context, file, folio)) {
+            context.client.await_staging(folio.pages() as usize);
+        }
+    }
+    // SAFETY: It is what the kernel would have called, with the same arguments; the address was
+    // set before the hook was.
+    unsafe { bindings::tmem_call_remove_mapping(mapping, folio, reclaimed, memcg) }
 }
 
 /// The page cache of a regular file.
@@ -204,31 +250,37 @@ unsafe extern "C" fn removed(_data: *mut c_void, folio: *mut bindings::folio) {
     }
 }
 
+/// Returns whether a folio is one that is put, if all else is right.
+fn wants_put(context: &Entered, file: File, folio: Folio) -> bool {
+    // SAFETY: By the type invariants of `File` it is valid.
+    context.client.running()
+        && folio.order() <= params::max_order()
+        && file.is_cacheable()
+        && unsafe { context.filesystem(file.0.as_ptr()) }.is_some()
+        && context.client.marks(Pool::Cleancache, file.tag()) & BANNED == 0
+}
+
 /// Returns the filesystem of a folio that is to be put.
 fn may_put(context: &Entered, file: File, folio: Folio) -> Option<&'static Filesystem> {
     let client = &context.client;
+    let counters = client.counters(Pool::Cleancache);
+    let pages = folio.pages() as usize;
 
     if !client.running() || !folio.is_putable() || !file.is_cacheable() {
         return None;
     }
     // SAFETY: By the type invariants of `File` it is valid.
     let filesystem = unsafe { context.filesystem(file.0.as_ptr()) }?;
-    if folio.order() > params::max_order() || context.no_memory.load(Relaxed) {
-        client
-            .counters(Pool::Cleancache)
-            .skipped
-            .add(folio.pages() as usize);
+    if folio.order() > params::max_order() {
+        counters.too_large.add(pages);
         return None;
     }
 
     let marks = client.marks(Pool::Cleancache, file.tag());
     let armed =
         marks & ARMED != 0 || file.is_quiet() && client.mark(Pool::Cleancache, file.tag(), ARMED);
-    if marks & BANNED != 0 || !armed {
-        client
-            .counters(Pool::Cleancache)
-            .skipped
-            .add(folio.pages() as usize);
+    if marks & BANNED != 0 || !armed || context.no_memory.load(Relaxed) {
+        counters.unsafe_inode.add(pages);
         return None;
     }
     Some(filesystem)
@@ -399,23 +451,56 @@ pub(crate) struct Waiter(NonNull<Wait>);
 // SAFETY: It is given to whoever completes the request, while the one who waits does not go away.
 unsafe impl Send for Waiter {}
 
+/// What somebody waits for.
 #[pin_data]
-struct Wait {
+pub(crate) struct Wait {
+    /// Requests that are still to come back, plus one while they are made.
+    left: Atomic<u32>,
+    failed: Atomic<bool>,
     #[pin]
     completion: Completion,
-    failed: kernel::sync::atomic::Atomic<bool>,
+}
+
+impl Wait {
+    fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            left: Atomic::new(1),
+            failed: Atomic::new(false),
+            completion <- Completion::new(),
+        })
+    }
+
+    /// Returns what tells whoever waits of one more request.
+    fn waiter(&self) -> Waiter {
+        self.left.add(1, Relaxed);
+        Waiter(NonNull::from(self))
+    }
+
+    fn put(&self) {
+        if self.left.fetch_sub(1, Full) == 1 {
+            self.completion.complete_all();
+        }
+    }
+
+    /// Waits for all requests; returns whether all pages came. Sleeps.
+    fn wait(&self) -> bool {
+        self.put();
+        // A device that does not answer is given up, so that this ends.
+        self.completion.wait_for_completion();
+        !self.failed.load(Acquire)
+    }
 }
 
 impl Waiter {
-    /// Wakes who waits. Any context.
+    /// Tells whoever waits. Any context.
     pub(super) fn done(self, outcomes: &Outcomes) {
-        // SAFETY: Who waits does so until `complete_all()` below.
+        // SAFETY: Who waits does so until the last `put()`.
         let wait = unsafe { self.0.as_ref() };
 
         if outcomes.iter().any(|o| o == Outcome::Failed) {
             wait.failed.store(true, Release);
         }
-        wait.completion.complete_all();
+        wait.put();
     }
 }
 
@@ -423,30 +508,36 @@ impl Waiter {
 fn may_get(context: &Entered, file: File, folio: Folio) -> bool {
     let pages = folio.pages();
 
-    pages <= MAX_PAGES as u64
-        && folio.is_fillable()
+    folio.is_fillable()
         && context
             .client
             .present(Pool::Cleancache, file.tag(), folio.index(), pages)
             == pages
 }
 
-/// Asks for all pages of a folio; returns how many of them are to come, if none is missing.
-fn ask(context: &Entered, batch: &mut Batch<Origin>, file: File, folio: Folio) -> Result<usize> {
-    let before = batch.len();
+/// Asks for pages of a folio until the batch is full.
+///
+/// Returns the first page that was not asked for; fails if a page is not there.
+fn ask(
+    context: &Entered,
+    batch: &mut Batch<Origin>,
+    file: File,
+    folio: Folio,
+    first: u64,
+) -> Result<u64> {
+    for n in first..folio.pages() {
+        let index = folio.index().saturating_add(n);
 
-    for n in 0..folio.pages() {
-        let push = context.client.push_get(
-            batch,
-            file.tag(),
-            folio.index().saturating_add(n),
-            folio.page(n)?,
-        );
-        if !matches!(push, Push::Pushed | Push::Copied) {
-            return Err(ENOENT);
+        match context
+            .client
+            .push_get(batch, file.tag(), index, folio.page(n)?)
+        {
+            Push::Pushed | Push::Copied => (),
+            Push::Full => return Ok(n),
+            Push::Refused => return Err(ENOENT),
         }
     }
-    Ok(batch.len() - before)
+    Ok(folio.pages())
 }
 
 /// Reads what the host has of the folios at the beginning of a readahead.
@@ -471,8 +562,11 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
             break;
         }
 
-        let room = |batch: &Batch<Origin>| client.room(batch) >= folio.pages() as usize;
-        if request.as_ref().is_some_and(|(batch, _)| !room(batch)) {
+        let pages = folio.pages() as usize;
+        if request
+            .as_ref()
+            .is_some_and(|(batch, _)| client.room(batch) < pages)
+        {
             submit(context, request.take());
         }
         if request.is_none() {
@@ -480,12 +574,22 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
                 .begin_take(Pool::Cleancache, true)
                 .map(|batch| (batch, Folios::new()));
         }
-        let Some((batch, folios)) = request.as_mut().filter(|(batch, _)| room(batch)) else {
+        let Some((batch, folios)) = request.as_mut() else {
             break;
         };
+        if client.room(batch) < pages {
+            // It takes several requests, which somebody has to wait for.
+            // SAFETY: By the safety requirements, and it is the one that was looked at.
+            unsafe {
+                bindings::tmem_readahead_next(rac);
+                bindings::tmem_readahead_settle(rac);
+                folio.end_read(read_by_parts(context, file, folio));
+            }
+            continue;
+        }
 
         let before = batch.len();
-        let asked = ask(context, batch, file, folio);
+        let asked = ask(context, batch, file, folio, 0);
         // From here on the folio is this function's to end the read of.
         // SAFETY: By the safety requirements, and it is the one that was looked at.
         unsafe {
@@ -571,29 +675,32 @@ fn read_hit(context: &Entered, file: File, folio: Folio) -> bool {
             .add(folio.pages() as usize);
         return false;
     }
-    let Some(mut batch) = client.begin_take(Pool::Cleancache, true) else {
-        return false;
-    };
-    if client.room(&batch) < folio.pages() as usize {
-        client.cancel(batch);
-        return false;
-    }
+    read_by_parts(context, file, folio)
+}
 
-    let asked = ask(context, &mut batch, file, folio);
-    if batch.len() == 0 {
-        client.cancel(batch);
-        return asked.is_ok();
-    }
+/// Reads a folio from the host, by as many requests as it takes. Sleeps.
+fn read_by_parts(context: &Entered, file: File, folio: Folio) -> bool {
+    let client = &context.client;
+    let mut next = Ok(0);
 
-    pin_init::stack_pin_init!(let wait = pin_init!(Wait {
-        completion <- Completion::new(),
-        failed: kernel::sync::atomic::Atomic::new(false),
-    }));
-    let waiter = Waiter(NonNull::from(&*wait));
-    client.submit(batch, Origin::Waiter(waiter), true);
-    // A device that does not answer is given up, so that this ends.
-    wait.completion.wait_for_completion();
-    asked.is_ok() && !wait.failed.load(kernel::sync::atomic::Acquire)
+    pin_init::stack_pin_init!(let wait = Wait::new());
+    while let Ok(first) = next {
+        if first >= folio.pages() {
+            break;
+        }
+        let Some(mut batch) = client.begin_take(Pool::Cleancache, true) else {
+            next = Err(ENODEV);
+            break;
+        };
+
+        next = ask(context, &mut batch, file, folio, first);
+        if batch.len() == 0 {
+            client.cancel(batch);
+        } else {
+            client.submit(batch, Origin::Waiter(wait.waiter()), true);
+        }
+    }
+    wait.wait() && next.is_ok()
 }
 
 /// A filesystem is asked to read one folio.

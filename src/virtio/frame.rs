@@ -62,6 +62,8 @@ pub(crate) struct Frame {
     segments: [Option<Segment>; MAX_PAGES],
     count: usize,
     slots: [Option<Slot>; MAX_PAGES],
+    /// How many slots there are.
+    held: usize,
     pool: Option<Arc<PagePool>>,
     table: [bindings::scatterlist; MAX_PAGES + 2],
 }
@@ -82,6 +84,7 @@ impl Frame {
             segments: [None; MAX_PAGES],
             count: 0,
             slots: [const { None }; MAX_PAGES],
+            held: 0,
             pool: None,
             table <- pin_init::init_zeroed(),
         })
@@ -168,12 +171,14 @@ impl Frame {
         let Some(page) = pool.page(&slot) else {
             return Err(EINVAL);
         };
-        let Some(place) = self.slots.get_mut(self.count) else {
+        // Not one for each segment: a segment may have many pages.
+        let Some(place) = self.slots.get_mut(self.held) else {
             pool.give(slot);
             return Err(EOVERFLOW);
         };
 
         *place = Some(slot);
+        self.held += 1;
         if self.pool.is_none() {
             self.pool = Some(pool.clone());
         }
@@ -187,6 +192,7 @@ impl Frame {
                 pool.give(slot);
             }
         }
+        self.held = 0;
         self.count = 0;
     }
 

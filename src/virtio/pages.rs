@@ -6,7 +6,15 @@ use core::ptr::NonNull;
 
 use kernel::{
     prelude::*,
-    sync::SpinLockIrq, //
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        CondVar,
+        CondVarTimeoutResult,
+        SpinLockIrq, //
+    },
 };
 
 use crate::bindings;
@@ -76,6 +84,9 @@ pub(crate) struct PagePool {
     pages: KVVec<PageRef>,
     #[pin]
     free: SpinLockIrq<KVVec<Slot>>,
+    #[pin]
+    came_back: CondVar,
+    waiters: Atomic<u32>,
 }
 
 impl PagePool {
@@ -102,6 +113,8 @@ impl PagePool {
             Ok(try_pin_init!(Self {
                 pages: pages.disarm(),
                 free <- kernel::new_spinlock_irq!(free, "PagePool::free"),
+                came_back <- kernel::new_condvar!("PagePool::came_back"),
+                waiters: Atomic::new(0),
             }))
         })
     }
@@ -119,6 +132,38 @@ impl PagePool {
     pub(crate) fn give(&self, slot: Slot) {
         // The vector has room for all slots that there are.
         let _ = self.free.lock().push_within_capacity(slot);
+        if self.waiters.load(Relaxed) > 0 {
+            self.came_back.notify_all();
+        }
+    }
+
+    /// Returns how many pages are in the pool. Any context.
+    pub(crate) fn free(&self) -> usize {
+        self.free.lock().len()
+    }
+
+    /// Waits until `count` pages, or as many as there are, are in the pool.
+    ///
+    /// Returns false if none comes back for so many jiffies, or there is a signal. Sleeps.
+    pub(crate) fn wait(&self, count: usize, patience: usize) -> bool {
+        let count = count.min(self.pages.len());
+        let mut free = self.free.lock();
+
+        self.waiters.add(1, Relaxed);
+        let enough = loop {
+            if free.len() >= count {
+                break true;
+            }
+            match self
+                .came_back
+                .wait_interruptible_timeout(&mut free, patience)
+            {
+                CondVarTimeoutResult::Woken { .. } => (),
+                _ => break free.len() >= count,
+            }
+        };
+        self.waiters.fetch_sub(1, Relaxed);
+        enough
     }
 
     /// Copies `from` into the page of `slot`.
