@@ -113,7 +113,7 @@ fn bind(vdev: &virtio::Device<Core<'_>>) -> Result<TmemData> {
     })?;
 
     let count = usize::from(FIRST_DATA_QUEUE) + usize::from(config.data_queues.get());
-    let queues = Queues::new(vdev, count).inspect_err(|error| {
+    let queues = Queues::find(vdev, count).inspect_err(|error| {
         dev_err!(
             vdev,
             "the device does not have the {count} virtqueues that its configuration \

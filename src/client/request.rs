@@ -271,12 +271,12 @@ impl<O: Origin> Request<O> {
         }
 
         for (n, &result) in results.iter().enumerate().take(self.count) {
-            let done = match (self.opcode, PageResult::from_wire(result)) {
-                (Opcode::Put, Some(PageResult::Stored)) => true,
-                (Opcode::Get, Some(PageResult::Hit)) => true,
-                (_, Some(PageResult::Flushed | PageResult::Absent)) => true,
-                _ => false,
-            };
+            let done = matches!(
+                (self.opcode, PageResult::from_wire(result)),
+                (Opcode::Put, Some(PageResult::Stored))
+                    | (Opcode::Get, Some(PageResult::Hit))
+                    | (_, Some(PageResult::Flushed | PageResult::Absent))
+            );
             if done {
                 outcomes.set_done(n);
             }

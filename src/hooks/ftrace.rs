@@ -122,6 +122,9 @@ impl Redirect {
         })
     }
 
+    /// # Safety
+    ///
+    /// To be called by ftrace, with the operations of a hook of this kind.
     unsafe extern "C" fn handle(
         _ip: c_ulong,
         parent_ip: c_ulong,
@@ -156,6 +159,9 @@ impl Watch {
         })
     }
 
+    /// # Safety
+    ///
+    /// To be called by ftrace, with the operations of a hook of this kind.
     unsafe extern "C" fn handle(
         _ip: c_ulong,
         _parent_ip: c_ulong,

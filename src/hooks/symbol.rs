@@ -63,6 +63,9 @@ pub(super) fn tracepoint(name: &CStr) -> Result<*mut bindings::tracepoint> {
         found: *mut bindings::tracepoint,
     }
 
+    /// # Safety
+    ///
+    /// `data` must be a [`Search`].
     unsafe extern "C" fn look(tp: *mut bindings::tracepoint, data: *mut c_void) {
         // SAFETY: `data` is the search below.
         let search = unsafe { &mut *data.cast::<Search<'_>>() };

@@ -130,7 +130,7 @@ impl<H: Handler> Queues<H> {
     /// Asks the device for `count` virtqueues.
     ///
     /// None of them is used before [`Self::start`]. May sleep.
-    pub(crate) fn new(vdev: &Device<device::Core<'_>>, count: usize) -> Result<Owner<H>> {
+    pub(crate) fn find(vdev: &Device<device::Core<'_>>, count: usize) -> Result<Owner<H>> {
         // SAFETY: `vdev` is a bound device, and only this function and `stop()` touch `priv`.
         if !unsafe { (*vdev.as_raw()).priv_ }.is_null() {
             return Err(EBUSY);
@@ -222,7 +222,7 @@ impl<H: Handler> Queues<H> {
     }
 
     fn queues(&self) -> &[Pin<KBox<Queue>>] {
-        // SAFETY: Only `new()` writes it, before anybody else has `self`.
+        // SAFETY: Only `find()` writes it, before anybody else has `self`.
         unsafe { &*self.queues.get() }
     }
 
@@ -409,7 +409,7 @@ impl<H: Handler> Queues<H> {
         // SAFETY: The device is reset, and nobody uses its virtqueues any more.
         unsafe { bindings::tmem_virtio_del_vqs(vdev) };
 
-        // SAFETY: Only `new()` and this function touch `priv`, and `new()` set it to a reference.
+        // SAFETY: Only `find()` and this function touch `priv`, and `find()` set it to a reference.
         unsafe {
             let set = (*vdev).priv_;
 
@@ -423,7 +423,7 @@ impl<H: Handler> Queues<H> {
 
 /// Stops the virtqueues of a device, if it has any left.
 pub(super) fn stop_all<H: Handler>(vdev: &Device<device::CoreInternal<'_>>) {
-    // SAFETY: `vdev` is a bound device, and `priv` is null or what `Queues::new()` set it to.
+    // SAFETY: `vdev` is a bound device, and `priv` is null or what `Queues::find()` set it to.
     let set = unsafe { (*vdev.as_raw()).priv_ }.cast::<Queues<H>>();
     if set.is_null() {
         return;

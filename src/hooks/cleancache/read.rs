@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Reading: what the host has of a file is got from there, and the rest from the disk.
+//!
+//! Readahead is answered by requests that nobody waits for: each folio is unlocked when its pages
+//! have come, and where one has not, whoever wants the folio asks for it again, and is then sent to
+//! the disk.
+
+use core::ptr::NonNull;
+
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Relaxed,
+            Release, //
+        },
+        Completion, //
+    },
+};
+
+use crate::{
+    bindings,
+    client::{
+        Batch,
+        Outcome,
+        Outcomes,
+        Pool,
+        Push, //
+    },
+    virtio::frame::MAX_PAGES, //
+};
+
+use super::{
+    super::{
+        folio::Folio,
+        Context,
+        Entered,
+        Origin, //
+    },
+    File, //
+};
+
+/// Folios that are being read from the host, in one request.
+///
+/// # Invariants
+///
+/// The folios are locked for a read that is not ended before [`Self::done`].
+pub(crate) struct Folios {
+    folios: [Option<Folio>; MAX_PAGES],
+    count: usize,
+    /// Which folio each page of the request belongs to.
+    places: [u8; MAX_PAGES],
+    /// A bit for each folio with a page that did not come.
+    failed: u32,
+}
+
+impl Folios {
+    const fn new() -> Self {
+        Self {
+            folios: [None; MAX_PAGES],
+            count: 0,
+            places: [0; MAX_PAGES],
+            failed: 0,
+        }
+    }
+
+    /// Ends the reads: whoever waits for a page that did not come reads it from the disk.
+    ///
+    /// Any context.
+    pub(in crate::hooks) fn done(mut self, outcomes: &Outcomes) {
+        for (outcome, &place) in outcomes.iter().zip(&self.places) {
+            if outcome == Outcome::Failed {
+                self.failed |= 1 << place;
+            }
+        }
+        for (place, folio) in self.folios.iter().enumerate().take(self.count) {
+            if let Some(folio) = folio {
+                // SAFETY: By the type invariants.
+                unsafe { folio.end_read(self.failed & (1 << place) == 0) };
+            }
+        }
+    }
+}
+
+/// Somebody who waits for one folio.
+pub(crate) struct Waiter(NonNull<Wait>);
+
+// SAFETY: It is given to whoever completes the request, while the one who waits does not go away.
+unsafe impl Send for Waiter {}
+
+/// What somebody waits for.
+#[pin_data]
+pub(crate) struct Wait {
+    /// Requests that are still to come back, plus one while they are made.
+    left: Atomic<u32>,
+    failed: Atomic<bool>,
+    #[pin]
+    completion: Completion,
+}
+
+impl Wait {
+    fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            left: Atomic::new(1),
+            failed: Atomic::new(false),
+            completion <- Completion::new(),
+        })
+    }
+
+    /// Returns what tells whoever waits of one more request.
+    fn waiter(&self) -> Waiter {
+        self.left.add(1, Relaxed);
+        Waiter(NonNull::from(self))
+    }
+
+    fn put(&self) {
+        if self.left.fetch_sub(1, Full) == 1 {
+            self.completion.complete_all();
+        }
+    }
+
+    /// Waits for all requests; returns whether all pages came. Sleeps.
+    fn wait(&self) -> bool {
+        self.put();
+        // A device that does not answer is given up, so that this ends.
+        self.completion.wait_for_completion();
+        !self.failed.load(Acquire)
+    }
+}
+
+impl Waiter {
+    /// Tells whoever waits. Any context.
+    pub(in crate::hooks) fn done(self, outcomes: &Outcomes) {
+        // SAFETY: Who waits does so until the last `put()`.
+        let wait = unsafe { self.0.as_ref() };
+
+        if outcomes.iter().any(|o| o == Outcome::Failed) {
+            wait.failed.store(true, Release);
+        }
+        wait.put();
+    }
+}
+
+/// Returns whether all of a folio can be got, and may be.
+fn may_get(context: &Entered, file: File, folio: Folio) -> bool {
+    let pages = folio.pages();
+
+    folio.is_fillable()
+        && context
+            .client
+            .present(Pool::Cleancache, file.tag(), folio.index(), pages)
+            == pages
+}
+
+/// Asks for pages of a folio until the batch is full.
+///
+/// Returns the first page that was not asked for; fails if a page is not there.
+fn ask(
+    context: &Entered,
+    batch: &mut Batch<Origin>,
+    file: File,
+    folio: Folio,
+    first: u64,
+) -> Result<u64> {
+    for n in first..folio.pages() {
+        let index = folio.index().saturating_add(n);
+
+        match context
+            .client
+            .push_get(batch, file.tag(), index, folio.page(n)?)
+        {
+            Push::Pushed | Push::Copied => (),
+            Push::Full => return Ok(n),
+            Push::Refused => return Err(ENOENT),
+        }
+    }
+    Ok(folio.pages())
+}
+
+/// Reads what the host has of the folios at the beginning of a readahead.
+///
+/// # Safety
+///
+/// `rac` must be what a filesystem is asked to read.
+unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_control, file: File) {
+    let mut request: Option<(Batch<Origin>, Folios)> = None;
+    let client = &context.client;
+
+    loop {
+        // SAFETY: By the safety requirements.
+        let next = NonNull::new(unsafe { bindings::tmem_readahead_peek(rac) });
+        // SAFETY: It is locked for reading, and stays so until the read is ended.
+        let Some(folio) = next.map(|folio| unsafe { Folio::new(folio) }) else {
+            break;
+        };
+        if !may_get(context, file, folio) {
+            let count = folio.pages() as usize;
+            client.counters(Pool::Cleancache).misses.add(count);
+            break;
+        }
+
+        let pages = folio.pages() as usize;
+        if request
+            .as_ref()
+            .is_some_and(|(batch, _)| client.room(batch) < pages)
+        {
+            submit(context, request.take());
+        }
+        if request.is_none() {
+            request = client
+                .begin_take(Pool::Cleancache, true)
+                .map(|batch| (batch, Folios::new()));
+        }
+        let Some((batch, folios)) = request.as_mut() else {
+            break;
+        };
+        if client.room(batch) < pages {
+            // It takes several requests, which somebody has to wait for.
+            // SAFETY: By the safety requirements, and it is the one that was looked at.
+            unsafe {
+                bindings::tmem_readahead_next(rac);
+                bindings::tmem_readahead_settle(rac);
+                folio.end_read(read_by_parts(context, file, folio));
+            }
+            continue;
+        }
+
+        let before = batch.len();
+        let asked = ask(context, batch, file, folio, 0);
+        // From here on the folio is this function's to end the read of.
+        // SAFETY: By the safety requirements, and it is the one that was looked at.
+        unsafe {
+            bindings::tmem_readahead_next(rac);
+            bindings::tmem_readahead_settle(rac);
+        }
+        if batch.len() == before {
+            // Nothing is to come: it is all there, or it is not.
+            // SAFETY: As above.
+            unsafe { folio.end_read(asked.is_ok()) };
+            continue;
+        }
+
+        let place = folios.count;
+        if let Some(slot) = folios.folios.get_mut(place) {
+            *slot = Some(folio);
+            folios.count += 1;
+        }
+        for place_of in folios.places.iter_mut().take(batch.len()).skip(before) {
+            // CAST: There are no more folios than pages.
+            *place_of = place as u8;
+        }
+        if asked.is_err() {
+            folios.failed |= 1 << place;
+        }
+    }
+    submit(context, request);
+}
+
+fn submit(context: &Entered, request: Option<(Batch<Origin>, Folios)>) {
+    match request {
+        Some((batch, _)) if batch.len() == 0 => context.client.cancel(batch),
+        Some((batch, folios)) => context
+            .client
+            .submit(batch, Origin::Readahead(folios), true),
+        None => (),
+    }
+}
+
+/// A filesystem is asked to read ahead.
+///
+/// # Safety
+///
+/// To be called by the kernel, in the place of the function that it replaces.
+pub(in crate::hooks) unsafe extern "C" fn readahead(rac: *mut bindings::readahead_control) {
+    let context = Context::enter();
+    // SAFETY: The kernel calls with a valid readahead, of a valid mapping.
+    let mapping = unsafe { (*rac).mapping };
+
+    if let Some(context) = &context {
+        let client = &context.client;
+        // SAFETY: As above.
+        let file = unsafe { File::new(mapping) };
+
+        if let Some(file) = file.filter(|file| {
+            client.running()
+                && client.pages(Pool::Cleancache).load(Relaxed) > 0
+                && file.is_cacheable()
+        }) {
+            // SAFETY: It is what the filesystem is asked to read.
+            unsafe { readahead_hits(context, rac, file) };
+        }
+    }
+
+    // SAFETY: As above; the filesystem is asked what it would have been, or less. It is its own
+    // function that was replaced.
+    unsafe {
+        if bindings::tmem_readahead_count(rac) > 0 {
+            if let Some(readahead) = (*(*mapping).a_ops).readahead {
+                readahead(rac);
+            }
+        }
+    }
+}
+
+/// Reads a folio from the host. Sleeps.
+fn read_hit(context: &Entered, file: File, folio: Folio) -> bool {
+    let client = &context.client;
+
+    if !client.running() || client.pages(Pool::Cleancache).load(Relaxed) == 0 {
+        return false;
+    }
+    if !file.is_cacheable() || !may_get(context, file, folio) {
+        client
+            .counters(Pool::Cleancache)
+            .misses
+            .add(folio.pages() as usize);
+        return false;
+    }
+    read_by_parts(context, file, folio)
+}
+
+/// Reads a folio from the host, by as many requests as it takes. Sleeps.
+fn read_by_parts(context: &Entered, file: File, folio: Folio) -> bool {
+    let client = &context.client;
+    let mut next = Ok(0);
+
+    pin_init::stack_pin_init!(let wait = Wait::new());
+    while let Ok(first) = next {
+        if first >= folio.pages() {
+            break;
+        }
+        let Some(mut batch) = client.begin_take(Pool::Cleancache, true) else {
+            next = Err(ENODEV);
+            break;
+        };
+
+        next = ask(context, &mut batch, file, folio, first);
+        if batch.len() == 0 {
+            client.cancel(batch);
+        } else {
+            client.submit(batch, Origin::Waiter(wait.waiter()), true);
+        }
+    }
+    wait.wait() && next.is_ok()
+}
+
+/// A filesystem is asked to read one folio.
+///
+/// # Safety
+///
+/// To be called by the kernel, in the place of the function that it replaces.
+pub(in crate::hooks) unsafe extern "C" fn read_folio(
+    file: *mut bindings::file,
+    folio: *mut bindings::folio,
+) -> c_int {
+    let context = Context::enter();
+    // SAFETY: The kernel calls with a folio that is locked for reading, of a valid mapping.
+    let mapping = unsafe { bindings::tmem_folio_mapping(folio) };
+
+    if let (Some(context), Some(folio)) = (&context, NonNull::new(folio)) {
+        // SAFETY: As above.
+        let (cache, folio) = unsafe { (File::new(mapping), Folio::new(folio)) };
+
+        if cache.is_some_and(|cache| read_hit(context, cache, folio)) {
+            // SAFETY: As above, and the filesystem is not asked to read it.
+            unsafe { folio.end_read(true) };
+            return 0;
+        }
+    }
+    // SAFETY: As above. It is the filesystem's own function that was replaced.
+    unsafe {
+        match (*(*mapping).a_ops).read_folio {
+            Some(read_folio) => read_folio(file, folio),
+            None => -(EIO.to_errno().abs()),
+        }
+    }
+}

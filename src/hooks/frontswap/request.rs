@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Swap requests, from when they are taken from the kernel until they are given back.
+
+use core::{
+    mem::offset_of,
+    ptr::{
+        self,
+        NonNull, //
+    },
+};
+
+use kernel::{
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Full,
+        Relaxed, //
+    },
+};
+
+use crate::{
+    bindings,
+    client::{
+        Outcome,
+        Outcomes,
+        Pool, //
+    },
+    virtio::frame::MAX_PAGES,
+};
+
+use super::{
+    super::{
+        folio::Folio,
+        Context,
+        Entered, //
+    },
+    key,
+    READ,
+    WRITE, //
+};
+
+/// A swap request on its way to the host, in the memory of the request that nobody else needs
+/// meanwhile.
+#[repr(C)]
+pub(super) struct Transfer {
+    area: *mut bindings::swap_info_struct,
+    pub(super) rw: c_int,
+    /// Answers that are still to come, plus one while questions are asked.
+    left: Atomic<u32>,
+    /// A bit for each folio with a page that was refused, or did not come.
+    failed: Atomic<u32>,
+    /// The next one that is to go to the swap area.
+    next: *mut bindings::swap_iocb,
+}
+
+const _: () = {
+    assert!(offset_of!(bindings::swap_iocb, __bindgen_anon_1) == 0);
+    assert!(size_of::<Transfer>() <= offset_of!(bindings::swap_iocb, bvecs));
+    assert!(bindings::SWAP_CLUSTER_MAX as usize <= u32::BITS as usize);
+};
+
+/// A swap request that belongs to this half.
+///
+/// # Invariants
+///
+/// The request is valid until [`Self::finish`], has its [`Transfer`], and its folios are under
+/// writeback, or locked for reading.
+#[derive(Clone, Copy)]
+pub(crate) struct Request(NonNull<bindings::swap_iocb>);
+
+// SAFETY: A request may be completed from any thread.
+unsafe impl Send for Request {}
+
+/// The pages of a swap request that are in one batch.
+pub(crate) struct Part {
+    pub(super) request: Request,
+    /// Which folio of the request each page belongs to.
+    pub(super) folios: [u8; MAX_PAGES],
+}
+
+impl Part {
+    /// Takes the outcome. Any context.
+    pub(in crate::hooks) fn done(self, outcomes: &Outcomes) {
+        for (outcome, &folio) in outcomes.iter().zip(&self.folios) {
+            if outcome == Outcome::Failed {
+                self.request.fail(usize::from(folio));
+            }
+        }
+        if let Some(context) = Context::get() {
+            self.request.put(&context, false);
+        }
+    }
+}
+
+impl Request {
+    /// Takes a request over from the kernel.
+    ///
+    /// # Safety
+    ///
+    /// `ctx` must be what the kernel submits, and whoever calls must not submit it any more.
+    pub(super) unsafe fn take(ctx: *mut bindings::swap_io_ctx, rw: c_int) -> Option<Self> {
+        // SAFETY: By the safety requirements it is valid.
+        let (sio, area) = unsafe { ((*ctx).sio, (*ctx).sis) };
+        let transfer = Transfer {
+            area,
+            rw,
+            left: Atomic::new(1),
+            failed: Atomic::new(0),
+            next: ptr::null_mut(),
+        };
+
+        // SAFETY: The request is valid, and until it is submitted nobody uses that memory.
+        unsafe { sio.cast::<Transfer>().write(transfer) };
+        // INVARIANT: By the safety requirements and the above.
+        NonNull::new(sio).map(Self)
+    }
+
+    pub(super) fn transfer(&self) -> &Transfer {
+        // SAFETY: By the type invariants it is there.
+        unsafe { self.0.cast::<Transfer>().as_ref() }
+    }
+
+    fn count(&self) -> usize {
+        // SAFETY: By the type invariants it is valid.
+        let count = unsafe { (*self.0.as_ptr()).nr_bvecs };
+
+        usize::try_from(count).unwrap_or(0)
+    }
+
+    /// Returns folio `n` of [`Self::count`].
+    fn folio(&self, n: usize) -> Option<Folio> {
+        // SAFETY: By the type invariants it is valid, and nobody changes it.
+        let vector = unsafe { (*self.0.as_ptr()).bvecs.get(n)? };
+        // SAFETY: As above.
+        let folio = unsafe { bindings::tmem_bvec_folio(vector) };
+
+        // SAFETY: By the type invariants the folio stays until the request is finished.
+        Some(unsafe { Folio::new(NonNull::new(folio)?) })
+    }
+
+    pub(super) fn folios(&self) -> impl Iterator<Item = Folio> + '_ {
+        (0..self.count()).filter_map(|n| self.folio(n))
+    }
+
+    pub(super) fn fail(&self, folio: usize) {
+        let failed = &self.transfer().failed;
+        let bit = 1u32 << (folio & 31);
+        let mut old = failed.load(Relaxed);
+
+        while let Err(now) = failed.cmpxchg(old, old | bit, Relaxed) {
+            old = now;
+        }
+    }
+
+    pub(super) fn get(&self) {
+        self.transfer().left.add(1, Relaxed);
+    }
+
+    /// Gives up a share of the request; whoever gives up the last one finishes it.
+    pub(super) fn put(self, context: &Entered, may_sleep: bool) {
+        if self.transfer().left.fetch_sub(1, Full) == 1 {
+            self.finish(context, may_sleep);
+        }
+    }
+
+    /// Ends the request, or hands it to the swap area.
+    fn finish(self, context: &Entered, may_sleep: bool) {
+        let transfer = self.transfer();
+        let failed = transfer.failed.load(Relaxed);
+
+        if transfer.rw == READ {
+            self.finish_read(failed);
+        } else if failed == 0 {
+            self.complete(self.len());
+        } else if may_sleep {
+            self.write_to_area(context);
+        } else {
+            context.to_area.push(self);
+            context.write_later();
+        }
+    }
+
+    fn len(&self) -> c_long {
+        // SAFETY: By the type invariants it is valid.
+        unsafe { (*self.0.as_ptr()).len as c_long }
+    }
+
+    /// Has the kernel complete the request. Any context.
+    fn complete(self, result: c_long) {
+        let transfer = self.transfer();
+        let rw = transfer.rw;
+        let mut ctx = bindings::swap_io_ctx {
+            sio: self.0.as_ptr(),
+            sis: transfer.area,
+        };
+
+        // SAFETY: The request is what the kernel submitted, and is not used after that.
+        unsafe { bindings::tmem_swap_complete(&mut ctx, rw, result) };
+    }
+
+    /// Completes what was read, and fails what was not. Any context.
+    fn finish_read(self, failed: u32) {
+        if failed == 0 {
+            let len = self.len();
+            return self.complete(len);
+        }
+
+        // A folio that did not come is an error for whoever wants it, and for nobody else: the
+        // request is made one of the others.
+        let sio = self.0.as_ptr();
+        let count = self.count();
+        let mut kept = 0;
+        let mut len = 0;
+        for n in 0..count {
+            if failed & (1 << n) == 0 {
+                // SAFETY: By the type invariants it is valid, and `kept <= n < count`.
+                unsafe {
+                    len += (*sio).bvecs[n].bv_len;
+                    (*sio).bvecs.swap(kept, n);
+                }
+                kept += 1;
+            } else if let Some(folio) = self.folio(n) {
+                let (area, offset) = folio.swap();
+                pr_err_ratelimited(area, offset);
+            }
+        }
+        if kept == 0 {
+            return self.complete(-(EIO.to_errno().unsigned_abs() as c_long));
+        }
+
+        // What was swapped to the end is what failed.
+        for n in kept..count {
+            if let Some(folio) = self.folio(n) {
+                // SAFETY: The folio is locked for reading, and nobody else unlocks it: it is not
+                // a part of the request any more.
+                unsafe { bindings::folio_unlock(folio.as_ptr()) };
+            }
+        }
+        // SAFETY: By the type invariants it is valid.
+        unsafe {
+            (*sio).nr_bvecs = kept as c_int;
+            (*sio).len = len as c_int;
+        }
+        self.complete(len as c_long);
+    }
+
+    /// Writes the request to the swap area, and forgets what the host has of it. Sleeps.
+    pub(super) fn write_to_area(self, context: &Entered) {
+        for folio in self.folios() {
+            forget(context, folio);
+        }
+
+        let area = self.transfer().area;
+        let mut ctx = bindings::swap_io_ctx {
+            sio: self.0.as_ptr(),
+            sis: area,
+        };
+        // SAFETY: It is what the kernel wanted to do with the request, which is not used after
+        // that; the area has not been swapped off while its pages are under writeback.
+        unsafe { submit(&mut ctx, WRITE) };
+    }
+}
+
+/// The requests that are to go to the swap area.
+///
+/// # Invariants
+///
+/// `head` is null or a [`Request`], and so is the `next` of each.
+pub(in crate::hooks) struct ToArea {
+    head: Atomic<*mut bindings::swap_iocb>,
+}
+
+impl ToArea {
+    pub(in crate::hooks) const fn new() -> Self {
+        Self {
+            head: Atomic::new(ptr::null_mut()),
+        }
+    }
+
+    /// Adds a request. Any context.
+    fn push(&self, request: Request) {
+        let mut head = self.head.load(Relaxed);
+
+        loop {
+            // SAFETY: The request is valid, and nobody else has it.
+            unsafe { (*request.0.as_ptr().cast::<Transfer>()).next = head };
+            match self.head.cmpxchg(head, request.0.as_ptr(), Full) {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Writes all requests. Sleeps.
+    pub(in crate::hooks) fn write(&self, context: &Entered) {
+        let mut next = self.head.xchg(ptr::null_mut(), Full);
+
+        while let Some(sio) = NonNull::new(next) {
+            // INVARIANT: By those of `Self`.
+            let request = Request(sio);
+
+            next = request.transfer().next;
+            request.write_to_area(context);
+        }
+    }
+}
+
+fn pr_err_ratelimited(area: u32, offset: u64) {
+    static SAID: Atomic<u32> = Atomic::new(0);
+
+    // Whoever wants the page hears of it anyway.
+    if SAID.fetch_add(1, Relaxed) < 10 {
+        pr_err!("swap page {area}:{offset} was only in the host, which does not return it\n");
+    }
+}
+
+/// Calls the kernel's own function to submit a request.
+///
+/// # Safety
+///
+/// `ctx` must be what the kernel submits.
+pub(super) unsafe fn submit(ctx: *mut bindings::swap_io_ctx, rw: c_int) {
+    // SAFETY: By the safety requirements the area is valid, and has operations.
+    unsafe {
+        let ops = (*(*ctx).sis).ops.cast::<bindings::swap_ops>();
+        let submit = if rw == WRITE {
+            (*ops).submit_write
+        } else {
+            (*ops).submit_read
+        };
+
+        if let Some(submit) = submit {
+            submit(ctx.cast());
+        }
+    }
+}
+
+/// Makes sure that nothing that the host has of a folio can be got any more. Any context.
+fn forget(context: &Entered, folio: Folio) {
+    let (area, offset) = folio.swap();
+
+    if context.client.pages(Pool::Frontswap).load(Relaxed) == 0 {
+        return;
+    }
+    for n in 0..folio.pages() {
+        let (tag, index) = key(area, offset + n);
+
+        context.client.flush_page(Pool::Frontswap, tag, index);
+    }
+}
