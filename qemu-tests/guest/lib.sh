@@ -183,6 +183,20 @@ hooks() {
 	cat /sys/kernel/tracing/enabled_functions
 }
 
+# warmed_up FOLDER: makes clean pages there, and says whether the driver put any.
+# It hooks into a filesystem when it first sees one of its pages go.
+warmed_up() {
+	local before after
+	read -r before <$DRIVER/cleancache/puts
+	head -c 262144 /dev/zero >"$1/warm-up"
+	drop_caches
+	cat "$1/warm-up" >/dev/null
+	drop_caches
+	rm "$1/warm-up"
+	read -r after <$DRIVER/cleancache/puts
+	[ "$after" -gt "$before" ]
+}
+
 drop_caches() {
 	sync
 	echo "${1:-1}" >/proc/sys/vm/drop_caches

@@ -14,6 +14,7 @@ SCRIPT = """
 must udev wait_for 30 bound
 must swap swap_on swap
 must mount mounted data /tmp/data
+must "warm up" wait_for 30 warmed_up /tmp/data
 must create "$WORKLOAD" file-set create --dir /tmp/data --mib 64
 for round in 1 2; do
 	drop_caches

@@ -7,12 +7,16 @@ use std::{
     io,
     num::NonZeroU64,
     path::{Path, PathBuf},
+    thread,
 };
 
 use anyhow::{Context, Result};
 use rustix::fs::{fadvise, Advice};
 
 use crate::sys::Mapping;
+
+/// Times that pages which stay are tried again.
+const TRIES: usize = 100;
 
 /// How pages are evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +65,25 @@ fn advise(file: &File, offset: u64, len: u64) -> io::Result<()> {
         fadvise(file, offset, Some(len), Advice::DontNeed)?;
     }
     Ok(())
+}
+
+/// Evicts all pages of `file`, and returns whether none is left in memory.
+///
+/// A page that somebody still holds, if only for the moment after it was read, stays.
+pub fn evict_all(file: &File) -> Result<bool> {
+    let len = file.metadata()?.len();
+    if len == 0 {
+        return Ok(true);
+    }
+    let mapping = Mapping::new(file, usize::try_from(len)?)?;
+    for _ in 0..TRIES {
+        evict(file, Eviction::Advise, 0, len)?;
+        if mapping.resident()? == 0 {
+            return Ok(true);
+        }
+        thread::yield_now();
+    }
+    Ok(false)
 }
 
 /// Drops all clean pages of all files, if this is root.

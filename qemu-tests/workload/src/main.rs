@@ -99,6 +99,9 @@ enum Command {
         /// The length of a file, at most.
         #[arg(long, default_value_t = 1024)]
         file_kib: usize,
+        /// Never write past the page cache.
+        #[arg(long)]
+        no_direct: bool,
     },
     /// Do one thing that makes pages kept elsewhere stale, and read them back.
     CoherencyCase {
@@ -187,6 +190,7 @@ fn run(command: Command) -> Result<u64> {
             threads,
             racers,
             file_kib,
+            no_direct,
         } => {
             let mixer = Mixer {
                 dir,
@@ -197,6 +201,7 @@ fn run(command: Command) -> Result<u64> {
                 threads,
                 racers,
                 max_len: file_kib << 10,
+                direct: !no_direct,
             };
             let outcome = mixer.run(&|_| {})?;
             print("coherency", &outcome, outcome.findings.wrong)

@@ -48,6 +48,8 @@ pub struct Mixer {
     pub racers: u8,
     /// Bytes that a file has at most.
     pub max_len: usize,
+    /// Write past the page cache, too. A cache may have to leave a file alone from then on.
+    pub direct: bool,
 }
 
 /// What was done and found.
@@ -108,7 +110,7 @@ impl Worker {
         let dir = mixer.dir.join(format!("thread-{number}"));
         fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
         Ok(Self {
-            files: Files::create(&dir, number, generations, mixer.max_len)?,
+            files: Files::create(&dir, number, generations, mixer)?,
             rng: Rng::with_seed(mixer.seed.wrapping_add(u64::from(number))),
             outcome: Outcome::default(),
         })
@@ -197,6 +199,7 @@ mod tests {
             threads: 2,
             racers: 1,
             max_len: 256 << 10,
+            direct: true,
         }
     }
 

@@ -5,11 +5,7 @@
 use anyhow::Result;
 
 use super::scene::{park, Scene, LEN};
-use crate::{
-    evict::{evict, Eviction},
-    report::Findings,
-    tracked::Anonymous,
-};
+use crate::{evict::evict_all, report::Findings, tracked::Anonymous};
 
 /// R10: a file goes and another gets its name, and its inode number where they are used again.
 ///
@@ -27,9 +23,9 @@ pub(super) fn unlink_recreate(scene: &mut Scene) -> Result<()> {
         scene.victim.write_direct(LEN / 2, LEN / 2)?;
         scene.check_victim()?;
         scene.victim.write_buffered(0, LEN)?;
-        evict(scene.victim.file(), Eviction::Advise, 0, LEN as u64)?;
+        evict_all(scene.victim.file())?;
         scene.check_victim()?;
-        evict(scene.victim.file(), Eviction::Advise, 0, LEN as u64)?;
+        evict_all(scene.victim.file())?;
     }
     scene.victim.recreate()?;
     scene.victim.truncate(LEN)
@@ -50,7 +46,7 @@ pub(super) fn link_nameless(scene: &mut Scene) -> Result<()> {
     park(nameless.file(), &mut findings)?;
     nameless.file().write_buffered(4096, LEN / 2)?;
     nameless.file().punch(LEN / 2, 8192)?;
-    evict(nameless.file().file(), Eviction::Advise, 0, LEN as u64)?;
+    evict_all(nameless.file().file())?;
     let mut linked = nameless.link(&scene.dir().join("linked"))?;
     park(&mut linked, &mut findings)?;
     scene.merge(findings);

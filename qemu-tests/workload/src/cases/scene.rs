@@ -7,11 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Result;
+use anyhow::{ensure, Result};
 
 use super::Outcome;
 use crate::{
-    evict::{evict, Eviction},
+    evict::evict_all,
     report::Findings,
     tracked::{Done, Generations, Reading, Tracked},
 };
@@ -112,7 +112,7 @@ impl Scene {
         }
         self.check_victim()?;
         for reading in [Reading::Buffered, Reading::Mapped, Reading::Direct] {
-            evict(self.victim.file(), Eviction::Advise, 0, LEN as u64)?;
+            evict_all(self.victim.file())?;
             self.victim.verify_all(reading, &mut self.findings)?;
         }
         self.witness
@@ -141,12 +141,11 @@ impl Scene {
 
 /// Reads and evicts `file` until its pages are where evicted pages go.
 pub(super) fn park(file: &mut Tracked, findings: &mut Findings) -> Result<()> {
-    let len = file.len() as u64;
     for _ in 0..ROUNDS {
-        evict(file.file(), Eviction::Advise, 0, len)?;
+        evict_all(file.file())?;
         file.verify_all(Reading::Buffered, findings)?;
     }
-    evict(file.file(), Eviction::Advise, 0, len)?;
+    ensure!(evict_all(file.file())?, "the pages stay in memory");
     file.note("evicted");
     Ok(())
 }

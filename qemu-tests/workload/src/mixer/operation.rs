@@ -10,7 +10,7 @@ use std::{
 use anyhow::Result;
 use fastrand::Rng;
 
-use super::path_of;
+use super::{path_of, Mixer};
 use crate::tracked::{Anonymous, Done, Generations, Tracked};
 
 /// The block size of every filesystem in question divides this.
@@ -22,6 +22,7 @@ pub(super) struct Files {
     numbers: [u8; 2],
     generations: Generations,
     max_len: usize,
+    direct: bool,
     files: [Tracked; 2],
 }
 
@@ -31,7 +32,7 @@ impl Files {
         dir: &Path,
         thread: u8,
         generations: &Generations,
-        max_len: usize,
+        mixer: &Mixer,
     ) -> Result<Self> {
         let numbers = [2 * thread, 2 * thread + 1];
         let create =
@@ -40,7 +41,8 @@ impl Files {
             dir: dir.into(),
             numbers,
             generations: generations.clone(),
-            max_len,
+            max_len: mixer.max_len,
+            direct: mixer.direct,
             files: [create(0)?, create(1)?],
         })
     }
@@ -64,16 +66,17 @@ impl Files {
     pub(super) fn operate(&mut self, second: bool, rng: &mut Rng) -> Result<Done> {
         let range = Range::choose(rng, self.max_len);
         let max_len = self.max_len;
+        let direct = self.direct;
         let len = self.get(second).len();
         let file = self.get_mut(second);
         match rng.u8(0..40) {
             0..=9 => file.write_buffered(range.start, range.len)?,
             10..=14 => file.write_mapped(range.start, range.len, rng.bool())?,
-            15..=17 => {
+            15..=17 if direct => {
                 let range = range.aligned(if rng.u8(0..4) == 0 { 512 } else { BLOCK });
                 return file.write_direct(range.start, range.len);
             }
-            18 | 19 => {
+            18 | 19 if direct => {
                 let range = range.aligned(BLOCK);
                 file.write_direct_async(range.start, range.len)?;
             }

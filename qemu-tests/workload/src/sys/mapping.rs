@@ -10,6 +10,8 @@ use std::{
 
 use rustix::mm::{madvise, mmap, msync, munmap, Advice, MapFlags, MsyncFlags, ProtFlags};
 
+use crate::page::PAGE_SIZE;
+
 /// A shared mapping of the first bytes of a file.
 ///
 /// Its bytes are only ever copied in or out, because a file may change under a reference.
@@ -75,6 +77,18 @@ impl Mapping {
         Ok(())
     }
 
+    /// Counts the pages that are in memory, without bringing any there.
+    pub fn resident(&self) -> io::Result<usize> {
+        let mut pages = vec![0u8; self.len.div_ceil(PAGE_SIZE)];
+        // SAFETY: The range is this mapping's, and there is a byte for each of its pages.
+        let result =
+            unsafe { libc::mincore(self.start.as_ptr().cast(), self.len, pages.as_mut_ptr()) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(pages.iter().filter(|&page| page & 1 != 0).count())
+    }
+
     /// Asks the kernel to reclaim the pages, through the same code as under memory pressure.
     pub fn page_out(&self) -> io::Result<()> {
         let start = self.start.as_ptr().cast();
@@ -106,6 +120,7 @@ mod tests {
         let mut bytes = [0; 5];
         mapping.read(5000, &mut bytes);
         assert_eq!(&bytes, b"hello");
+        assert_eq!(mapping.resident().unwrap(), 2);
         mapping.page_out().unwrap();
     }
 
