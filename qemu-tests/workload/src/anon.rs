@@ -20,6 +20,10 @@ use crate::{
 /// Every so many pages, one is written again in each pass.
 const REWRITTEN: u64 = 3;
 
+/// Pages that follow each other where the order is shuffled: as many as the kernel reads ahead of
+/// a fault, lest most of what it reads be thrown away again.
+const RUN: u64 = 8;
+
 /// What is to be done.
 #[derive(Clone, Debug)]
 pub struct Anon {
@@ -105,8 +109,14 @@ impl Order {
         match self {
             Self::Forward => step,
             Self::Backward => pages - 1 - step,
-            // A prime above any number of pages steps through all of them.
-            Self::Shuffled => (step * 1_000_000_007 + 17) % pages,
+            Self::Shuffled => {
+                let runs = pages / RUN;
+                if step >= runs * RUN {
+                    return step;
+                }
+                // A prime above any number of runs steps through all of them.
+                (step / RUN * 1_000_000_007 + 17) % runs * RUN + step % RUN
+            }
         }
     }
 }
