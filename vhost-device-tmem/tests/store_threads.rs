@@ -48,7 +48,7 @@ fn guests_on_threads_of_their_own_keep_their_pages_apart() {
                 let guest = guest(store);
                 start.wait();
                 for round in 0..150 {
-                    let stamp = who << 32 | round << 8;
+                    let stamp = (who << 32) | (round << 8);
                     let keys: Vec<_> = (0..PAGES).map(|i| key(round % 7, i, round)).collect();
                     let mut results = [PageResult::Absent; PAGES as usize];
                     for pool in [PERSISTENT, EPHEMERAL] {

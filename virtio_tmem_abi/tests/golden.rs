@@ -51,7 +51,7 @@ fn hex(digits: &str) -> Vec<u8> {
     assert_eq!(digits.len() % 2, 0);
     digits
         .chunks_exact(2)
-        .map(|pair| pair[0] << 4 | pair[1])
+        .map(|pair| (pair[0] << 4) | pair[1])
         .collect()
 }
 

@@ -76,7 +76,7 @@ impl Mixer {
         thread::scope(|scope| {
             for racer in 0..self.racers {
                 let stop = &stop;
-                let seed = self.seed ^ u64::from(racer) << 32;
+                let seed = self.seed ^ (u64::from(racer) << 32);
                 scope.spawn(move || race::run(&self.dir, seed, self.max_len, stop));
             }
             let threads: Vec<_> = (0..self.threads)

@@ -52,7 +52,7 @@ fn mix(value: u64) -> u64 {
 impl Tag {
     fn hash(&self) -> u64 {
         let place = mix(self.seed ^ mix(self.page));
-        mix(place ^ (u64::from(self.owner) << 32 | u64::from(self.generation)))
+        mix(place ^ ((u64::from(self.owner) << 32) | u64::from(self.generation)))
     }
 
     fn words(&self) -> [u64; WORDS] {
@@ -77,7 +77,7 @@ impl Tag {
         }
         words[0] = MAGIC;
         words[1] = self.seed;
-        words[2] = u64::from(self.owner) << 32 | u64::from(self.generation);
+        words[2] = (u64::from(self.owner) << 32) | u64::from(self.generation);
         words[3] = self.page;
         words[4] = hash;
         words

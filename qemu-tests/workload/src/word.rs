@@ -40,9 +40,9 @@ fn check(rest: u64) -> u64 {
 impl Origin {
     fn encode(self) -> u64 {
         let rest = (self.offset / 8) & ((1 << GENERATION_SHIFT) - 1)
-            | u64::from(self.generation % MAX_GENERATION) << GENERATION_SHIFT
-            | u64::from(self.file) << FILE_SHIFT;
-        rest | check(rest) << CHECK_SHIFT
+            | (u64::from(self.generation % MAX_GENERATION) << GENERATION_SHIFT)
+            | (u64::from(self.file) << FILE_SHIFT);
+        rest | (check(rest) << CHECK_SHIFT)
     }
 
     fn decode(word: u64) -> Option<Self> {

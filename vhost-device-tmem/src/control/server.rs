@@ -130,6 +130,7 @@ impl Shared {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let mut reader = BufReader::new(stream);
+        let mut writer = stream;
         loop {
             let mut line = Vec::new();
             reader
@@ -141,7 +142,7 @@ impl Shared {
             }
             let mut reply = serde_json::to_vec(&self.answer(&line))?;
             reply.push(b'\n');
-            (&*stream).write_all(&reply)?;
+            writer.write_all(&reply)?;
         }
     }
 

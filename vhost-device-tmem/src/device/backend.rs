@@ -129,9 +129,9 @@ impl VhostUserBackend for Backend {
     }
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_F_VERSION_1
-            | 1 << VIRTIO_RING_F_INDIRECT_DESC
-            | 1 << VIRTIO_RING_F_EVENT_IDX
+        (1 << VIRTIO_F_VERSION_1)
+            | (1 << VIRTIO_RING_F_INDIRECT_DESC)
+            | (1 << VIRTIO_RING_F_EVENT_IDX)
             | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
@@ -175,7 +175,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {
-        let control = 1 << QUEUE_CONTROL | 1 << QUEUE_EVENT;
+        let control = (1 << QUEUE_CONTROL) | (1 << QUEUE_EVENT);
         let data = (0..self.session.limits.data_queues).map(|n| 1 << (FIRST_DATA_QUEUE + n));
         std::iter::once(control).chain(data).collect()
     }

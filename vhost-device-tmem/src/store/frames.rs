@@ -50,7 +50,7 @@ fn set(words: &mut [u64], bit: usize, on: bool) {
 }
 
 fn is_set(words: &[u64], bit: usize) -> bool {
-    words[bit / 64] & 1 << (bit % 64) != 0
+    words[bit / 64] & (1 << (bit % 64)) != 0
 }
 
 /// A set of chunks of which the lowest is found fast.

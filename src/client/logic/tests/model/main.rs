@@ -263,7 +263,7 @@ impl World {
                 for i in 0..n {
                     let outcome = self
                         .host
-                        .step(pick.wrapping_mul(i | 1), refuse & 1 << i != 0);
+                        .step(pick.wrapping_mul(i | 1), refuse & (1 << i) != 0);
                     self.outcomes.extend(outcome);
                 }
             }
