@@ -189,14 +189,18 @@ warmed_up() {
 	local before after
 	read -r before <$DRIVER/cleancache/puts
 	head -c 262144 /dev/zero >"$1/warm-up"
+	# shellcheck disable=SC2119
 	drop_caches
 	cat "$1/warm-up" >/dev/null
+	# shellcheck disable=SC2119
 	drop_caches
 	rm "$1/warm-up"
 	read -r after <$DRIVER/cleancache/puts
 	[ "$after" -gt "$before" ]
 }
 
+# drop_caches [WHAT]: has clean pages, or what the kernel calls WHAT, go.
+# shellcheck disable=SC2120 # The scripts of tests say what.
 drop_caches() {
 	sync
 	echo "${1:-1}" >/proc/sys/vm/drop_caches
