@@ -27,7 +27,8 @@ must swap swap_on swap
 must mount mounted files /tmp/data
 snapshot begin
 step create "$WORKLOAD" file-set create {SETS}
-drop_caches
+must umount umount /tmp/data
+must "mount again" mounted files /tmp/data
 snapshot create
 step first "$WORKLOAD" file-set verify {SETS}
 snapshot first

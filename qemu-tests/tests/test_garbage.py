@@ -46,7 +46,7 @@ try() {
 		drop_caches
 		step "files $lie $round" "$WORKLOAD" file-set verify --dir /tmp/data --mib 48
 	done
-	step "anon $lie" "$WORKLOAD" anon --mib 280
+	step "anon $lie" "$WORKLOAD" anon --mib 240 --passes 0
 	step "files $lie 4" "$WORKLOAD" file-set verify --dir /tmp/data --mib 48
 	snapshot "after $lie"
 	step "log $lie" dmesg

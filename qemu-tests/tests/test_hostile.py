@@ -43,7 +43,7 @@ echo 0 >/sys/bus/virtio/drivers_autoprobe
 must unload modprobe -r virtio_tmem
 must load modprobe virtio_tmem timeout_ms=1000
 {"".join(TRY.format(name=name, slot=slot) for name, slot in SLOTS.items())}
-step anon "$WORKLOAD" anon --mib 300
+step anon "$WORKLOAD" anon --mib 256
 snapshot after
 must swapoff swap_off swap
 must unbind unbind_device {SLOTS["honest"]:02x}

@@ -22,7 +22,7 @@ for round in 1 2; do
 done
 drop_caches
 mkdir /tmp/out
-"$WORKLOAD" anon --mib 320 --wait-for "$RUN/told/dead" >/tmp/out/anon 2>&1 &
+"$WORKLOAD" anon --mib 288 --wait-for "$RUN/told/dead" >/tmp/out/anon 2>&1 &
 anon=$!
 wait_for 200 grep -q filled /tmp/out/anon
 snapshot before
@@ -33,7 +33,7 @@ wait $anon
 step "status of anon" echo '{"status":'$?'}'
 step anon cat /tmp/out/anon
 step "files again" "$WORKLOAD" file-set verify --dir /tmp/data --mib 64
-step "anon again" "$WORKLOAD" anon --mib 280 --seed 2
+step "anon again" "$WORKLOAD" anon --mib 256 --passes 0 --seed 2
 step coherency "$WORKLOAD" coherency --dir /tmp/data/mix --ops 100 --seconds 30
 snapshot after
 step swapoff swap_off swap

@@ -10,7 +10,7 @@ from harness.daemon import Stat
 from harness.guest import Guest, Machine
 from harness.lab import Labs
 
-ANON, FILES = 400, 160
+ANON, FILES = 320, 160
 
 SCRIPT = f"""
 must udev wait_for 30 bound

@@ -33,7 +33,7 @@ mixer=$!
 snapshot "round 0"
 for ((round = 1; round <= {TIMES}; round++)); do
 	wait_for 30 bound
-	"$WORKLOAD" anon --mib 220 >"/tmp/out/anon $round" 2>&1 &
+	"$WORKLOAD" anon --mib 220 --passes 0 >"/tmp/out/anon $round" 2>&1 &
 	anon=$!
 	if ((round % 2)); then
 		wait $anon
