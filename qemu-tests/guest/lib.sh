@@ -144,6 +144,20 @@ mounted() {
 	disk "$1" && mkdir -p "$2" && mount ${3:+-o "$3"} "$DISK" "$2"
 }
 
+# confined MIB COMMAND...: runs the command with so much memory. Only its own
+# pages are swapped then, and not those of the script, which may be lost.
+confined() {
+	local group=/sys/fs/cgroup/confined
+	echo +memory >/sys/fs/cgroup/cgroup.subtree_control
+	mkdir -p "$group"
+	echo "${1}M" >"$group/memory.max"
+	shift
+	(
+		echo "$BASHPID" >"$group/cgroup.procs"
+		exec "$@"
+	)
+}
+
 # load_module [PARAMETER=VALUE...]: loads the module anew.
 load_module() {
 	modprobe -r virtio_tmem && modprobe virtio_tmem "$@"

@@ -46,7 +46,7 @@ try() {
 		drop_caches
 		step "files $lie $round" "$WORKLOAD" file-set verify --dir /tmp/data --mib 48
 	done
-	step "anon $lie" "$WORKLOAD" anon --mib 240 --passes 0
+	step "anon $lie" confined 128 "$WORKLOAD" anon --mib 240 --passes 0
 	step "files $lie 4" "$WORKLOAD" file-set verify --dir /tmp/data --mib 48
 	snapshot "after $lie"
 	step "log $lie" dmesg
@@ -68,7 +68,7 @@ def guest(module_lab: Lab) -> Guest:
     disks = [module_lab.disk("swap", 1024), module_lab.disk("data", 256, "ext4")]
     # The kernel says of each swapped page that it did not get that it did not.
     allowed = [r"Read-error on swap-device", r"I/O error.*swap"]
-    machine = Machine(256, disks=disks, devices=devices, allowed=allowed)
+    machine = Machine(384, disks=disks, devices=devices, allowed=allowed)
     return module_lab.run(SCRIPT + tries, machine, 600)
 
 
