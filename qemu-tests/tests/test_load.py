@@ -16,7 +16,7 @@ step drivers ls -l /sys/bus/virtio/drivers/virtio_tmem
 step hooked hooks
 must unload modprobe -r virtio_tmem
 step unhooked hooks
-for wrong in staging_pages=0 staging_pages=4294967295 max_order=99 timeout_ms=0 crc=7 \\
+for wrong in staging_pages=1 staging_pages=4294967295 max_order=99 timeout_ms=0 crc=7 \\
 	max_order=-1 frontswap=maybe no_such_parameter=1; do
 	dmesg --clear
 	step "wrong $wrong" modprobe virtio_tmem "$wrong"
@@ -70,7 +70,7 @@ step "modules at last" lsmod
 """
 
 WRONG = {
-    "staging_pages=0": "staging_pages=0 makes no sense",
+    "staging_pages=1": "staging_pages=1 makes no sense",
     "staging_pages=4294967295": "staging_pages=4294967295 makes no sense",
     "max_order=99": "max_order=99 makes no sense",
     "timeout_ms=0": "timeout_ms=0 makes no sense",

@@ -224,6 +224,7 @@ impl<O: Origin> Client<O> {
                 }
                 // Under the lock of the shard, which is what frees the slot.
                 self.staging.pages.copy_out(slot, page);
+                self.half(batch.pool).counters.staged_hits.add(1);
                 if take {
                     shard.take(tag, index);
                 }
