@@ -65,6 +65,10 @@ unit-test: toolbox ## Run the tests of the crates
 qemu-test: module-install programs ## Run the tests that boot guests
 	@scripts/test qemu
 
+.PHONY: more-test
+more-test: module-install programs ## Run the tests of guests that `make test` leaves out
+	@scripts/test more
+
 .PHONY: test
 test: module-install programs ## Run all tests; the last line is their sum
 	@scripts/test unit qemu
