@@ -73,6 +73,23 @@ more-test: module-install programs ## Run the tests of guests that `make test` l
 test: module-install programs ## Run all tests; the last line is their sum
 	@scripts/test unit qemu
 
+# What measurements need, apart from what tests do.
+.PHONY: bench-tools
+bench-tools: module-install programs
+	@scripts/toolbox --bench
+
+.PHONY: bench
+bench: bench-tools ## Measure what pages cost, beside the alternatives (some hours)
+	@scripts/bench
+
+.PHONY: bench-exits bench-insns bench-daemon bench-guest
+bench-exits: bench-tools ## ... only exits a page, by real KVM in an emulated guest
+bench-insns: bench-tools ## ... only guest instructions a page
+bench-daemon: bench-tools ## ... only the daemon's throughput and latency
+bench-guest: bench-tools ## ... only work in a guest that is short of memory
+bench-exits bench-insns bench-daemon bench-guest:
+	@scripts/bench $(@:bench-%=%)
+
 .PHONY: lint
 lint: kernel vendor ## Check formatting, lints and documentation; warnings are errors
 	@scripts/lint

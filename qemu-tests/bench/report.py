@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What a part has measured: as a table to read, as JSON for programs, and as plots."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness import paths
+
+from .sample import Sample
+
+RESULTS = paths.BUILD / "bench"
+
+NATIVE = "native"
+TCG = "emulated by TCG: counts are those of a real CPU, times are not"
+NESTED = "real KVM in a guest emulated by TCG: exits are real, times mean nothing"
+
+Cell = str | int | float | Sample | None
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A cell, or a row, that could not be measured, and why."""
+
+    why: str
+
+
+@dataclass
+class Table:
+    """Rows beneath columns; the first column names the row."""
+
+    name: str
+    title: str
+    columns: Sequence[str]
+    how: str
+    number: str = ",.1f"
+    rows: list[tuple[str, Sequence[Cell] | Missing]] = field(default_factory=list)
+
+    def add(self, row: str, *cells: Cell) -> None:
+        """Adds a row."""
+        assert len(cells) == len(self.columns), f"{row} has {len(cells)} cells"
+        self.rows.append((row, cells))
+
+    def cannot(self, row: str, why: str) -> None:
+        """Adds a row for what could not be run, and why."""
+        self.rows.append((row, Missing(why)))
+
+    def _show(self, cell: Cell) -> str:
+        match cell:
+            case None:
+                return "–"
+            case str():
+                return cell
+            case int():
+                return format(cell, ",d")
+            case _:
+                return format(cell, self.number)
+
+    def text(self) -> str:
+        """The table, for a terminal."""
+        shown = [
+            (row, [self._show(cell) for cell in cells] if not isinstance(cells, Missing) else None)
+            for row, cells in self.rows
+        ]
+        first = max((len(row) for row, _ in shown), default=0)
+        widths = [
+            max([len(column)] + [len(cells[n]) for _, cells in shown if cells is not None])
+            for n, column in enumerate(self.columns)
+        ]
+        head = [f"{column:>{width}}" for column, width in zip(self.columns, widths, strict=True)]
+        lines = [self.title, f"  ({self.how})", "  ".join([" " * first, *head])]
+        for (row, cells), (_, given) in zip(shown, self.rows, strict=True):
+            if cells is None:
+                assert isinstance(given, Missing)
+                lines.append(f"{row:<{first}}  not run: {given.why}")
+                continue
+            body = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
+            lines.append("  ".join([f"{row:<{first}}", *body]))
+        return "\n".join(lines)
+
+    def as_json(self) -> dict[str, object]:
+        """For programs."""
+
+        def cell(value: Cell) -> object:
+            return value.as_json() if isinstance(value, Sample) else value
+
+        return {
+            "title": self.title,
+            "how": self.how,
+            "columns": list(self.columns),
+            "rows": {
+                row: {"missing": cells.why}
+                if isinstance(cells, Missing)
+                else [cell(value) for value in cells]
+                for row, cells in self.rows
+            },
+        }
+
+
+class Report:
+    """All that one part has measured."""
+
+    def __init__(self, part: str, start: float) -> None:
+        self.part = part
+        self.folder = RESULTS / part
+        self._start = start
+        self._tables: list[Table] = []
+        self._plots: list[str] = []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for old in self.folder.iterdir():
+            if old.is_file():
+                old.unlink()
+
+    def say(self, text: str) -> None:
+        """Says how far it is."""
+        seconds = int(time.monotonic() - self._start)
+        print(f"{seconds // 60}:{seconds % 60:02d} {self.part}: {text}", flush=True)
+
+    def table(
+        self, name: str, title: str, columns: Sequence[str], how: str, number: str = ",.1f"
+    ) -> Table:
+        """Begins a table."""
+        table = Table(name, title, columns, how, number)
+        self._tables.append(table)
+        return table
+
+    def bars(
+        self,
+        name: str,
+        title: str,
+        groups: Sequence[str],
+        series: Mapping[str, Sequence[float | Sample | None]],
+        unit: str,
+        log: bool = False,
+    ) -> None:
+        """Draws bars: one of each series for each group."""
+        plot = _Plot(title, unit)
+        width = 0.8 / max(1, len(series))
+        for n, (label, values) in enumerate(series.items()):
+            at = [g - 0.4 + (n + 0.5) * width for g in range(len(groups))]
+            plot.bars(at, values, width, label)
+        plot.axes.set_xticks(range(len(groups)), groups)
+        if log:
+            plot.axes.set_yscale("log")
+        self._keep(name, plot)
+
+    def lines(
+        self,
+        name: str,
+        title: str,
+        across: str,
+        series: Mapping[str, Mapping[float, float | Sample]],
+        unit: str,
+        log: bool = False,
+    ) -> None:
+        """Draws lines: a value of each series at each place."""
+        plot = _Plot(title, unit)
+        for label, points in series.items():
+            plot.line(points, label)
+        plot.axes.set_xlabel(across)
+        if log:
+            plot.axes.set_xscale("log", base=2)
+        self._keep(name, plot)
+
+    def _keep(self, name: str, plot: "_Plot") -> None:
+        for kind in ("svg", "png"):
+            plot.save(self.folder / f"{name}.{kind}")
+        self._plots.append(name)
+
+    def save(self) -> None:
+        """Writes everything down, and prints the tables."""
+        text = "\n\n".join(table.text() for table in self._tables)
+        (self.folder / "tables.txt").write_text(text + "\n")
+        document = {
+            "version": 1,
+            "part": self.part,
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "seconds": round(time.monotonic() - self._start),
+            "machine": machine(),
+            "tables": {table.name: table.as_json() for table in self._tables},
+            "plots": self._plots,
+        }
+        path = self.folder / "results.json"
+        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        print(f"\n{text}\n")
+        print(f"The same as JSON, and plots: {self.folder.relative_to(paths.REPO)}/", flush=True)
+
+
+def machine() -> dict[str, object]:
+    """What the numbers were measured on."""
+    model = "unknown"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "guest_kernel": paths.kernel_release(),
+    }
+
+
+class _Plot:
+    """A drawing, in a style that all have in common."""
+
+    def __init__(self, title: str, unit: str) -> None:
+        # Only what draws needs it, and it takes a second to load.
+        import matplotlib
+
+        matplotlib.use("Agg")
+        # The same drawing is the same file, so that only what changed is a change.
+        matplotlib.rcParams["svg.hashsalt"] = "virtio-tmem"
+        from matplotlib.figure import Figure
+
+        self._figure = Figure(figsize=(9, 4.5), layout="constrained")
+        self.axes = self._figure.add_subplot()
+        self.axes.set_title(title)
+        self.axes.set_ylabel(unit)
+        self.axes.grid(axis="y", alpha=0.3)
+        self.axes.set_axisbelow(True)
+
+    def bars(
+        self,
+        at: Sequence[float],
+        values: Sequence[float | Sample | None],
+        width: float,
+        label: str,
+    ) -> None:
+        """Adds bars, with what they spread over where that is known."""
+        there = [(x, value) for x, value in zip(at, values, strict=True) if value is not None]
+        middles = [_median(value) for _, value in there]
+        self.axes.bar(
+            [x for x, _ in there], middles, width, label=label, yerr=_spread(there), capsize=2
+        )
+
+    def line(self, points: Mapping[float, float | Sample], label: str) -> None:
+        """Adds a line, with what its points spread over where that is known."""
+        there = sorted(points.items())
+        middles = [_median(value) for _, value in there]
+        self.axes.errorbar(
+            [x for x, _ in there],
+            middles,
+            yerr=_spread(there),
+            label=label,
+            marker="o",
+            markersize=3,
+            capsize=2,
+        )
+
+    def save(self, path: Path) -> None:
+        """Writes the drawing."""
+        if len(self.axes.get_legend_handles_labels()[1]) > 1:
+            self.axes.legend(fontsize="small")
+        self.axes.set_ylim(bottom=None if self.axes.get_yscale() == "log" else 0)
+        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+        self._figure.savefig(path, dpi=100, metadata=metadata)
+
+
+def _median(value: float | Sample) -> float:
+    return value.median if isinstance(value, Sample) else value
+
+
+def _spread(there: Sequence[tuple[float, float | Sample]]) -> list[list[float]]:
+    def both(value: float | Sample) -> tuple[float, float]:
+        if isinstance(value, Sample):
+            return value.median - value.least, value.most - value.median
+        return 0.0, 0.0
+
+    below_above = [both(value) for _, value in there]
+    return [[low for low, _ in below_above], [high for _, high in below_above]]
