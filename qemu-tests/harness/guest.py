@@ -63,8 +63,12 @@ class Machine:
             f"--append={kernel_options.strip()}",
             f"--qemu-opts={shlex.join(options)}",
             "--",
-            f"bash {script}",
+            f"bash {_quoted(script)}",
         ]
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(paths.in_guest(path)))
 
 
 class Guest:
@@ -88,9 +92,9 @@ class Guest:
     def _wrap(self, script: str) -> str:
         return "\n".join(
             (
-                f"RUN={shlex.quote(str(self._folder))}",
-                f"WORKLOAD={shlex.quote(str(paths.binary('tmem-workload')))}",
-                f". {shlex.quote(str(paths.GUEST / 'lib.sh'))}",
+                f"RUN={_quoted(self._folder)}",
+                f"WORKLOAD={_quoted(paths.binary('tmem-workload'))}",
+                f". {_quoted(paths.GUEST / 'lib.sh')}",
                 "trap 'mark finished' EXIT",
                 "mark booted",
                 script,

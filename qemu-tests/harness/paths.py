@@ -10,6 +10,9 @@ LOGS = BUILD / "logs"
 GUEST = REPO / "qemu-tests" / "guest"
 MODULES = Path("/usr/lib/modules")
 
+# Where guests see the checkout, wherever it is: see scripts/in-toolbox.
+REPO_IN_GUEST = Path("/mnt/virtio-tmem")
+
 
 class Missing(Exception):
     """Something has not been built."""
@@ -26,6 +29,11 @@ def binary(name: str) -> Path:
     """A program of the workspace, as cargo built it."""
     folder = Path(os.environ.get("CARGO_TARGET_DIR", BUILD / "cargo"))
     return _built(folder / "release" / name, "daemon")
+
+
+def in_guest(path: Path) -> Path:
+    """Where a guest sees a file of the checkout, and sees it change."""
+    return REPO_IN_GUEST / path.relative_to(REPO) if path.is_relative_to(REPO) else path
 
 
 def kernel_release() -> str:
