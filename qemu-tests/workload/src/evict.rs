@@ -107,7 +107,8 @@ pub fn reclaim(bytes: u64) -> Result<()> {
     }
 }
 
-fn cgroup() -> Option<PathBuf> {
+/// The folder of the memory cgroup that this process is in.
+pub fn cgroup() -> Option<PathBuf> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
     let folder = Path::new("/sys/fs/cgroup").join(path);

@@ -9,10 +9,12 @@
 
 pub mod anon;
 pub mod cases;
+pub mod corpus;
 pub mod evict;
 pub mod file_set;
 pub mod mixer;
 pub mod page;
+pub mod phase;
 pub mod report;
 pub mod sys;
 pub mod tracked;

@@ -15,9 +15,11 @@ use serde_json::{json, to_value};
 use tmem_workload::{
     anon::Anon,
     cases::{Case, CASES},
+    corpus::Corpus,
     file_set::FileSet,
     mixer::Mixer,
     page::PAGE_SIZE,
+    phase::{copy, file::Files, swap::Swap, Phases},
 };
 
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE as u64;
@@ -114,6 +116,22 @@ enum Command {
         #[arg(long)]
         inject_stale: bool,
     },
+    /// Do one thing after the other to each of many pages, to be measured.
+    Phases {
+        /// What is measured.
+        what: What,
+        /// Mebibytes of pages.
+        #[arg(long, default_value_t = 16)]
+        mib: u64,
+        /// What the names of phases begin with.
+        #[arg(long, default_value = "")]
+        label: String,
+        /// The file.
+        #[arg(long, default_value = "pages")]
+        file: PathBuf,
+        /// Files that content is taken from.
+        corpus: Vec<PathBuf>,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -131,6 +149,18 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum What {
+    /// Anonymous memory.
+    Swap,
+    /// Nothing: only write the file.
+    Create,
+    /// The file.
+    File,
+    /// Only copies of pages.
+    Copy,
 }
 
 /// Runs the command and returns how much was wrong.
@@ -224,6 +254,27 @@ fn run(command: Command) -> Result<u64> {
             };
             let outcome = case.run(&dir, inject_stale).context(name)?;
             print("coherency-case", &outcome, outcome.findings.wrong)
+        }
+        Command::Phases {
+            what,
+            mib,
+            label,
+            file,
+            corpus,
+        } => {
+            let pages = mib * PAGES_PER_MIB;
+            let phases = Phases::new(&label);
+            let files = Files { path: file, pages };
+            match what {
+                What::Swap => {
+                    let corpus = Corpus::open(&corpus)?;
+                    Swap { pages, corpus }.run(&phases)?;
+                }
+                What::Create => files.create(&Corpus::open(&corpus)?)?,
+                What::File => files.run(&phases)?,
+                What::Copy => copy::run(&phases, pages)?,
+            }
+            Ok(0)
         }
     }
 }

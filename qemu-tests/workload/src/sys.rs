@@ -4,8 +4,10 @@
 
 mod aligned;
 mod mapping;
+mod mark;
 mod uring;
 
 pub use aligned::Aligned;
 pub use mapping::Mapping;
+pub use mark::mark;
 pub use uring::write_direct_async;
