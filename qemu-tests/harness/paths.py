@@ -31,6 +31,12 @@ def binary(name: str) -> Path:
     return _built(folder / "release" / name, "daemon")
 
 
+def plugin(name: str) -> Path:
+    """A plugin of QEMU, as cargo built it."""
+    folder = Path(os.environ.get("CARGO_TARGET_DIR", BUILD / "cargo"))
+    return _built(folder / "release" / f"lib{name}.so", "programs")
+
+
 def in_guest(path: Path) -> Path:
     """Where a guest sees a file of the checkout, and sees it change."""
     return REPO_IN_GUEST / path.relative_to(REPO) if path.is_relative_to(REPO) else path
