@@ -10,7 +10,7 @@
 //! ```text
 //! put of a page that waits      Batch ──► Request ──► virtqueue ──► Handler::done ──► Origin
 //! put of a page that does not   Staging ──► (pump thread) ──► Request ──► …
-//! get                           index, then as the first
+//! get                           index, then as the first; whoever gets polls for a while
 //! flush                         index; the device learns of it from the pump thread
 //! ```
 
@@ -18,7 +18,9 @@ mod batch;
 mod control;
 mod counters;
 mod credits;
+mod gets;
 mod half;
+mod lanes;
 mod logic;
 mod pump;
 mod request;
@@ -36,6 +38,7 @@ use kernel::{
         },
         Arc, //
     },
+    time::Delta,
     workqueue::{
         self,
         impl_has_work,
@@ -49,7 +52,6 @@ use virtio_tmem_abi::{
     EventKind,
     Opcode,
     Status,
-    FIRST_DATA_QUEUE,
     QUEUE_CONTROL,
     QUEUE_EVENT, //
 };
@@ -84,9 +86,11 @@ use self::{
 pub(crate) use self::{
     batch::{
         Batch,
-        Push, //
+        Stop, //
     },
+    gets::Gets,
     half::Pool,
+    lanes::Lanes,
     request::{
         Origin,
         Outcome,
@@ -111,6 +115,9 @@ pub(crate) struct Limits {
     pub(crate) staging_pages: u32,
     /// How long the device may take to complete a request, in milliseconds.
     pub(crate) timeout_ms: u32,
+    /// For how long to look for the answer to a get, before an interrupt has to tell of it, in
+    /// microseconds.
+    pub(crate) poll_us: u32,
 }
 
 /// What state the device is in.
@@ -129,10 +136,12 @@ mod state {
 #[pin_data]
 pub(crate) struct Client<O: Origin> {
     queues: Arc<Queues<Self>>,
+    lanes: Lanes,
     growth: Arc<OwnedQueue>,
     state: Atomic<u32>,
     epoch: Atomic<u64>,
     timeout: usize,
+    poll: Delta,
     /// Pages, or flushes, in one request.
     max_pages: usize,
     max_flushes: usize,
@@ -168,13 +177,11 @@ impl<O: Origin> Client<O> {
         limits: &Limits,
         module: &'static ThisModule,
     ) -> Result<Arc<Self>> {
-        let data_queues = queues
-            .len()
-            .saturating_sub(usize::from(FIRST_DATA_QUEUE))
-            .max(1);
+        let lanes = Lanes::new(config.data_queues.get().into());
         let max_pages = (config.max_pages.get() as usize).clamp(1, MAX_PAGES);
         let max_flushes = (config.max_flushes.get() as usize).clamp(1, MAX_PAGES);
         let timeout = kernel::time::msecs_to_jiffies(limits.timeout_ms) as usize;
+        let poll = Delta::from_micros(limits.poll_us.into());
         let staging_pages = limits.staging_pages;
         let pages = limits.max_pages;
         let epoch = config.epoch.get();
@@ -182,15 +189,17 @@ impl<O: Origin> Client<O> {
         let client = Arc::pin_init(
             try_pin_init!(Self {
                 queues,
+                lanes,
                 growth,
                 state: Atomic::new(state::NEW),
                 epoch: Atomic::new(epoch),
                 timeout: timeout.max(1),
+                poll,
                 max_pages,
                 max_flushes,
                 requests <- RequestPool::new(REQUESTS),
                 control <- Control::new(),
-                staging <- Staging::new(staging_pages, data_queues),
+                staging <- Staging::new(staging_pages, lanes.puts()),
                 frontswap <- Half::new(Pool::Frontswap, pages, module),
                 cleancache <- Half::new(Pool::Cleancache, pages, module),
                 bell: Bell::new(),
@@ -398,19 +407,9 @@ impl<O: Origin> Client<O> {
         }
     }
 
-    /// Returns the virtqueue for requests about the object with this tag.
-    ///
-    /// One for each object, so that the device sees requests about a page in their order.
-    fn queue_of(&self, tag: u64) -> usize {
-        self.queue_of_shard(Half::shard_of(tag))
-    }
-
-    /// Returns the virtqueue for requests about the objects of a shard.
-    fn queue_of_shard(&self, shard: usize) -> usize {
-        let first = usize::from(FIRST_DATA_QUEUE);
-        let count = self.queues.len().saturating_sub(first).max(1);
-
-        first + shard % count
+    /// Returns the virtqueue for puts and flushes of the object with this tag.
+    fn put_queue(&self, tag: u64) -> usize {
+        self.lanes.put(Half::shard_of(tag))
     }
 
     /// Takes note of what a response or an event said.

@@ -25,7 +25,10 @@ use crate::{
         thread::Thread,
         work::OwnedQueue, //
     },
-    client::Pool,
+    client::{
+        Lanes,
+        Pool, //
+    },
     hooks::{
         self,
         Client,
@@ -113,7 +116,8 @@ fn bind(vdev: &virtio::Device<Core<'_>>) -> Result<TmemData> {
     })?;
 
     let count = usize::from(FIRST_DATA_QUEUE) + usize::from(config.data_queues.get());
-    let queues = Queues::find(vdev, count).inspect_err(|error| {
+    let lanes = Lanes::new(config.data_queues.get().into());
+    let queues = Queues::find(vdev, count, |n| lanes.interrupts(n)).inspect_err(|error| {
         dev_err!(
             vdev,
             "the device does not have the {count} virtqueues that its configuration \

@@ -60,6 +60,9 @@ use self::{
     ftrace::Redirect, //
 };
 
+/// Gets, with this module's origins.
+type Gets<'a> = client::Gets<'a, Origin>;
+
 /// The client, with this module's origins.
 pub(crate) type Client = client::Client<Origin>;
 

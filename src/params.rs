@@ -38,6 +38,7 @@ pub(crate) fn check() -> Result {
         100,
         600_000,
     )?;
+    within("poll_us", module_parameters::poll_us.value(), 0, 10_000)?;
     Ok(())
 }
 
@@ -103,5 +104,6 @@ pub(crate) fn limits(total_pages: u64) -> Limits {
         max_pages: max_pages.clamp(1024, 1 << 36),
         staging_pages,
         timeout_ms: module_parameters::timeout_ms.value(),
+        poll_us: module_parameters::poll_us.value(),
     }
 }

@@ -98,5 +98,9 @@ module! {
             default: 10000,
             description: "How long the host may take to answer before it is given up, 100 to 600000 (default: 10000)",
         },
+        poll_us: u32 {
+            default: 50,
+            description: "For how long whoever wants a page looks for it, before the host has to interrupt, 0 to 10000 (default: 50)",
+        },
     },
 }

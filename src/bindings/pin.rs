@@ -41,27 +41,27 @@ impl ModulePin {
         })
     }
 
-    /// Adds 1 to the count, or returns false if the module is on its way out.
+    /// Adds `n` to the count, or returns false if the module is on its way out.
     ///
     /// Any context.
-    pub(crate) fn add(&self) -> bool {
+    pub(crate) fn add(&self, n: u64) -> bool {
         let mut old = self.count.load(Relaxed);
         while old != 0 {
-            match self.count.cmpxchg(old, old.wrapping_add(1), Relaxed) {
+            match self.count.cmpxchg(old, old.wrapping_add(n), Relaxed) {
                 Ok(_) => return true,
                 Err(now) => old = now,
             }
         }
 
         let _guard = self.edge.lock();
-        if self.count.load(Relaxed) == 0 {
+        if n > 0 && self.count.load(Relaxed) == 0 {
             // SAFETY: The module is valid: its code is running.
             if !unsafe { raw::try_module_get(self.module.as_ptr()) } {
                 return false;
             }
         }
         // INVARIANT: A reference is held, and `edge` too.
-        self.count.add(1, Relaxed);
+        self.count.add(n, Relaxed);
         true
     }
 

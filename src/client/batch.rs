@@ -4,15 +4,9 @@
 
 use kernel::{
     prelude::*,
-    sync::atomic::{
-        Acquire,
-        Relaxed, //
-    },
+    sync::atomic::Relaxed, //
 };
-use virtio_tmem_abi::{
-    request_flags,
-    Opcode, //
-};
+use virtio_tmem_abi::Opcode;
 
 use crate::{
     bindings::trace,
@@ -23,8 +17,10 @@ use crate::{
 };
 
 use super::{
+    half::ShardGuard,
     logic::index::{
         Entry,
+        Found,
         Outcome as Put, //
     },
     request::{
@@ -33,7 +29,6 @@ use super::{
         Page,
         Request, //
     },
-    state,
     Client,
     Pool,
     RESERVE, //
@@ -59,61 +54,41 @@ impl<O: Origin> Batch<O> {
     }
 }
 
-/// What became of a page that was to be in a batch.
+/// Why no more pages went into a batch.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Push {
-    /// It is in the batch.
-    Pushed,
-    /// It came from the staging memory, and is there already.
-    Copied,
-    /// It has to go into another batch.
+pub(crate) enum Stop {
+    /// All that there were did.
+    Done,
+    /// The next one has to go into another batch.
     Full,
-    /// It cannot be put, or is not there to be got.
+    /// The next one cannot be put, or is not there to be got.
     Refused,
 }
 
 impl<O: Origin> Client<O> {
-    /// Begins a batch of puts.
+    /// Begins a batch of puts of pages that stay where they are until the outcome is known.
     ///
-    /// With `wait`, waits for a request where there is none, and sleeps for it. [`None`] if there
-    /// is none, or the device takes no pages any more.
-    pub(crate) fn begin_put(&self, pool: Pool, wait: bool) -> Option<Batch<O>> {
+    /// Waits for a request where there is none, and sleeps for it. [`None`] if the device does not
+    /// take pages any more.
+    pub(crate) fn begin_put(&self, pool: Pool) -> Option<Batch<O>> {
         if !self.running() {
             return None;
         }
-        self.begin(Opcode::Put, pool, 0, wait)
+        self.begin(self.requests.take()?, Opcode::Put, pool, 0)
     }
 
-    /// Begins a batch of gets that leave the pages where they are.
-    ///
-    /// As [`Self::begin_put`].
-    pub(crate) fn begin_get(&self, pool: Pool, wait: bool) -> Option<Batch<O>> {
-        self.begin(Opcode::Get, pool, 0, wait)
-    }
-
-    /// Begins a batch of gets that take the pages.
-    ///
-    /// As [`Self::begin_put`].
-    pub(crate) fn begin_take(&self, pool: Pool, wait: bool) -> Option<Batch<O>> {
-        if !self.running() {
-            return None;
-        }
-        self.begin(Opcode::Get, pool, request_flags::TAKE, wait)
+    /// Begins a batch, unless so few requests would be left that somebody may have to wait.
+    pub(super) fn begin_spare(&self, opcode: Opcode, pool: Pool) -> Option<Batch<O>> {
+        self.begin(self.requests.try_take(RESERVE)?, opcode, pool, 0)
     }
 
     pub(super) fn begin(
         &self,
+        mut request: KBox<Request<O>>,
         opcode: Opcode,
         pool: Pool,
         flags: u16,
-        wait: bool,
     ) -> Option<Batch<O>> {
-        let mut request = if wait {
-            self.requests.take()?
-        } else {
-            self.requests.try_take(RESERVE)?
-        };
-
         if request
             .begin(opcode, pool.number(), self.epoch.load(Relaxed), flags)
             .is_err()
@@ -128,153 +103,159 @@ impl<O: Origin> Client<O> {
         })
     }
 
-    /// Returns whether a page of the object with this tag may go into the batch too.
-    fn fits(&self, batch: &Batch<O>, tag: u64) -> bool {
-        batch.request.count < self.max_pages && batch.queue.is_none_or(|q| q == self.queue_of(tag))
-    }
-
     /// Returns how many more pages fit into a batch, if they are of the same object.
     pub(crate) fn room(&self, batch: &Batch<O>) -> usize {
         self.max_pages.saturating_sub(batch.len())
     }
 
-    /// Puts a page into a batch of puts.
+    /// Puts the pages at `index..` into a batch of puts, and returns how many went in.
     ///
-    /// The page has to stay as it is, but for what does not matter, until the outcome is known.
-    /// An earlier page at this place cannot be got any more, whatever happens. Does not sleep.
-    pub(crate) fn push_put(
+    /// They have to stay as they are, but for what does not matter, until the outcome is known. An
+    /// earlier page in the place of one that went in, or of the one that was refused, cannot be got
+    /// any more, whatever happens. Does not sleep.
+    pub(crate) fn push_puts(
         &self,
         batch: &mut Batch<O>,
         tag: u64,
         index: u64,
-        page: PageRef,
-    ) -> Push {
+        pages: &[Option<PageRef>],
+    ) -> (usize, Stop) {
         let half = self.half(batch.pool);
+        let queue = self.put_queue(tag);
+        let count = pages.len().min(self.room(batch));
+
+        if count == 0 || batch.queue.is_some_and(|q| q != queue) {
+            return (0, Stop::Full);
+        }
         let Some(mut shard) = half.shard(tag) else {
-            return Push::Refused;
+            return (0, Stop::Refused);
         };
+        let admitted = half.admit(count);
+        let mut pushed = 0;
+        for &page in pages.iter().take(admitted).flatten() {
+            let index = index.wrapping_add(pushed as u64);
+            let Ok(inserted) = shard.insert_pending(tag, index, NO_SLOT) else {
+                half.counters.no_memory.add(1);
+                break;
+            };
+            let entry = Page {
+                tag,
+                covers: Some(inserted.covers),
+                ..Page::default()
+            };
 
-        if !self.fits(batch, tag) {
-            return Push::Full;
+            // It fits: see above.
+            let _ = batch
+                .request
+                .push_key(inserted.wire, index, inserted.version, entry)
+                .and_then(|()| batch.request.frame.push_page(page));
+            pushed += 1;
         }
-        if !half.admit() {
-            shard.erase(tag, index);
-            drop(shard);
-            self.flush_later();
-            return Push::Refused;
+        let refused = pushed < count;
+        if refused {
+            shard.erase(tag, index.wrapping_add(pushed as u64));
         }
-
-        let inserted = shard.insert_pending(tag, index, NO_SLOT);
         let short = shard.wants().any();
-        if inserted.is_err() {
-            shard.erase(tag, index);
-        }
         drop(shard);
-        half.admitted(inserted.is_ok());
+
+        half.admitted(admitted, pushed);
+        if pushed > 0 {
+            batch.queue = Some(queue);
+        }
         if short {
             self.want_growth();
         }
-
-        let Ok(inserted) = inserted else {
-            half.counters.no_memory.add(1);
+        if refused {
             self.flush_later();
-            return Push::Refused;
-        };
-        let entry = Page {
-            tag,
-            covers: Some(inserted.covers),
-            ..Page::default()
-        };
-
-        if batch
-            .request
-            .push_key(inserted.wire, index, inserted.version, entry)
-            .and_then(|()| batch.request.frame.push_page(page))
-            .is_err()
-        {
-            // It fits: that was looked at above.
-            return Push::Refused;
+            (pushed, Stop::Refused)
+        } else if pushed < pages.len() {
+            (pushed, Stop::Full)
+        } else {
+            (pushed, Stop::Done)
         }
-        batch.queue = Some(self.queue_of(tag));
-        Push::Pushed
     }
 
-    /// Puts a page into a batch of gets, to be written to `page`.
+    /// Puts the pages at `index..` into a batch of gets, to be written to `pages`.
     ///
-    /// Does not sleep.
-    pub(crate) fn push_get(
+    /// Returns how many were dealt with: those that had not been sent yet are there already, and
+    /// are not in the batch. Does not sleep.
+    pub(crate) fn push_gets(
         &self,
         batch: &mut Batch<O>,
         tag: u64,
         index: u64,
-        page: PageRef,
-    ) -> Push {
-        let Some(mut shard) = self.half(batch.pool).shard(tag) else {
-            return Push::Refused;
-        };
-        let Some(found) = shard.peek(tag, index) else {
-            return Push::Refused;
-        };
+        pages: &[Option<PageRef>],
+    ) -> (usize, Stop) {
+        let half = self.half(batch.pool);
         let take = batch.pool == Pool::Cleancache;
+        let Some(mut shard) = half.shard(tag) else {
+            return (0, Stop::Refused);
+        };
 
-        match found.entry {
-            Entry::Pending { slot, .. } => {
-                if slot == NO_SLOT {
-                    return Push::Refused;
-                }
-                // Under the lock of the shard, which is what frees the slot.
-                self.staging.pages.copy_out(slot, page);
-                self.half(batch.pool).counters.staged_hits.add(1);
-                if take {
-                    shard.take(tag, index);
-                }
-                Push::Copied
+        for (n, &page) in pages.iter().flatten().enumerate() {
+            if self.room(batch) == 0 {
+                return (n, Stop::Full);
             }
-            Entry::Remote { version, crc } => {
-                if !self.fits(batch, tag) {
-                    return Push::Full;
+            let index = index.wrapping_add(n as u64);
+            // What is taken is taken first of all, so that nobody can get it twice.
+            let found = if take {
+                shard.take(tag, index)
+            } else {
+                shard.peek(tag, index)
+            };
+            let Some(Found { wire, entry }) = found else {
+                return (n, Stop::Refused);
+            };
+            match entry {
+                Entry::Pending { slot, .. } if slot != NO_SLOT => {
+                    // Under the lock of the shard, which is what frees the slot.
+                    self.staging.pages.copy_out(slot, page);
+                    half.counters.staged_hits.add(1);
                 }
-                if take {
-                    // First of all, so that nobody can get it twice.
-                    shard.take(tag, index);
+                Entry::Remote { version, crc } => {
+                    let entry = Page {
+                        tag,
+                        crc,
+                        checked: crc != 0,
+                        covers: None,
+                    };
+                    // It fits: see above.
+                    let _ = batch
+                        .request
+                        .push_key(wire, index, version, entry)
+                        .and_then(|()| batch.request.frame.push_page(page));
                 }
-                drop(shard);
+                Entry::Pending { .. } | Entry::Stale { .. } => return (n, Stop::Refused),
+            }
+        }
+        (pages.len(), Stop::Done)
+    }
 
-                let entry = Page {
-                    tag,
-                    crc,
-                    checked: crc != 0,
-                    covers: None,
-                };
-                if batch
-                    .request
-                    .push_key(found.wire, index, version, entry)
-                    .and_then(|()| batch.request.frame.push_page(page))
-                    .is_err()
-                {
-                    return Push::Refused;
-                }
-                batch.queue = Some(self.queue_of(tag));
-                Push::Pushed
-            }
-            Entry::Stale { .. } => Push::Refused,
+    /// Gives a batch of puts to the device; `origin` is told what becomes of it.
+    ///
+    /// Waits for room in the virtqueue, and sleeps for it. If the device does not take it, `origin`
+    /// is told at once.
+    pub(crate) fn submit(&self, mut batch: Batch<O>, origin: O) {
+        batch.request.origin = Some(origin);
+        if let Err((queue, request)) = self.try_send(batch) {
+            self.send_waiting(queue, request);
         }
     }
 
-    /// Gives a batch to the device; `origin` is told what becomes of it.
-    ///
-    /// If the device does not take it, `origin` is told at once. With `wait`, waits for room in the
-    /// virtqueue, and sleeps for it.
-    pub(crate) fn submit(&self, mut batch: Batch<O>, origin: O, wait: bool) {
-        batch.request.origin = Some(origin);
-        self.send(batch, wait);
+    /// Gives a batch to the device if there is room, where nobody asks what becomes of it.
+    pub(super) fn send(&self, batch: Batch<O>) {
+        if let Err((_, request)) = self.try_send(batch) {
+            self.fail(request);
+        }
     }
 
-    /// Gives a batch to the device, where nobody asks what becomes of it.
-    pub(super) fn send(&self, mut batch: Batch<O>, wait: bool) {
+    /// Gives a batch to the device, unless the virtqueue is full.
+    ///
+    /// If the device does not take any, the request has failed.
+    pub(super) fn try_send(&self, mut batch: Batch<O>) -> Result<(), (usize, KBox<Request<O>>)> {
         let Some(queue) = batch.queue else {
             self.fail(batch.request);
-            return;
+            return Ok(());
         };
         let half = self.half(batch.pool);
         let opcode = batch.request.opcode;
@@ -294,28 +275,38 @@ impl<O: Origin> Client<O> {
             }
         }
         trace::request(queue, opcode.to_wire(), count, 0);
+        self.offer(queue, batch.request)
+    }
 
-        let mut request = batch.request;
+    /// Waits for room in the virtqueue for a request that has been refused for want of it. Sleeps.
+    pub(super) fn send_waiting(&self, queue: usize, mut request: KBox<Request<O>>) {
         loop {
             let seen = self.requests.returned();
 
-            request = match self.queues.submit(queue, request) {
-                Ok(()) => {
-                    self.queues.kick(queue);
-                    self.watch();
-                    return;
-                }
-                Err(Rejected::Full(request)) if wait && self.state.load(Acquire) != state::GONE => {
-                    // What fills it comes back, or the device is given up.
-                    self.requests.wait_after(seen);
-                    request
-                }
-                Err(Rejected::Full(request) | Rejected::Stopped(request)) => {
-                    self.fail(request);
-                    return;
-                }
+            request = match self.offer(queue, request) {
+                Ok(()) => return,
+                Err((_, request)) if self.is_gone() => return self.fail(request),
+                Err((_, request)) => request,
             };
+            // What fills it comes back, or the device is given up.
+            self.requests.wait_after(seen);
         }
+    }
+
+    fn offer(
+        &self,
+        queue: usize,
+        request: KBox<Request<O>>,
+    ) -> Result<(), (usize, KBox<Request<O>>)> {
+        match self.queues.submit(queue, request) {
+            Ok(()) => {
+                self.queues.kick(queue);
+                self.watch();
+            }
+            Err(Rejected::Full(request)) => return Err((queue, request)),
+            Err(Rejected::Stopped(request)) => self.fail(request),
+        }
+        Ok(())
     }
 
     /// Gives a batch up that no page was pushed into.
@@ -365,6 +356,7 @@ impl<O: Origin> Client<O> {
     pub(super) fn put_done(&self, request: &mut Request<O>, outcomes: &Outcomes) {
         let pool = Self::pool_of(request);
         let half = self.half(pool);
+        let mut locked: Option<(u64, ShardGuard<'_>)> = None;
 
         for (n, page) in request.pages.iter().enumerate().take(request.count) {
             let Some((wire, index, version)) = request.key(n) else {
@@ -376,10 +368,16 @@ impl<O: Origin> Client<O> {
                 trace::refused(pool.number(), wire, index, 1);
                 Put::Refused
             };
-            if let Some(mut shard) = half.shard(page.tag) {
+            // Most pages are their neighbours' object's: the lock is kept for all of those.
+            if locked.as_ref().is_none_or(|&(tag, _)| tag != page.tag) {
+                drop(locked.take());
+                locked = half.shard(page.tag).map(|shard| (page.tag, shard));
+            }
+            if let Some((_, shard)) = &mut locked {
                 shard.complete(page.tag, wire, index, version, put);
             }
         }
+        drop(locked);
         // The slots are free once the index does not name them any more.
         request.frame.detach();
         half.credits.settle(request.count);

@@ -25,17 +25,21 @@ impl Credits {
         }
     }
 
-    /// Takes the credit for one page, or returns false if there is none.
-    pub(super) fn take(&self) -> bool {
-        if self.available.load(Relaxed) <= 0 {
-            return false;
+    /// Takes the credit for up to `pages` pages, and returns for how many there was any.
+    pub(super) fn take(&self, pages: usize) -> usize {
+        let wanted = pages as i64;
+        let available = self.available.load(Relaxed);
+
+        if available <= 0 {
+            return 0;
         }
-        if self.available.fetch_sub(1, Relaxed) <= 0 {
-            self.available.add(1, Relaxed);
-            return false;
+        let available = self.available.fetch_sub(wanted, Relaxed);
+        let taken = wanted.min(available).max(0);
+        if taken < wanted {
+            self.available.add(wanted - taken, Relaxed);
         }
-        self.in_flight.add(1, Relaxed);
-        true
+        self.in_flight.add(taken, Relaxed);
+        taken as usize
     }
 
     /// Says that the device has seen `pages` that credit was taken for, or that it never will.

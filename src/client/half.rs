@@ -194,33 +194,33 @@ impl Half {
         }
     }
 
-    /// Makes room for one more page, or returns false if there may not be one.
+    /// Makes room for up to `pages` more pages, and returns for how many there is any.
     ///
-    /// Any context. To be followed by an insertion and [`Self::admitted`].
-    pub(super) fn admit(&self) -> bool {
+    /// Any context. To be followed by insertions and [`Self::admitted`].
+    pub(super) fn admit(&self, pages: usize) -> usize {
         if self.pages.load(Relaxed) >= self.max_pages {
-            return false;
+            return 0;
         }
-        if !self.credits.take() {
-            self.counters.no_credit.add(1);
-            return false;
+        let admitted = self.credits.take(pages);
+        if admitted < pages {
+            self.counters.no_credit.add(pages - admitted);
         }
-        if self.pool == Pool::Frontswap && !self.pin.add() {
-            self.credits.settle(1);
-            return false;
+        if admitted > 0 && self.pool == Pool::Frontswap && !self.pin.add(1) {
+            self.credits.settle(admitted);
+            return 0;
         }
-        true
+        admitted
     }
 
-    /// Gives back what [`Self::admit`] took, but for what the page itself holds on to.
+    /// Gives back what [`Self::admit`] took, but for what the pages themselves hold on to.
     ///
-    /// `inserted` is whether the put is going to be made.
-    pub(super) fn admitted(&self, inserted: bool) {
-        if !inserted {
-            self.credits.settle(1);
+    /// So many of the pages that were admitted are going to be put.
+    pub(super) fn admitted(&self, admitted: usize, inserted: usize) {
+        if admitted > inserted {
+            self.credits.settle(admitted - inserted);
         }
-        // A page that is in the index now has taken its own.
-        if self.pool == Pool::Frontswap {
+        // Pages that are in the index now have taken their own.
+        if admitted > 0 && self.pool == Pool::Frontswap {
             self.pin.sub(1);
         }
     }
@@ -259,9 +259,7 @@ impl Drop for ShardGuard<'_> {
                 self.half.pages.add(more, Relaxed);
                 if self.half.pool == Pool::Frontswap {
                     // The inserter has been admitted, so that this cannot fail.
-                    for _ in 0..more {
-                        let _ = self.half.pin.add();
-                    }
+                    let _ = self.half.pin.add(more);
                 }
             }
             None => {

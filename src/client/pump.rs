@@ -149,7 +149,7 @@ impl<O: Origin> Client<O> {
 
     /// Sends one request with staged pages for virtqueue `n`, if there are any.
     fn send_staged(&self, n: usize) -> bool {
-        let Some(mut batch) = self.begin(Opcode::Put, Pool::Cleancache, 0, false) else {
+        let Some(mut batch) = self.begin_spare(Opcode::Put, Pool::Cleancache) else {
             return false;
         };
 
@@ -180,13 +180,13 @@ impl<O: Origin> Client<O> {
                 .request
                 .push_key(staged.wire, staged.index, staged.version, page);
             let _ = batch.request.frame.attach(&self.staging.pages, staged.slot);
-            batch.queue = Some(self.queue_of_shard(n));
+            batch.queue = Some(self.lanes.put(n));
         }
         if batch.len() == 0 {
             self.cancel(batch);
             return false;
         }
-        self.send(batch, false);
+        self.send(batch);
         true
     }
 
@@ -225,7 +225,7 @@ impl<O: Origin> Client<O> {
     /// Returns whether there may be more, or [`None`] if there are not enough requests.
     fn send_flushes(&self, pool: Pool, n: usize) -> Option<bool> {
         let opcodes = [Opcode::FlushPage, Opcode::FlushRange, Opcode::FlushObject];
-        let mut batches = opcodes.map(|opcode| self.begin(opcode, pool, 0, false));
+        let mut batches = opcodes.map(|opcode| self.begin_spare(opcode, pool));
 
         if batches.iter().any(Option::is_none) {
             for batch in batches.into_iter().flatten() {
@@ -279,14 +279,14 @@ impl<O: Origin> Client<O> {
                     request.push_entry(object.as_bytes(), Page::default())
                 }
             };
-            batch.queue = Some(self.queue_of_shard(n));
+            batch.queue = Some(self.lanes.put(n));
         }
 
         for batch in batches.into_iter().flatten() {
             if batch.len() == 0 {
                 self.cancel(batch);
             } else {
-                self.send(batch, false);
+                self.send(batch);
             }
         }
         Some(more)

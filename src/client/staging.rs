@@ -211,12 +211,12 @@ impl<O: Origin> Client<O> {
         refuse: u8,
     ) -> bool {
         let half = &self.cleancache;
-        if !self.running() || !half.admit() {
+        if !self.running() || half.admit(1) == 0 {
             self.flush_page(Pool::Cleancache, tag, index);
             return false;
         }
         let Some(mut slot) = self.staging.pages.take() else {
-            half.admitted(false);
+            half.admitted(1, 0);
             half.counters.no_staging.add(1);
             self.flush_page(Pool::Cleancache, tag, index);
             return false;
@@ -224,7 +224,7 @@ impl<O: Origin> Client<O> {
         self.staging.pages.copy_in(&mut slot, page);
 
         let Some(mut shard) = half.shard(tag) else {
-            half.admitted(false);
+            half.admitted(1, 0);
             self.staging.pages.give(slot);
             return false;
         };
@@ -238,7 +238,7 @@ impl<O: Origin> Client<O> {
             shard.erase(tag, index);
         }
         drop(shard);
-        half.admitted(inserted.is_ok());
+        half.admitted(1, usize::from(inserted.is_ok()));
         if short {
             self.want_growth();
         }

@@ -29,9 +29,12 @@ use crate::{
     client::{
         Batch,
         Pool,
-        Push, //
+        Stop, //
     },
-    virtio::frame::MAX_PAGES,
+    virtio::{
+        frame::MAX_PAGES,
+        pages::PageRef, //
+    },
 };
 
 use self::request::{
@@ -53,6 +56,7 @@ use super::{
     },
     Context,
     Entered,
+    Gets,
     Origin, //
 };
 
@@ -112,17 +116,18 @@ impl Hooks {
 /// Returns how many pages of a folio the host has. Any context.
 fn present(context: &Entered, folio: Folio) -> u64 {
     let (area, offset) = folio.swap();
+    let pages = folio.pages();
+    let mut count = 0;
+    let mut n = 0;
 
-    if context.client.pages(Pool::Frontswap).load(Relaxed) == 0 {
-        return 0;
+    while n < pages {
+        let (tag, index) = key(area, offset + n);
+        let here = (pages - n).min((1 << OBJECT_SHIFT) - index);
+
+        count += context.client.present(Pool::Frontswap, tag, index, here);
+        n += here;
     }
-    (0..folio.pages())
-        .map(|n| {
-            let (tag, index) = key(area, offset + n);
-
-            context.client.present(Pool::Frontswap, tag, index, 1)
-        })
-        .sum()
+    count
 }
 
 /// Returns whether an area is one that there is something to gain for: one in memory, as zram, has
@@ -145,67 +150,147 @@ unsafe fn worthwhile(ctx: *mut bindings::swap_io_ctx) -> bool {
     }
 }
 
+/// Pages of a request that are neighbours in an object.
+struct Run {
+    tag: u64,
+    index: u64,
+    pages: [Option<PageRef>; MAX_PAGES],
+    /// Which folio of the request each page belongs to.
+    places: [u8; MAX_PAGES],
+    len: usize,
+}
+
+impl Run {
+    const EMPTY: Self = Self {
+        tag: 0,
+        index: 0,
+        pages: [None; MAX_PAGES],
+        places: [0; MAX_PAGES],
+        len: 0,
+    };
+
+    /// Adds a page, or returns false if it is not a neighbour, or there is no room.
+    fn add(&mut self, (tag, index): (u64, u64), page: PageRef, place: usize) -> bool {
+        let at = self.len;
+
+        if at == 0 {
+            (self.tag, self.index) = (tag, index);
+        } else if (self.tag, self.index.wrapping_add(at as u64)) != (tag, index) {
+            return false;
+        }
+        let (Some(page_of), Some(place_of)) = (self.pages.get_mut(at), self.places.get_mut(at))
+        else {
+            return false;
+        };
+
+        *page_of = Some(page);
+        // CAST: There are at most 32 folios.
+        *place_of = place as u8;
+        self.len += 1;
+        true
+    }
+}
+
 /// Builds the batches of a request.
 struct Builder<'a> {
     context: &'a Entered,
     request: Request,
+    /// What the pages are got with; without, they are put.
+    gets: Option<Gets<'a>>,
+    run: Run,
     batch: Option<(Batch<Origin>, Part)>,
 }
 
 impl<'a> Builder<'a> {
-    fn new(context: &'a Entered, request: Request) -> Self {
+    fn new(context: &'a Entered, request: Request, gets: Option<Gets<'a>>) -> Self {
         Self {
             context,
             request,
+            gets,
+            run: Run::EMPTY,
             batch: None,
         }
     }
 
-    /// Asks for page `n` of a folio, or puts it. Sleeps.
-    fn push(&mut self, place: usize, folio: Folio, n: u64) -> Push {
-        let client = &self.context.client;
-        let write = self.request.transfer().rw == WRITE;
+    /// Asks for the pages of a folio, or puts them; returns false once one cannot be put. Sleeps.
+    fn push(&mut self, place: usize, folio: Folio) -> bool {
         let (area, offset) = folio.swap();
-        let (tag, index) = key(area, offset + n);
-        let Ok(page) = folio.page(n) else {
-            return Push::Refused;
-        };
 
-        loop {
-            if self.batch.is_none() {
-                let batch = if write {
-                    client.begin_put(Pool::Frontswap, true)
-                } else {
-                    client.begin_get(Pool::Frontswap, true)
-                };
-                let part = Part {
-                    request: self.request,
-                    folios: [0; MAX_PAGES],
-                };
-                self.batch = batch.map(|batch| (batch, part));
-            }
-            let Some((batch, part)) = &mut self.batch else {
-                return Push::Refused;
+        for n in 0..folio.pages() {
+            let key = key(area, offset + n);
+            let Ok(page) = folio.page(n) else {
+                self.request.fail(place);
+                return false;
             };
 
-            let at = batch.len();
-            let push = if write {
-                client.push_put(batch, tag, index, page)
-            } else {
-                client.push_get(batch, tag, index, page)
-            };
-            match push {
-                Push::Full if at > 0 => self.submit(),
-                Push::Pushed => {
-                    if let Some(place_of) = part.folios.get_mut(at) {
-                        // CAST: There are at most 32 folios.
-                        *place_of = place as u8;
-                    }
-                    return push;
+            if !self.run.add(key, page, place) {
+                if !self.push_run() {
+                    return false;
                 }
-                push => return push,
+                self.run.add(key, page, place);
             }
         }
+        true
+    }
+
+    /// Moves the run into batches; returns false once a page cannot be put.
+    ///
+    /// The folio of a page that cannot be put, or is not there to be got, has failed.
+    fn push_run(&mut self) -> bool {
+        let client = &self.context.client;
+        let mut from = 0;
+
+        while from < self.run.len {
+            if self.batch.is_none() {
+                self.batch = self.begin();
+            }
+            let mut stop = Stop::Refused;
+            let mut full = false;
+            if let Some((batch, part)) = &mut self.batch {
+                let (tag, index) = (self.run.tag, self.run.index.wrapping_add(from as u64));
+                let pages = self.run.pages.get(from..self.run.len).unwrap_or_default();
+                let places = part.folios.iter_mut().skip(batch.len());
+                let count;
+
+                (count, stop) = match self.gets {
+                    Some(_) => client.push_gets(batch, tag, index, pages),
+                    None => client.push_puts(batch, tag, index, pages),
+                };
+                for (to, &place) in places.zip(self.run.places.iter().skip(from)).take(count) {
+                    *to = place;
+                }
+                from += count;
+                full = batch.len() > 0;
+            }
+            match stop {
+                Stop::Done => (),
+                Stop::Full if full => self.submit(),
+                Stop::Full | Stop::Refused => {
+                    if let Some(&place) = self.run.places.get(from) {
+                        self.request.fail(place.into());
+                    }
+                    if self.gets.is_none() {
+                        return false;
+                    }
+                    from += 1;
+                }
+            }
+        }
+        self.run.len = 0;
+        true
+    }
+
+    fn begin(&mut self) -> Option<(Batch<Origin>, Part)> {
+        let batch = match &mut self.gets {
+            Some(gets) => gets.begin(Pool::Frontswap)?,
+            None => self.context.client.begin_put(Pool::Frontswap)?,
+        };
+        let part = Part {
+            request: self.request,
+            folios: [0; MAX_PAGES],
+        };
+
+        Some((batch, part))
     }
 
     fn submit(&mut self) {
@@ -215,11 +300,26 @@ impl<'a> Builder<'a> {
                 return;
             }
             self.request.get();
-            self.context.client.submit(batch, Origin::Swap(part), true);
+            let origin = Origin::Swap(part);
+            match &mut self.gets {
+                Some(gets) => gets.submit(batch, origin),
+                None => self.context.client.submit(batch, origin),
+            }
         }
     }
 
-    fn finish(mut self) {
+    /// Asks for, or puts, all the pages of the request.
+    fn run(mut self) {
+        let request = self.request;
+        let write = self.gets.is_none();
+
+        // Where one cannot be put all will go to the area: no need to ask about the rest.
+        let _ = request.folios().enumerate().all(|(place, folio)| {
+            if write {
+                note_area(folio);
+            }
+            self.push(place, folio)
+        }) && self.push_run();
         self.submit();
         self.request.put(self.context, true);
     }
@@ -247,18 +347,7 @@ unsafe extern "C" fn submit_write(ctx: *mut bindings::swap_io_ctx) {
         return request.write_to_area(context);
     }
 
-    let mut builder = Builder::new(context, request);
-    for (place, folio) in request.folios().enumerate() {
-        note_area(folio);
-        let refused = (0..folio.pages()).any(|n| builder.push(place, folio, n) != Push::Pushed);
-
-        if refused {
-            // All will go to the area: no need to ask about the rest.
-            request.fail(place);
-            break;
-        }
-    }
-    builder.finish();
+    Builder::new(context, request, None).run();
 }
 
 /// Remembers how far the objects of an area go.
@@ -314,15 +403,7 @@ unsafe extern "C" fn submit_read(ctx: *mut bindings::swap_io_ctx) {
 
     // Where the host has something, what it has not is nowhere: `can_merge()` sees to it that a
     // request is either the host's or the area's.
-    let mut builder = Builder::new(context, request);
-    for (place, folio) in request.folios().enumerate() {
-        for n in 0..folio.pages() {
-            if builder.push(place, folio, n) != Push::Pushed {
-                request.fail(place);
-            }
-        }
-    }
-    builder.finish();
+    Builder::new(context, request, Some(context.client.gets())).run();
 }
 
 /// Keeps folios that are in the host and folios that are not in requests of their own.

@@ -6,6 +6,11 @@
 //! the token, and the [`Handler`] gets it back when the device has used it, or when the virtqueues
 //! are stopped. So nobody can touch memory that the device owns, and no token can be lost.
 //!
+//! An interrupt costs several exits, a look at the ring none. So whoever waits for the device may
+//! look for a while itself, as a [`Poller`], and meanwhile the device does not interrupt; and a
+//! virtqueue whose tokens nobody waits for is looked at whenever something is added to it, and the
+//! device interrupts only when it is done with most of what there is: see [`Interrupts`].
+//!
 //! C header: [`include/linux/virtio.h`](srctree/include/linux/virtio.h)
 
 use core::{
@@ -28,6 +33,11 @@ use kernel::{
         Arc,
         Mutex,
         SpinLockIrq, //
+    },
+    time::{
+        Delta,
+        Instant,
+        Monotonic, //
     },
 };
 
@@ -59,10 +69,22 @@ pub(crate) trait Handler: Send + Sync + Sized + 'static {
     fn done(&self, queue: usize, token: KBox<Self::Token>, written: Option<usize>);
 }
 
+/// When the device is to interrupt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Interrupts {
+    /// As soon as there is something to take back.
+    Soon,
+    /// When most of what it has is done.
+    Late,
+}
+
 /// One virtqueue.
 #[pin_data]
 struct Queue {
     index: usize,
+    interrupts: Interrupts,
+    /// How many tokens the device has used.
+    used: Atomic<u64>,
     #[pin]
     ring: SpinLockIrq<Ring>,
 }
@@ -75,6 +97,10 @@ struct Queue {
 struct Ring {
     vq: *mut bindings::virtqueue,
     open: bool,
+    /// How many look for used tokens themselves; if any do, the device does not interrupt.
+    pollers: u32,
+    /// How many tokens were added.
+    added: u64,
 }
 
 // SAFETY: A virtqueue may be used from any thread.
@@ -84,8 +110,8 @@ unsafe impl Send for Ring {}
 ///
 /// # Invariants
 ///
-/// `handler` is written once, before any callback can come, and taken once no callback can come
-/// any more; in between it is only read.
+/// `handler` is written once, before any callback can come, and taken once all rings have been
+/// closed for an RCU grace period; in between it is only read.
 #[pin_data]
 pub(crate) struct Queues<H: Handler> {
     vdev: ARef<Device>,
@@ -127,10 +153,14 @@ impl<H: Handler> Drop for Owner<H> {
 }
 
 impl<H: Handler> Queues<H> {
-    /// Asks the device for `count` virtqueues.
+    /// Asks the device for `count` virtqueues, with interrupts as `interrupts` says of each.
     ///
     /// None of them is used before [`Self::start`]. May sleep.
-    pub(crate) fn find(vdev: &Device<device::Core<'_>>, count: usize) -> Result<Owner<H>> {
+    pub(crate) fn find(
+        vdev: &Device<device::Core<'_>>,
+        count: usize,
+        interrupts: impl Fn(usize) -> Interrupts,
+    ) -> Result<Owner<H>> {
         // SAFETY: `vdev` is a bound device, and only this function and `stop()` touch `priv`.
         if !unsafe { (*vdev.as_raw()).priv_ }.is_null() {
             return Err(EBUSY);
@@ -178,12 +208,18 @@ impl<H: Handler> Queues<H> {
         let owner = Owner(set);
 
         for (index, &vq) in vqs.iter().enumerate() {
+            let interrupts = interrupts(index);
             let queue = KBox::pin_init(
                 pin_init!(Queue {
                     index,
+                    interrupts,
+                    used: Atomic::new(0),
                     // INVARIANT: `tmem_virtio_find_vqs()` returned `vq`, and only `stop()`
                     // deletes it.
-                    ring <- new_spinlock_irq!(Ring { vq, open: true }, "Queue::ring"),
+                    ring <- new_spinlock_irq!(
+                        Ring { vq, open: true, pollers: 0, added: 0 },
+                        "Queue::ring"
+                    ),
                 }),
                 GFP_KERNEL,
             )?;
@@ -204,11 +240,6 @@ impl<H: Handler> Queues<H> {
         unsafe { *self.handler.get() = Some(handler) };
         // SAFETY: The device is bound, and its virtqueues are set up.
         unsafe { bindings::tmem_virtio_device_ready(self.vdev.as_raw()) };
-    }
-
-    /// Returns how many virtqueues there are.
-    pub(crate) fn len(&self) -> usize {
-        self.queues().len()
     }
 
     /// Returns how often the device was notified.
@@ -243,7 +274,7 @@ impl<H: Handler> Queues<H> {
         let (first, outs) = if out.is_null() { (1, 0) } else { (0, 1) };
         let token = KBox::into_raw(token);
 
-        let ring = queue.ring.lock();
+        let mut ring = queue.ring.lock();
         let result = if !ring.open {
             Err(ENODEV)
         } else {
@@ -261,6 +292,9 @@ impl<H: Handler> Queues<H> {
                 )
             })
         };
+        if result.is_ok() {
+            ring.added = ring.added.wrapping_add(1);
+        }
         drop(ring);
 
         result.map_err(|error| {
@@ -277,7 +311,8 @@ impl<H: Handler> Queues<H> {
 
     /// Tells the device of what was submitted, unless it said that it is looking anyway.
     ///
-    /// Any context; does not sleep.
+    /// Where interrupts come [late](Interrupts::Late), takes back what the device has used. Any
+    /// context in which the [`Handler`] may be called; does not sleep.
     pub(crate) fn kick(&self, queue: usize) {
         let Some(queue) = self.queues().get(queue) else {
             return;
@@ -299,6 +334,27 @@ impl<H: Handler> Queues<H> {
             // SAFETY: The virtqueue is valid until a grace period after the ring was open.
             unsafe { bindings::virtqueue_notify(vq) };
         }
+        if queue.interrupts == Interrupts::Late {
+            // Also for what is late now to be that of more tokens.
+            self.reap(queue);
+        }
+    }
+
+    /// Looks for used tokens from now on, rather than have the device interrupt.
+    ///
+    /// Any context in which the [`Handler`] may be called; does not sleep.
+    pub(crate) fn poll(&self, queue: usize) -> Option<Poller<'_, H>> {
+        let queue = self.queues().get(queue)?;
+        let mut ring = queue.ring.lock();
+
+        if !ring.open {
+            return None;
+        }
+        ring.pollers += 1;
+        // SAFETY: The ring is open, and its lock is held.
+        unsafe { bindings::virtqueue_disable_cb(ring.vq) };
+        // INVARIANT: Counted now.
+        Some(Poller { set: self, queue })
     }
 
     extern "C" fn callback(vq: *mut bindings::virtqueue) {
@@ -313,14 +369,8 @@ impl<H: Handler> Queues<H> {
         }
     }
 
-    /// Gives all used tokens to the handler.
+    /// Gives all used tokens to the handler, and has the device interrupt again after that.
     fn reap(&self, queue: &Queue) {
-        // SAFETY: By the type invariants nobody writes `handler` while the ring is open, which is
-        // checked for each token.
-        let Some(handler) = (unsafe { &*self.handler.get() }) else {
-            return;
-        };
-
         loop {
             {
                 let ring = queue.ring.lock();
@@ -330,15 +380,41 @@ impl<H: Handler> Queues<H> {
                 // SAFETY: The ring is open, and its lock is held.
                 unsafe { bindings::virtqueue_disable_cb(ring.vq) };
             }
-            while let Some((token, written)) = Self::pop(queue) {
-                handler.done(queue.index, token, Some(written));
-            }
+            self.take_back(queue);
 
             let ring = queue.ring.lock();
-            // SAFETY: The ring is open, and its lock is held.
-            if !ring.open || unsafe { bindings::virtqueue_enable_cb(ring.vq) } {
+            if !ring.open || ring.pollers > 0 {
+                // Whoever polls will look again.
                 return;
             }
+            // SAFETY: The ring is open, and its lock is held.
+            let quiet = unsafe {
+                match queue.interrupts {
+                    Interrupts::Soon => bindings::virtqueue_enable_cb(ring.vq),
+                    Interrupts::Late => bindings::virtqueue_enable_cb_delayed(ring.vq),
+                }
+            };
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    /// Gives the tokens that are used now to the handler.
+    fn take_back(&self, queue: &Queue) {
+        // `stop()` waits for this before it takes the handler away.
+        let _guard = rcu::read_lock();
+        if !queue.ring.lock().open {
+            return;
+        }
+        // SAFETY: By the type invariants nobody writes `handler` while the ring is open, nor until
+        // a grace period after it was.
+        let Some(handler) = (unsafe { &*self.handler.get() }) else {
+            return;
+        };
+
+        while let Some((token, written)) = Self::pop(queue) {
+            handler.done(queue.index, token, Some(written));
         }
     }
 
@@ -355,6 +431,7 @@ impl<H: Handler> Queues<H> {
         if token.is_null() {
             return None;
         }
+        queue.used.add(1, Relaxed);
 
         // SAFETY: It comes from `KBox::into_raw()` in `submit()`, and the virtqueue gives it back
         // only once.
@@ -380,10 +457,10 @@ impl<H: Handler> Queues<H> {
 
         // SAFETY: The device is bound: it is not unbound before this function has returned once.
         unsafe { bindings::virtio_reset_device(self.vdev.as_raw()) };
-        // Whoever saw a ring open may still be about to notify the device.
+        // Whoever saw a ring open may still be about to notify the device, or to call the handler.
         rcu::synchronize_rcu();
 
-        // INVARIANT: The device is reset, so that no callback comes any more.
+        // INVARIANT: All rings were closed before the grace period.
         // SAFETY: As above.
         let handler = unsafe { (*self.handler.get()).take() };
         for queue in self.queues() {
@@ -417,6 +494,52 @@ impl<H: Handler> Queues<H> {
             if !set.is_null() {
                 drop(Arc::from_raw(set.cast::<Self>().cast_const()));
             }
+        }
+    }
+}
+
+/// Somebody who looks for used tokens; until it is dropped, the device does not interrupt.
+///
+/// # Invariants
+///
+/// It is counted in the ring's `pollers`.
+pub(crate) struct Poller<'a, H: Handler> {
+    set: &'a Queues<H>,
+    queue: &'a Queue,
+}
+
+impl<H: Handler> Poller<'_, H> {
+    /// Spins until the device has used as many tokens as were added, but no longer than `limit`.
+    ///
+    /// What has been used is given to the handler. Any context in which that may be called; does
+    /// not sleep.
+    pub(crate) fn spin(&self, limit: Delta) {
+        let added = self.queue.ring.lock().added;
+        let start = Instant::<Monotonic>::now();
+
+        loop {
+            self.set.take_back(self.queue);
+            // Others may have taken some of them back. That more are used than were added then, or
+            // in another order, does no harm: it is only a matter of how long to spin.
+            let left = added.wrapping_sub(self.queue.used.load(Relaxed)) as i64;
+            if left <= 0 || start.elapsed() >= limit {
+                return;
+            }
+            core::hint::spin_loop();
+        }
+    }
+}
+
+impl<H: Handler> Drop for Poller<'_, H> {
+    fn drop(&mut self) {
+        let mut ring = self.queue.ring.lock();
+
+        ring.pollers -= 1;
+        let last = ring.pollers == 0;
+        drop(ring);
+        if last {
+            // Interrupts come again.
+            self.set.reap(self.queue);
         }
     }
 }

@@ -29,7 +29,7 @@ use crate::{
         Outcome,
         Outcomes,
         Pool,
-        Push, //
+        Stop, //
     },
     virtio::frame::MAX_PAGES, //
 };
@@ -39,6 +39,7 @@ use super::{
         folio::Folio,
         Context,
         Entered,
+        Gets,
         Origin, //
     },
     File, //
@@ -166,19 +167,23 @@ fn ask(
     folio: Folio,
     first: u64,
 ) -> Result<u64> {
-    for n in first..folio.pages() {
-        let index = folio.index().saturating_add(n);
+    let mut next = first;
 
-        match context
-            .client
-            .push_get(batch, file.tag(), index, folio.page(n)?)
-        {
-            Push::Pushed | Push::Copied => (),
-            Push::Full => return Ok(n),
-            Push::Refused => return Err(ENOENT),
+    loop {
+        let mut pages = [None; MAX_PAGES];
+        for (page, n) in pages.iter_mut().zip(next..folio.pages()) {
+            *page = Some(folio.page(n)?);
+        }
+
+        let index = folio.index().saturating_add(next);
+        let (count, stop) = context.client.push_gets(batch, file.tag(), index, &pages);
+        next += count as u64;
+        match stop {
+            Stop::Done if next < folio.pages() => (),
+            Stop::Done | Stop::Full => return Ok(next),
+            Stop::Refused => return Err(ENOENT),
         }
     }
-    Ok(folio.pages())
 }
 
 /// Reads what the host has of the folios at the beginning of a readahead.
@@ -189,6 +194,7 @@ fn ask(
 unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_control, file: File) {
     let mut request: Option<(Batch<Origin>, Folios)> = None;
     let client = &context.client;
+    let mut gets: Option<Gets<'_>> = None;
 
     loop {
         // SAFETY: By the safety requirements.
@@ -208,11 +214,12 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
             .as_ref()
             .is_some_and(|(batch, _)| client.room(batch) < pages)
         {
-            submit(context, request.take());
+            submit(context, &mut gets, request.take());
         }
         if request.is_none() {
-            request = client
-                .begin_take(Pool::Cleancache, true)
+            request = gets
+                .get_or_insert_with(|| client.gets())
+                .begin(Pool::Cleancache)
                 .map(|batch| (batch, Folios::new()));
         }
         let Some((batch, folios)) = request.as_mut() else {
@@ -220,6 +227,7 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
         };
         if client.room(batch) < pages {
             // It takes several requests, which somebody has to wait for.
+            gets = None;
             // SAFETY: By the safety requirements, and it is the one that was looked at.
             unsafe {
                 bindings::tmem_readahead_next(rac);
@@ -257,16 +265,20 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
             folios.failed |= 1 << place;
         }
     }
-    submit(context, request);
+    submit(context, &mut gets, request);
 }
 
-fn submit(context: &Entered, request: Option<(Batch<Origin>, Folios)>) {
-    match request {
-        Some((batch, _)) if batch.len() == 0 => context.client.cancel(batch),
-        Some((batch, folios)) => context
-            .client
-            .submit(batch, Origin::Readahead(folios), true),
-        None => (),
+fn submit(
+    context: &Entered,
+    gets: &mut Option<Gets<'_>>,
+    request: Option<(Batch<Origin>, Folios)>,
+) {
+    match (request, gets) {
+        (Some((batch, folios)), Some(gets)) if batch.len() > 0 => {
+            gets.submit(batch, Origin::Readahead(folios));
+        }
+        (Some((batch, _)), _) => context.client.cancel(batch),
+        (None, _) => (),
     }
 }
 
@@ -329,11 +341,12 @@ fn read_by_parts(context: &Entered, file: File, folio: Folio) -> bool {
     let mut next = Ok(0);
 
     pin_init::stack_pin_init!(let wait = Wait::new());
+    let mut gets = client.gets();
     while let Ok(first) = next {
         if first >= folio.pages() {
             break;
         }
-        let Some(mut batch) = client.begin_take(Pool::Cleancache, true) else {
+        let Some(mut batch) = gets.begin(Pool::Cleancache) else {
             next = Err(ENODEV);
             break;
         };
@@ -342,9 +355,11 @@ fn read_by_parts(context: &Entered, file: File, folio: Folio) -> bool {
         if batch.len() == 0 {
             client.cancel(batch);
         } else {
-            client.submit(batch, Origin::Waiter(wait.waiter()), true);
+            gets.submit(batch, Origin::Waiter(wait.waiter()));
         }
     }
+    // That looks for the answers; what has not come by then is waited for.
+    drop(gets);
     wait.wait() && next.is_ok()
 }
 
