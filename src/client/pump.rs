@@ -35,12 +35,14 @@ use crate::{
 
 use super::{
     batch::crc_of,
+    half::ShardGuard,
     logic::index::Flush,
     request::{
         object_id,
         Origin,
         Page, //
     },
+    staging::Staged,
     Client,
     Pool, //
 };
@@ -119,9 +121,12 @@ impl<O: Origin> Client<O> {
         }
     }
 
-    /// Has staged pages sent, now that so many wait. Any context.
-    pub(super) fn staged(&self, waiting: usize) {
-        if waiting == 1 || waiting % self.max_pages.max(1) == 0 {
+    /// Has staged pages sent, now that there are so many more. Any context.
+    pub(super) fn staged(&self, more: usize) {
+        let waiting = self.staging.waiting();
+
+        // The first ones, or enough for a request.
+        if more > 0 && (waiting == more || waiting % self.max_pages.max(1) < more) {
             self.bell.ring();
         }
     }
@@ -153,18 +158,14 @@ impl<O: Origin> Client<O> {
             return false;
         };
 
-        while batch.len() < self.max_pages {
-            let Some(staged) = self.staging.pop(n) else {
-                break;
-            };
-            let current = self.cleancache.shard(staged.tag).is_some_and(|shard| {
-                shard.is_current(staged.tag, staged.wire, staged.index, staged.version)
-            });
-            if !current {
-                self.abandon(staged);
-                continue;
-            }
+        let mut staged = [const { None }; MAX_PAGES];
+        if let Some(room) = staged.get_mut(..self.max_pages) {
+            self.staging.pop(n, room);
+        }
+        let any = staged.iter().any(Option::is_some);
+        self.drop_outdated(&mut staged);
 
+        for staged in staged.into_iter().flatten() {
             let page = Page {
                 tag: staged.tag,
                 crc: if staged.checked {
@@ -184,10 +185,41 @@ impl<O: Origin> Client<O> {
         }
         if batch.len() == 0 {
             self.cancel(batch);
-            return false;
+            return any;
         }
         self.send(batch);
         true
+    }
+
+    /// Gives up the pages that have changed, or were taken back, while they waited.
+    fn drop_outdated(&self, staged: &mut [Option<Staged>]) {
+        let mut locked: Option<(u64, ShardGuard<'_>)> = None;
+        let mut slots = [const { None }; MAX_PAGES];
+        let mut count = 0;
+
+        for (place, slot) in staged.iter_mut().zip(&mut slots) {
+            let Some(page) = place else {
+                continue;
+            };
+            let (tag, wire, index, version) = (page.tag, page.wire, page.index, page.version);
+
+            if locked.as_ref().is_none_or(|&(locked, _)| locked != tag) {
+                drop(locked.take());
+                locked = self.cleancache.shard(tag).map(|shard| (tag, shard));
+            }
+            let Some((_, shard)) = &mut locked else {
+                continue;
+            };
+            if !shard.is_current(tag, wire, index, version) {
+                shard.abandon(tag, wire, index, version, page.covers);
+                *slot = place.take().map(|page| page.slot);
+                count += 1;
+            }
+        }
+        drop(locked);
+        // The slots are free once the index does not name them any more.
+        self.staging.pages.give(slots.into_iter().flatten());
+        self.cleancache.credits.settle(count);
     }
 
     /// Tells the device of flushes; returns in how many jiffies to look again.

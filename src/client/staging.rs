@@ -18,19 +18,19 @@ use kernel::{
 
 use crate::{
     bindings::thread,
-    virtio::pages::{
-        PagePool,
-        PageRef,
-        Slot, //
+    virtio::{
+        frame::MAX_PAGES,
+        pages::{
+            PagePool,
+            PageRef,
+            Slot, //
+        },
     },
 };
 
 use super::{
     half::Half,
-    logic::index::{
-        Covers,
-        NoRoom, //
-    },
+    logic::index::Covers,
     request::Origin,
     Client,
     Pool, //
@@ -71,19 +71,18 @@ impl Fifo {
         at.checked_sub(self.items.len()).unwrap_or(at)
     }
 
-    fn push(&mut self, staged: Staged) -> Result<(), Staged> {
-        let capacity = self.items.len();
+    fn has_room(&self) -> bool {
+        self.len < self.items.len()
+    }
 
-        if self.len >= capacity {
-            return Err(staged);
-        }
+    /// Adds a page, for which there has to be room.
+    fn push(&mut self, staged: Staged) {
         let at = self.wrap(self.head.wrapping_add(self.len));
-        match self.items.get_mut(at) {
-            Some(place) => *place = Some(staged),
-            None => return Err(staged),
+
+        if let Some(place) = self.items.get_mut(at) {
+            *place = Some(staged);
+            self.len += 1;
         }
-        self.len += 1;
-        Ok(())
     }
 
     fn pop(&mut self) -> Option<Staged> {
@@ -161,116 +160,151 @@ impl Staging {
         self.fifos.len()
     }
 
-    /// Takes the page that has waited longest for virtqueue `n`.
-    pub(super) fn pop(&self, n: usize) -> Option<Staged> {
-        let staged = self.fifos.get(n)?.lock().pop()?;
+    /// Takes the pages that have waited longest for virtqueue `n`, as many as there is room for.
+    pub(super) fn pop(&self, n: usize, into: &mut [Option<Staged>]) {
+        let Some(fifo) = self.fifos.get(n) else {
+            return;
+        };
+        let mut fifo = fifo.lock();
+        let mut count = 0;
 
-        self.waiting.fetch_sub(1, Relaxed);
-        Some(staged)
+        for place in into {
+            *place = fifo.pop();
+            if place.is_none() {
+                break;
+            }
+            count += 1;
+        }
+        self.waiting.fetch_sub(count, Relaxed);
     }
 
-    fn push(&self, n: usize, staged: Staged) -> Result<usize, Staged> {
+    /// Adds pages that wait for virtqueue `n`; returns how many.
+    ///
+    /// They are asked for one by one, as long as there is room.
+    fn push(&self, n: usize, mut next: impl FnMut() -> Option<Staged>) -> usize {
         let Some(fifo) = self.fifos.get(n) else {
-            return Err(staged);
+            return 0;
         };
+        let mut fifo = fifo.lock();
+        let mut count = 0;
 
-        // Counted first: as soon as it is in, somebody may take it out.
-        let waiting = self.waiting.fetch_add(1, Relaxed).wrapping_add(1);
-        match fifo.lock().push(staged) {
-            Ok(()) => Ok(waiting),
-            Err(staged) => {
-                self.waiting.fetch_sub(1, Relaxed);
-                Err(staged)
-            }
+        while fifo.has_room() {
+            let Some(staged) = next() else {
+                break;
+            };
+            fifo.push(staged);
+            count += 1;
         }
+        // Before the lock is let go of: then somebody may take them out.
+        self.waiting.add(count, Relaxed);
+        count
     }
 
     /// Forgets all pages that wait.
     pub(super) fn drain(&self) {
         for n in 0..self.fifos.len() {
-            while let Some(staged) = self.pop(n) {
-                self.pages.give(staged.slot);
+            loop {
+                let mut staged = [None];
+
+                self.pop(n, &mut staged);
+                let [Some(staged)] = staged else {
+                    break;
+                };
+                self.pages.give([staged.slot]);
             }
         }
     }
 }
 
 impl<O: Origin> Client<O> {
-    /// Puts a copy of a page into the ephemeral pool.
+    /// Puts copies of neighbouring pages, at most [`MAX_PAGES`], into the ephemeral pool.
     ///
-    /// The page can be got from when this returns true. An earlier page at this place cannot be
-    /// got any more, whatever happens. With `checked` what comes back later is compared with what
-    /// was put. An object with one of the marks `refuse` is not put. Any context; nothing waits,
-    /// nothing is allocated.
+    /// Returns how many of the first can be got from now on. Earlier pages in the places of all of
+    /// them cannot be got any more, whatever happens. With `checked` what comes back later is
+    /// compared with what was put. An object with one of the marks `refuse` is not put. Any
+    /// context; nothing waits, nothing is allocated.
     pub(crate) fn stage(
         &self,
         tag: u64,
         index: u64,
-        page: PageRef,
+        pages: &[Option<PageRef>],
         checked: bool,
         refuse: u8,
-    ) -> bool {
+    ) -> usize {
         let half = &self.cleancache;
-        if !self.running() || half.admit(1) == 0 {
-            self.flush_page(Pool::Cleancache, tag, index);
-            return false;
-        }
-        let Some(mut slot) = self.staging.pages.take() else {
-            half.admitted(1, 0);
-            half.counters.no_staging.add(1);
-            self.flush_page(Pool::Cleancache, tag, index);
-            return false;
-        };
-        self.staging.pages.copy_in(&mut slot, page);
+        let count = pages.len();
+        let last = index.wrapping_add(count as u64).wrapping_sub(1);
+        let mut slots = [const { None }; MAX_PAGES];
 
-        let Some(mut shard) = half.shard(tag) else {
-            half.admitted(1, 0);
-            self.staging.pages.give(slot);
-            return false;
-        };
-        let inserted = if shard.flags(tag) & refuse == 0 {
-            shard.insert_pending(tag, index, slot.number())
+        let admitted = if self.running() {
+            half.admit(count.min(MAX_PAGES))
         } else {
-            Err(NoRoom)
+            0
         };
-        let short = shard.wants().any();
-        if inserted.is_err() {
-            shard.erase(tag, index);
+        let taken = self.staging.pages.take(admitted, &mut slots);
+        half.counters.no_staging.add(admitted - taken);
+        let Some(mut shard) = half.shard(tag).filter(|_| taken > 0) else {
+            half.admitted(admitted, 0);
+            self.flush_range(Pool::Cleancache, tag, index, last);
+            return 0;
+        };
+        for (slot, page) in slots.iter_mut().flatten().zip(pages.iter().flatten()) {
+            self.staging.pages.copy_in(slot, *page);
         }
+
+        let lane = Half::shard_of(tag) % self.staging.queues().max(1);
+        let mut staged = 0;
+        if shard.flags(tag) & refuse == 0 {
+            let mut slots = slots.iter_mut();
+
+            staged = self.staging.push(lane, || {
+                let slot = slots.next()?;
+                let inserted = shard
+                    .insert_pending(
+                        tag,
+                        index.wrapping_add(staged as u64),
+                        slot.as_ref()?.number(),
+                    )
+                    .ok()?;
+
+                staged += 1;
+                Some(Staged {
+                    slot: slot.take()?,
+                    tag,
+                    wire: inserted.wire,
+                    index: index.wrapping_add(staged as u64).wrapping_sub(1),
+                    version: inserted.version,
+                    covers: inserted.covers,
+                    checked,
+                })
+            });
+            half.counters.no_memory.add(taken - staged);
+        } else {
+            half.counters.unsafe_inode.add(taken);
+        }
+        if staged < count {
+            let first = index.wrapping_add(staged as u64);
+            // So few pages are gone through at once.
+            let _ = shard.erase_range(tag, first, last, |_| ());
+        }
+        let short = shard.wants().any();
         drop(shard);
-        half.admitted(1, usize::from(inserted.is_ok()));
+
+        half.admitted(admitted, staged);
+        self.staging.pages.give(slots.into_iter().flatten());
         if short {
             self.want_growth();
         }
-        let Ok(inserted) = inserted else {
-            half.counters.no_memory.add(1);
-            self.staging.pages.give(slot);
-            return false;
-        };
-
-        let staged = Staged {
-            slot,
-            tag,
-            wire: inserted.wire,
-            index,
-            version: inserted.version,
-            covers: inserted.covers,
-            checked,
-        };
-        match self
-            .staging
-            .push(Half::shard_of(tag) % self.staging.queues().max(1), staged)
-        {
-            Ok(waiting) => {
-                self.staged(waiting);
-                true
-            }
-            Err(staged) => {
-                // There is room for all slots: this does not happen.
-                self.abandon(staged);
-                false
-            }
+        if staged < count {
+            self.flush_later();
         }
+        self.staged(staged);
+        staged
+    }
+
+    /// Returns whether there is staging memory for so many pages. Any context.
+    pub(crate) fn can_stage(&self, count: usize) -> bool {
+        self.staging.pages.free() >= count
     }
 
     /// Waits until so many pages can be staged, or it has taken too long.
@@ -287,29 +321,11 @@ impl<O: Origin> Client<O> {
         if (impatient.load(Relaxed).wrapping_sub(now) as isize) > 0 {
             return;
         }
-        if self.staging.pages.free() >= count {
-            return;
-        }
         self.cleancache.counters.held_up.add(count);
         if !self.staging.pages.wait(count, msecs_to_jiffies(PATIENCE)) {
             let until = now.wrapping_add(msecs_to_jiffies(IMPATIENCE));
 
             impatient.store(until, Relaxed);
         }
-    }
-
-    /// Gives a page up that was to be sent.
-    pub(super) fn abandon(&self, staged: Staged) {
-        if let Some(mut shard) = self.cleancache.shard(staged.tag) {
-            shard.abandon(
-                staged.tag,
-                staged.wire,
-                staged.index,
-                staged.version,
-                staged.covers,
-            );
-        }
-        self.cleancache.credits.settle(1);
-        self.staging.pages.give(staged.slot);
     }
 }

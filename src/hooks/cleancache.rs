@@ -36,7 +36,10 @@ use crate::{
     bindings,
     client::Pool,
     params,
-    virtio::frame::PAGE_SIZE, //
+    virtio::frame::{
+        MAX_PAGES,
+        PAGE_SIZE, //
+    },
 };
 
 pub(super) use self::read::{
@@ -135,10 +138,16 @@ unsafe extern "C" fn remove_mapping(
 
     if let (Some(context), Some(folio)) = (&context, NonNull::new(folio)) {
         // SAFETY: The kernel calls with a locked folio of a valid mapping.
-        let (file, folio) = unsafe { (File::new(mapping), Folio::new(folio)) };
+        let folio = unsafe { Folio::new(folio) };
+        let count = folio.pages() as usize;
 
-        if file.is_some_and(|file| wants_put(context, file, folio)) {
-            context.client.await_staging(folio.pages() as usize);
+        if !context.client.can_stage(count) {
+            // SAFETY: As above.
+            let file = unsafe { File::new(mapping) };
+
+            if file.is_some_and(|file| wants_put(context, file, folio)) {
+                context.client.await_staging(count);
+            }
         }
     }
     // SAFETY: It is what the kernel would have called, with the same arguments; the address was
@@ -247,13 +256,18 @@ unsafe extern "C" fn removed(_data: *mut c_void, folio: *mut bindings::folio) {
         params::Crc::Checksummed => filesystem.checks,
         params::Crc::Always => true,
     };
-    for n in 0..folio.pages() {
-        let Ok(page) = folio.page(n) else {
-            continue;
-        };
+    for n in (0..folio.pages()).step_by(MAX_PAGES) {
+        let count = (folio.pages() - n).min(MAX_PAGES as u64);
+        let mut pages = [None; MAX_PAGES];
+
+        for (page, n) in pages.iter_mut().zip(n..n + count) {
+            *page = folio.page(n).ok();
+        }
+        // CAST: There are at most `MAX_PAGES`.
+        let pages = pages.get(..count as usize).unwrap_or_default();
         context
             .client
-            .stage(tag, first.saturating_add(n), page, checked, BANNED);
+            .stage(tag, first.saturating_add(n), pages, checked, BANNED);
     }
 }
 

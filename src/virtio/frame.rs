@@ -173,7 +173,7 @@ impl Frame {
         };
         // Not one for each segment: a segment may have many pages.
         let Some(place) = self.slots.get_mut(self.held) else {
-            pool.give(slot);
+            pool.give([slot]);
             return Err(EOVERFLOW);
         };
 
@@ -188,9 +188,12 @@ impl Frame {
     /// Gives the slots back to their pool and forgets all pages.
     pub(crate) fn detach(&mut self) {
         if let Some(pool) = self.pool.take() {
-            for slot in self.slots.iter_mut().filter_map(Option::take) {
-                pool.give(slot);
-            }
+            pool.give(
+                self.slots
+                    .iter_mut()
+                    .take(self.held)
+                    .filter_map(Option::take),
+            );
         }
         self.held = 0;
         self.count = 0;

@@ -84,6 +84,8 @@ pub(crate) struct PagePool {
     pages: KVVec<PageRef>,
     #[pin]
     free: SpinLockIrq<KVVec<Slot>>,
+    /// The length of `free`, to be read without its lock.
+    left: Atomic<usize>,
     #[pin]
     came_back: CondVar,
     waiters: Atomic<u32>,
@@ -113,25 +115,43 @@ impl PagePool {
             Ok(try_pin_init!(Self {
                 pages: pages.disarm(),
                 free <- kernel::new_spinlock_irq!(free, "PagePool::free"),
+                left: Atomic::new(count as usize),
                 came_back <- kernel::new_condvar!("PagePool::came_back"),
                 waiters: Atomic::new(0),
             }))
         })
     }
 
-    /// Takes a page out of the pool, or returns [`None`] if all are taken.
+    /// Takes up to `count` pages out of the pool, into the first of `slots`; returns how many.
     ///
     /// Any context.
-    pub(crate) fn take(&self) -> Option<Slot> {
-        self.free.lock().pop()
+    pub(crate) fn take(&self, count: usize, slots: &mut [Option<Slot>]) -> usize {
+        let mut taken = 0;
+        let mut free = self.free.lock();
+
+        for slot in slots.iter_mut().take(count) {
+            *slot = free.pop();
+            if slot.is_none() {
+                break;
+            }
+            taken += 1;
+        }
+        self.left.store(free.len(), Relaxed);
+        taken
     }
 
-    /// Gives a page back.
+    /// Gives pages back.
     ///
     /// Any context.
-    pub(crate) fn give(&self, slot: Slot) {
-        // The vector has room for all slots that there are.
-        let _ = self.free.lock().push_within_capacity(slot);
+    pub(crate) fn give(&self, slots: impl IntoIterator<Item = Slot>) {
+        let mut free = self.free.lock();
+
+        for slot in slots {
+            // The vector has room for all slots that there are.
+            let _ = free.push_within_capacity(slot);
+        }
+        self.left.store(free.len(), Relaxed);
+        drop(free);
         if self.waiters.load(Relaxed) > 0 {
             self.came_back.notify_all();
         }
@@ -139,7 +159,7 @@ impl PagePool {
 
     /// Returns how many pages are in the pool. Any context.
     pub(crate) fn free(&self) -> usize {
-        self.free.lock().len()
+        self.left.load(Relaxed)
     }
 
     /// Waits until `count` pages, or as many as there are, are in the pool.
