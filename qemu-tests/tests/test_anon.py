@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from harness.daemon import Stat
+from harness.daemon import DATA_QUEUES, Stat
 from harness.guest import Guest, Machine
 from harness.lab import Lab
 
@@ -82,7 +82,8 @@ def test_one_notification_is_for_many_pages(run: Run) -> None:
     # Later than the daemon's counters: what it has heard of has been said by then.
     notifications = run.guest.snapshot("at end").driver["queue/notifications"]
     assert 0 < 4 * notifications < counts.puts_stored + counts.gets_hit
-    assert run.at_end.total("kicks") <= notifications
+    # QEMU kicks each virtqueue itself when it starts it, and when it stops.
+    assert run.at_end.total("kicks") <= notifications + 2 * (2 + DATA_QUEUES)
 
 
 def test_R14_nothing_is_left_in_the_host_after_swapoff(run: Run) -> None:
