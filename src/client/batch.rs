@@ -298,7 +298,10 @@ impl<O: Origin> Client<O> {
         queue: usize,
         request: KBox<Request<O>>,
     ) -> Result<(), (usize, KBox<Request<O>>)> {
+        let flush = request.is_flush();
+
         match self.queues.submit(queue, request) {
+            Ok(()) if flush => self.kick_later(),
             Ok(()) => {
                 self.queues.kick(queue);
                 self.watch();

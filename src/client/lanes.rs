@@ -36,6 +36,11 @@ impl Lanes {
         self.puts
     }
 
+    /// Returns the virtqueues for puts and flushes.
+    pub(super) fn all_puts(self) -> impl Iterator<Item = usize> {
+        Self::FIRST..Self::FIRST + self.puts
+    }
+
     /// Returns the virtqueue for puts and flushes of the objects of a shard.
     pub(super) const fn put(self, shard: usize) -> usize {
         match shard.checked_rem(self.puts) {

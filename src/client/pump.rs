@@ -50,6 +50,17 @@ use super::{
 /// How long the device may hold what it need not hold any more, in milliseconds.
 const FLUSH_DELAY: u32 = 50;
 
+/// How long the device may not be notified of flushes for their sake alone, in milliseconds.
+///
+/// A notification is an exit. What is put next most often brings one, for free.
+const KICK_DELAY: u32 = 1000;
+
+/// Of how many requests with flushes the device may not have been notified.
+const KICK_REQUESTS: u32 = 16;
+
+/// With how many credits the host has memory to spare for what it need not keep.
+const KICK_CREDITS: i64 = 1024;
+
 /// How often to look after requests, in milliseconds.
 const WATCH_PERIOD: u32 = 1000;
 
@@ -59,6 +70,10 @@ pub(super) struct State {
     lingered: Atomic<bool>,
     /// When to tell the device of flushes, in jiffies; 0 for never.
     flush_at: Atomic<usize>,
+    /// Requests with flushes that the device may not have been notified of.
+    silent: Atomic<u32>,
+    /// When to notify it at the latest, in jiffies.
+    kick_at: Atomic<usize>,
     /// Whether requests are watched.
     watching: Atomic<bool>,
     /// How many requests had come back when there was last something new.
@@ -72,6 +87,8 @@ impl State {
         Self {
             lingered: Atomic::new(false),
             flush_at: Atomic::new(0),
+            silent: Atomic::new(0),
+            kick_at: Atomic::new(0),
             watching: Atomic::new(false),
             seen: Atomic::new(0),
             since: Atomic::new(0),
@@ -91,6 +108,7 @@ impl<O: Origin> thread::Work for Client<O> {
         [
             this.pump_staged(),
             this.pump_flushes(),
+            this.pump_kicks(),
             this.watch_requests(),
         ]
         .into_iter()
@@ -111,6 +129,17 @@ impl<O: Origin> Client<O> {
 
             self.pump.flush_at.store(at.max(1), Relaxed);
             self.bell.ring();
+        }
+    }
+
+    /// Has the device notified, some time, of a request with flushes. For the thread itself.
+    pub(super) fn kick_later(&self) {
+        if self.pump.silent.fetch_add(1, Relaxed) == 0 {
+            let delay = msecs_to_jiffies(KICK_DELAY).min(self.timeout / 4);
+
+            self.pump
+                .kick_at
+                .store(thread::jiffies().wrapping_add(delay), Relaxed);
         }
     }
 
@@ -249,6 +278,30 @@ impl<O: Origin> Client<O> {
                 }
             }
         }
+        None
+    }
+
+    /// Notifies the device of flushes if it is time; returns in how many jiffies to look again.
+    fn pump_kicks(&self) -> Option<usize> {
+        let silent = self.pump.silent.load(Relaxed);
+        if silent == 0 {
+            return None;
+        }
+        let left = self
+            .pump
+            .kick_at
+            .load(Relaxed)
+            .wrapping_sub(thread::jiffies()) as isize;
+        let spare = self.frontswap.credits.available() >= KICK_CREDITS;
+
+        if left > 0 && spare && silent < KICK_REQUESTS {
+            return Some(left as usize);
+        }
+        self.pump.silent.store(0, Relaxed);
+        for queue in self.lanes.all_puts() {
+            self.queues.kick(queue);
+        }
+        self.watch();
         None
     }
 

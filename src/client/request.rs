@@ -230,6 +230,14 @@ impl<O: Origin> Request<O> {
         }
     }
 
+    /// Returns whether it only tells the device what it need not keep.
+    pub(super) fn is_flush(&self) -> bool {
+        matches!(
+            self.opcode,
+            Opcode::FlushPage | Opcode::FlushRange | Opcode::FlushObject
+        )
+    }
+
     /// Reads the status and the news of an answer that has no results.
     pub(super) fn status(&self, written: usize) -> Option<(Status, News)> {
         let (header, _) = ResponseHeader::ref_from_prefix(self.frame.answer(written)).ok()?;
