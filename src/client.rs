@@ -77,6 +77,7 @@ use self::{
     half::Half,
     request::{
         News,
+        Outcomes,
         Request,
         RequestPool, //
     },
@@ -92,9 +93,9 @@ pub(crate) use self::{
     half::Pool,
     lanes::Lanes,
     request::{
+        Answers,
         Origin,
-        Outcome,
-        Outcomes, //
+        Outcome, //
     },
 };
 
@@ -517,16 +518,14 @@ impl<O: Origin> Client<O> {
         }
 
         match request.opcode {
-            Opcode::Put => self.put_done(&mut request, &outcomes),
+            Opcode::Put => self.put_done(&mut request, outcomes),
             Opcode::Get => self.get_done(&mut request, &mut outcomes),
             _ => (),
         }
         if let Some(news) = news {
             self.heed(&news);
         }
-        if let Some(origin) = request.origin.take() {
-            origin.done(&outcomes);
-        }
+        request.tell(outcomes);
         self.requests.give(request);
         if self.staging.any() {
             self.bell.ring();

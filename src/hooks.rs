@@ -49,7 +49,7 @@ use crate::{
     },
     client::{
         self,
-        Outcomes,
+        Answers,
         Pool, //
     },
     params,
@@ -69,19 +69,33 @@ pub(crate) type Client = client::Client<Origin>;
 /// Who asked the client for something.
 pub(crate) enum Origin {
     /// A swap request.
-    Swap(frontswap::Part),
+    Swap(frontswap::Request),
     /// A readahead.
-    Readahead(cleancache::Folios),
+    Readahead,
     /// Somebody who waits.
     Waiter(cleancache::Waiter),
 }
 
+/// What whoever asked has to know about a page.
+#[derive(Clone, Copy, Default)]
+pub(crate) enum PageOf {
+    /// Nothing.
+    #[default]
+    Any,
+    /// Which folio of the swap request it belongs to.
+    Place(u8),
+    /// Which folio of the readahead.
+    Folio(cleancache::Reading),
+}
+
 impl client::Origin for Origin {
-    fn done(self, outcomes: &Outcomes) {
+    type Page = PageOf;
+
+    fn done(self, answers: &Answers<'_, PageOf>) {
         match self {
-            Self::Swap(part) => part.done(outcomes),
-            Self::Readahead(folios) => folios.done(outcomes),
-            Self::Waiter(waiter) => waiter.done(outcomes),
+            Self::Swap(request) => request.done(answers),
+            Self::Readahead => cleancache::Reading::done(answers),
+            Self::Waiter(waiter) => waiter.done(answers),
         }
     }
 }

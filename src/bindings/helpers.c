@@ -131,10 +131,14 @@ unsigned long tmem_jiffies(void)
 	return jiffies;
 }
 
-/* Called by ftrace handlers, so not to be traced itself. */
-bool notrace tmem_within_module(unsigned long addr, const struct module *mod)
+/*
+ * Whether an address is in the code that stays, which all replacements are in.
+ * Called by ftrace handlers for each call of what is hooked: so it is not to be
+ * traced itself, and does not go through all of the module's memory.
+ */
+bool notrace tmem_within_text(unsigned long addr, const struct module *mod)
 {
-	return within_module(addr, mod);
+	return within_module_mem_type(addr, mod, MOD_TEXT);
 }
 
 void notrace tmem_regs_set_ip(struct ftrace_regs *fregs, unsigned long ip)
@@ -210,6 +214,12 @@ unsigned int tmem_swp_type(swp_entry_t entry)
 unsigned long tmem_swp_offset(swp_entry_t entry)
 {
 	return swp_offset(entry);
+}
+
+/* The request of which a part goes elsewhere; the kernel frees it as its own. */
+struct swap_iocb *tmem_alloc_swap_iocb(void)
+{
+	return kzalloc(sizeof(struct swap_iocb), GFP_NOIO | __GFP_NOFAIL);
 }
 
 struct folio *tmem_bvec_folio(const struct bio_vec *bv)

@@ -44,7 +44,7 @@ bool tmem_kthread_wait(const bool *rung, unsigned long ticks);
 unsigned long tmem_jiffies(void);
 
 /* hooks */
-bool tmem_within_module(unsigned long addr, const struct module *mod);
+bool tmem_within_text(unsigned long addr, const struct module *mod);
 void tmem_regs_set_ip(struct ftrace_regs *fregs, unsigned long ip);
 unsigned long tmem_regs_arg0(struct ftrace_regs *fregs);
 void tmem_tracepoint_synchronize(void);
@@ -63,6 +63,7 @@ swp_entry_t tmem_folio_swap(const struct folio *folio);
 /* swap */
 unsigned int tmem_swp_type(swp_entry_t entry);
 unsigned long tmem_swp_offset(swp_entry_t entry);
+struct swap_iocb *tmem_alloc_swap_iocb(void);
 struct folio *tmem_bvec_folio(const struct bio_vec *bv);
 void tmem_swap_complete(struct swap_io_ctx *ctx, int rw, long result);
 

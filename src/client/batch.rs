@@ -52,6 +52,15 @@ impl<O: Origin> Batch<O> {
     pub(crate) fn len(&self) -> usize {
         self.request.count
     }
+
+    /// Changes what is to be told with the outcome of the last page.
+    pub(crate) fn set_last(&mut self, mine: O::Page) {
+        let last = self.request.count.wrapping_sub(1);
+
+        if let Some(page) = self.request.pages.get_mut(last) {
+            page.mine = mine;
+        }
+    }
 }
 
 /// Why no more pages went into a batch.
@@ -108,40 +117,45 @@ impl<O: Origin> Client<O> {
         self.max_pages.saturating_sub(batch.len())
     }
 
-    /// Puts the pages at `index..` into a batch of puts, and returns how many went in.
+    /// Puts the `count` pages at `index..` into a batch of puts, and returns how many went in.
     ///
     /// They have to stay as they are, but for what does not matter, until the outcome is known. An
     /// earlier page in the place of one that went in, or of the one that was refused, cannot be got
-    /// any more, whatever happens. Does not sleep.
+    /// any more, whatever happens. Of `pages` no more are taken than go in. Does not sleep.
     pub(crate) fn push_puts(
         &self,
         batch: &mut Batch<O>,
-        tag: u64,
-        index: u64,
-        pages: &[Option<PageRef>],
+        (tag, index): (u64, u64),
+        count: usize,
+        mut pages: impl Iterator<Item = (PageRef, O::Page)>,
     ) -> (usize, Stop) {
         let half = self.half(batch.pool);
         let queue = self.put_queue(tag);
-        let count = pages.len().min(self.room(batch));
+        let room = count.min(self.room(batch));
 
-        if count == 0 || batch.queue.is_some_and(|q| q != queue) {
+        if room == 0 || batch.queue.is_some_and(|q| q != queue) {
             return (0, Stop::Full);
         }
         let Some(mut shard) = half.shard(tag) else {
             return (0, Stop::Refused);
         };
-        let admitted = half.admit(count);
+        let admitted = half.admit(room);
         let mut pushed = 0;
-        for &page in pages.iter().take(admitted).flatten() {
+        while pushed < admitted {
             let index = index.wrapping_add(pushed as u64);
             let Ok(inserted) = shard.insert_pending(tag, index, NO_SLOT) else {
                 half.counters.no_memory.add(1);
                 break;
             };
+            let Some((page, mine)) = pages.next() else {
+                break;
+            };
             let entry = Page {
                 tag,
+                crc: 0,
+                checked: false,
                 covers: Some(inserted.covers),
-                ..Page::default()
+                mine,
             };
 
             // It fits: see above.
@@ -151,7 +165,7 @@ impl<O: Origin> Client<O> {
                 .and_then(|()| batch.request.frame.push_page(page));
             pushed += 1;
         }
-        let refused = pushed < count;
+        let refused = pushed < room;
         if refused {
             shard.erase(tag, index.wrapping_add(pushed as u64));
         }
@@ -168,23 +182,23 @@ impl<O: Origin> Client<O> {
         if refused {
             self.flush_later();
             (pushed, Stop::Refused)
-        } else if pushed < pages.len() {
+        } else if pushed < count {
             (pushed, Stop::Full)
         } else {
             (pushed, Stop::Done)
         }
     }
 
-    /// Puts the pages at `index..` into a batch of gets, to be written to `pages`.
+    /// Puts the `count` pages at `index..` into a batch of gets, to be written to `pages`.
     ///
     /// Returns how many were dealt with: those that had not been sent yet are there already, and
-    /// are not in the batch. Does not sleep.
+    /// are not in the batch. Of `pages` no more are taken than those. Does not sleep.
     pub(crate) fn push_gets(
         &self,
         batch: &mut Batch<O>,
-        tag: u64,
-        index: u64,
-        pages: &[Option<PageRef>],
+        (tag, index): (u64, u64),
+        count: usize,
+        mut pages: impl Iterator<Item = (PageRef, O::Page)>,
     ) -> (usize, Stop) {
         let half = self.half(batch.pool);
         let take = batch.pool == Pool::Cleancache;
@@ -192,7 +206,7 @@ impl<O: Origin> Client<O> {
             return (0, Stop::Refused);
         };
 
-        for (n, &page) in pages.iter().flatten().enumerate() {
+        for n in 0..count {
             if self.room(batch) == 0 {
                 return (n, Stop::Full);
             }
@@ -206,8 +220,17 @@ impl<O: Origin> Client<O> {
             let Some(Found { wire, entry }) = found else {
                 return (n, Stop::Refused);
             };
+            if matches!(
+                entry,
+                Entry::Pending { slot: NO_SLOT, .. } | Entry::Stale { .. }
+            ) {
+                return (n, Stop::Refused);
+            }
+            let Some((page, mine)) = pages.next() else {
+                return (n, Stop::Refused);
+            };
             match entry {
-                Entry::Pending { slot, .. } if slot != NO_SLOT => {
+                Entry::Pending { slot, .. } => {
                     // Under the lock of the shard, which is what frees the slot.
                     self.staging.pages.copy_out(slot, page);
                     half.counters.staged_hits.add(1);
@@ -218,6 +241,7 @@ impl<O: Origin> Client<O> {
                         crc,
                         checked: crc != 0,
                         covers: None,
+                        mine,
                     };
                     // It fits: see above.
                     let _ = batch
@@ -225,10 +249,10 @@ impl<O: Origin> Client<O> {
                         .push_key(wire, index, version, entry)
                         .and_then(|()| batch.request.frame.push_page(page));
                 }
-                Entry::Pending { .. } | Entry::Stale { .. } => return (n, Stop::Refused),
+                Entry::Stale { .. } => (),
             }
         }
-        (pages.len(), Stop::Done)
+        (count, Stop::Done)
     }
 
     /// Gives a batch of puts to the device; `origin` is told what becomes of it.
@@ -341,9 +365,7 @@ impl<O: Origin> Client<O> {
             Opcode::Get => self.get_done(&mut request, &mut outcomes),
             _ => (),
         }
-        if let Some(origin) = request.origin.take() {
-            origin.done(&outcomes);
-        }
+        request.tell(outcomes);
         self.requests.give(request);
     }
 
@@ -356,7 +378,7 @@ impl<O: Origin> Client<O> {
     }
 
     /// Tells the index what became of puts.
-    pub(super) fn put_done(&self, request: &mut Request<O>, outcomes: &Outcomes) {
+    pub(super) fn put_done(&self, request: &mut Request<O>, outcomes: Outcomes) {
         let pool = Self::pool_of(request);
         let half = self.half(pool);
         let mut locked: Option<(u64, ShardGuard<'_>)> = None;

@@ -33,14 +33,14 @@ use super::{
 };
 
 /// What has come back.
-struct Answer<O> {
+struct Answer<O: Origin> {
     request: Option<(KBox<Request<O>>, Option<usize>)>,
     closed: bool,
 }
 
 /// The control virtqueue's one request.
 #[pin_data]
-pub(super) struct Control<O> {
+pub(super) struct Control<O: Origin> {
     #[pin]
     turn: Mutex<()>,
     #[pin]

@@ -204,6 +204,7 @@ impl<O: Origin> Client<O> {
                 },
                 checked: staged.checked,
                 covers: Some(staged.covers),
+                mine: O::Page::default(),
             };
             // It fits: there is room for as many pages as are taken.
             let _ = batch

@@ -52,66 +52,94 @@ pub(crate) enum Outcome {
 }
 
 /// What became of each page of a request, in the order in which they were pushed.
-pub(crate) struct Outcomes {
-    pages: [Outcome; MAX_PAGES],
+#[derive(Clone, Copy)]
+pub(super) struct Outcomes {
+    /// A bit for each page that was done.
+    done: u32,
     count: usize,
 }
+
+const _: () = assert!(MAX_PAGES <= u32::BITS as usize);
 
 impl Outcomes {
     /// Returns the outcomes of `count` pages that all failed.
     pub(super) fn failed(count: usize) -> Self {
-        Self {
-            pages: [Outcome::Failed; MAX_PAGES],
-            count: count.min(MAX_PAGES),
-        }
+        Self { done: 0, count }
     }
 
     /// Says that page `n` was done.
     pub(super) fn set_done(&mut self, n: usize) {
-        if let Some(page) = self.pages.get_mut(n) {
-            *page = Outcome::Done;
-        }
+        self.done |= bit(n);
     }
 
     /// Says that page `n` failed after all.
     pub(super) fn set_failed(&mut self, n: usize) {
-        if let Some(page) = self.pages.get_mut(n) {
-            *page = Outcome::Failed;
-        }
-    }
-
-    /// Returns the outcomes.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Outcome> + '_ {
-        self.pages.iter().take(self.count).copied()
+        self.done &= !bit(n);
     }
 
     /// Returns whether page `n` was done.
-    pub(super) fn is_done(&self, n: usize) -> bool {
-        n < self.count && self.pages.get(n) == Some(&Outcome::Done)
+    pub(super) fn is_done(self, n: usize) -> bool {
+        self.done & bit(n) != 0
     }
 
     /// Returns how many pages were done.
-    pub(super) fn done(&self) -> usize {
-        self.iter().filter(|&o| o == Outcome::Done).count()
+    pub(super) fn done(self) -> usize {
+        self.done.count_ones() as usize
     }
 
     /// Returns how many pages there are.
-    pub(super) fn len(&self) -> usize {
+    pub(super) fn len(self) -> usize {
         self.count
+    }
+}
+
+fn bit(n: usize) -> u32 {
+    // CAST: There are at most 32 pages.
+    1u32.checked_shl(n as u32).unwrap_or(0)
+}
+
+/// What became of the pages of a request, for whoever asked.
+pub(crate) struct Answers<'a, P> {
+    outcomes: Outcomes,
+    pages: &'a [Page<P>],
+}
+
+impl<'a, P: Copy> Answers<'a, P> {
+    /// Returns what whoever asked has said of each page, and what became of it, in the order in
+    /// which they were asked for.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (P, Outcome)> + 'a {
+        let outcomes = self.outcomes;
+
+        self.pages
+            .iter()
+            .take(outcomes.count)
+            .enumerate()
+            .map(move |(n, page)| {
+                let outcome = if outcomes.is_done(n) {
+                    Outcome::Done
+                } else {
+                    Outcome::Failed
+                };
+
+                (page.mine, outcome)
+            })
     }
 }
 
 /// Who asked, and is told what became of it.
 pub(crate) trait Origin: Send + 'static {
+    /// What whoever asks wants to be told again with the outcome of a page.
+    type Page: Copy + Default + Send;
+
     /// Takes the outcome of a request.
     ///
     /// Hard interrupt context, or process context; may not sleep.
-    fn done(self, outcomes: &Outcomes);
+    fn done(self, answers: &Answers<'_, Self::Page>);
 }
 
 /// What the driver remembers of a page that it asked for.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Page {
+pub(super) struct Page<P> {
     /// The tag of the object that the page belongs to.
     pub(super) tag: u64,
     /// The CRC of the page, if `checked`.
@@ -120,6 +148,8 @@ pub(super) struct Page {
     pub(super) checked: bool,
     /// What the index needs to know should a put be given up.
     pub(super) covers: Option<Covers>,
+    /// What whoever asked wants to be told again.
+    pub(super) mine: P,
 }
 
 /// What a response says about the device as a whole.
@@ -141,11 +171,11 @@ impl From<&ResponseHeader> for News {
 }
 
 /// One request, from when it is built until its outcome is known.
-pub(crate) struct Request<O> {
+pub(crate) struct Request<O: Origin> {
     pub(super) frame: Frame,
     pub(super) opcode: Opcode,
     pub(super) pool: u32,
-    pub(super) pages: [Page; MAX_PAGES],
+    pub(super) pages: [Page<O::Page>; MAX_PAGES],
     pub(super) count: usize,
     pub(super) origin: Option<O>,
 }
@@ -201,7 +231,7 @@ impl<O: Origin> Request<O> {
     }
 
     /// Appends an entry to the table.
-    pub(super) fn push_entry(&mut self, entry: &[u8], page: Page) -> Result {
+    pub(super) fn push_entry(&mut self, entry: &[u8], page: Page<O::Page>) -> Result {
         let place = self.pages.get_mut(self.count).ok_or(EOVERFLOW)?;
 
         self.frame.push_out(entry)?;
@@ -212,7 +242,13 @@ impl<O: Origin> Request<O> {
     }
 
     /// Appends a key to the table.
-    pub(super) fn push_key(&mut self, wire: u64, index: u64, version: u32, page: Page) -> Result {
+    pub(super) fn push_key(
+        &mut self,
+        wire: u64,
+        index: u64,
+        version: u32,
+        page: Page<O::Page>,
+    ) -> Result {
         let key = Key {
             object: object_id(wire),
             index: Le64::new(index),
@@ -227,6 +263,16 @@ impl<O: Origin> Request<O> {
 
         if let Ok((header, _)) = RequestHeader::mut_from_prefix(self.frame.out_mut()) {
             header.count = Le32::new(count);
+        }
+    }
+
+    /// Tells whoever asked.
+    pub(super) fn tell(&mut self, outcomes: Outcomes) {
+        if let Some(origin) = self.origin.take() {
+            origin.done(&Answers {
+                outcomes,
+                pages: &self.pages,
+            });
         }
     }
 
@@ -299,7 +345,7 @@ pub(super) fn object_id(wire: u64) -> ObjectId {
 }
 
 /// The requests that are not in use.
-struct Free<O> {
+struct Free<O: Origin> {
     requests: KVec<KBox<Request<O>>>,
     /// How many requests have come back so far.
     returned: u64,
@@ -311,7 +357,7 @@ struct Free<O> {
 /// Reclaim waits for one to come back where it has to, as it does for a disk's; it is bounded
 /// because a device that does not answer is given up, and [`Self::close`]d.
 #[pin_data]
-pub(super) struct RequestPool<O> {
+pub(super) struct RequestPool<O: Origin> {
     #[pin]
     free: SpinLockIrq<Free<O>>,
     #[pin]

@@ -45,7 +45,7 @@ use crate::{
 pub(super) use self::read::{
     read_folio,
     readahead,
-    Folios,
+    Reading,
     Waiter, //
 };
 

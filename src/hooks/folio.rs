@@ -17,7 +17,7 @@ use crate::{
 ///
 /// The folio is valid, and does not go away or change its size before the instance is used for the
 /// last time.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Folio(NonNull<bindings::folio>);
 
 // SAFETY: What is done with a folio here may be done from any thread.

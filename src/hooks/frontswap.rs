@@ -13,8 +13,6 @@
 
 mod request;
 
-use core::ptr::NonNull;
-
 use kernel::{
     prelude::*,
     sync::atomic::{
@@ -31,19 +29,15 @@ use crate::{
         Pool,
         Stop, //
     },
-    virtio::{
-        frame::MAX_PAGES,
-        pages::PageRef, //
-    },
 };
 
 use self::request::{
     submit,
-    Request, //
+    Position, //
 };
 
 pub(super) use self::request::{
-    Part,
+    Request,
     ToArea, //
 };
 
@@ -63,6 +57,8 @@ use super::{
 /// Pages of a swap area that are one object to the client, as a power of two.
 const OBJECT_SHIFT: u32 = 12;
 
+const OBJECT_PAGES: u64 = 1 << OBJECT_SHIFT;
+
 /// How many swap areas there can be.
 const AREAS: usize = bindings::MAX_SWAPFILES as usize;
 
@@ -72,27 +68,17 @@ const WRITE: c_int = 1;
 /// The last object in use of each swap area, plus one.
 static OBJECTS: [Atomic<u64>; AREAS] = [const { Atomic::new(0) }; AREAS];
 
-/// The kernel's own answer to whether two folios may go into one request, once it is known.
-static CAN_MERGE: Atomic<usize> = Atomic::new(0);
-
-type CanMerge =
-    unsafe extern "C" fn(*mut bindings::folio, *mut bindings::folio, usize, c_int) -> bool;
-
 /// Returns the tag and index of a page of a swap area.
 fn key(area: u32, offset: u64) -> (u64, u64) {
     let object = offset >> OBJECT_SHIFT;
 
-    (
-        u64::from(area) << 48 | object,
-        offset & ((1 << OBJECT_SHIFT) - 1),
-    )
+    (u64::from(area) << 48 | object, offset & (OBJECT_PAGES - 1))
 }
 
 /// The hooks of this half.
 pub(super) struct Hooks {
     _free: Watch,
     _off: Watch,
-    _merge: Redirect,
     _read: Redirect,
     _write: Redirect,
 }
@@ -105,7 +91,6 @@ impl Hooks {
             Ok(Self {
                 _free: Watch::new(c"zswap_invalidate", slot_free)?,
                 _off: Watch::new(c"zswap_swapoff", swap_off)?,
-                _merge: Redirect::new(c"swap_bdev_can_merge", can_merge as Code)?,
                 _read: Redirect::new(c"swap_bdev_submit_read", submit_read as Code)?,
                 _write: Redirect::new(c"swap_bdev_submit_write", submit_write as Code)?,
             })
@@ -122,7 +107,7 @@ fn present(context: &Entered, folio: Folio) -> u64 {
 
     while n < pages {
         let (tag, index) = key(area, offset + n);
-        let here = (pages - n).min((1 << OBJECT_SHIFT) - index);
+        let here = (pages - n).min(OBJECT_PAGES - index);
 
         count += context.client.present(Pool::Frontswap, tag, index, here);
         n += here;
@@ -138,57 +123,7 @@ fn present(context: &Entered, folio: Folio) -> u64 {
 /// `ctx` must be what the kernel submits.
 unsafe fn worthwhile(ctx: *mut bindings::swap_io_ctx) -> bool {
     // SAFETY: By the safety requirements.
-    unsafe {
-        if CAN_MERGE.load(Relaxed) == 0 {
-            let ops = (*(*ctx).sis).ops.cast::<bindings::swap_ops>();
-
-            if let Some(can_merge) = (*ops).can_merge {
-                CAN_MERGE.store(can_merge as usize, Relaxed);
-            }
-        }
-        (*(*ctx).sis).flags & bindings::SWP_SYNCHRONOUS_IO as c_ulong == 0
-    }
-}
-
-/// Pages of a request that are neighbours in an object.
-struct Run {
-    tag: u64,
-    index: u64,
-    pages: [Option<PageRef>; MAX_PAGES],
-    /// Which folio of the request each page belongs to.
-    places: [u8; MAX_PAGES],
-    len: usize,
-}
-
-impl Run {
-    const EMPTY: Self = Self {
-        tag: 0,
-        index: 0,
-        pages: [None; MAX_PAGES],
-        places: [0; MAX_PAGES],
-        len: 0,
-    };
-
-    /// Adds a page, or returns false if it is not a neighbour, or there is no room.
-    fn add(&mut self, (tag, index): (u64, u64), page: PageRef, place: usize) -> bool {
-        let at = self.len;
-
-        if at == 0 {
-            (self.tag, self.index) = (tag, index);
-        } else if (self.tag, self.index.wrapping_add(at as u64)) != (tag, index) {
-            return false;
-        }
-        let (Some(page_of), Some(place_of)) = (self.pages.get_mut(at), self.places.get_mut(at))
-        else {
-            return false;
-        };
-
-        *page_of = Some(page);
-        // CAST: There are at most 32 folios.
-        *place_of = place as u8;
-        self.len += 1;
-        true
-    }
+    unsafe { (*(*ctx).sis).flags & bindings::SWP_SYNCHRONOUS_IO as c_ulong == 0 }
 }
 
 /// Builds the batches of a request.
@@ -197,8 +132,7 @@ struct Builder<'a> {
     request: Request,
     /// What the pages are got with; without, they are put.
     gets: Option<Gets<'a>>,
-    run: Run,
-    batch: Option<(Batch<Origin>, Part)>,
+    batch: Option<Batch<Origin>>,
 }
 
 impl<'a> Builder<'a> {
@@ -207,121 +141,76 @@ impl<'a> Builder<'a> {
             context,
             request,
             gets,
-            run: Run::EMPTY,
             batch: None,
         }
     }
 
-    /// Asks for the pages of a folio, or puts them; returns false once one cannot be put. Sleeps.
-    fn push(&mut self, place: usize, folio: Folio) -> bool {
-        let (area, offset) = folio.swap();
-
-        for n in 0..folio.pages() {
-            let key = key(area, offset + n);
-            let Ok(page) = folio.page(n) else {
-                self.request.fail(place);
-                return false;
-            };
-
-            if !self.run.add(key, page, place) {
-                if !self.push_run() {
-                    return false;
-                }
-                self.run.add(key, page, place);
-            }
-        }
-        true
-    }
-
-    /// Moves the run into batches; returns false once a page cannot be put.
+    /// Asks for, or puts, all the pages of the request. Sleeps.
     ///
-    /// The folio of a page that cannot be put, or is not there to be got, has failed.
-    fn push_run(&mut self) -> bool {
-        let client = &self.context.client;
-        let mut from = 0;
+    /// The folio of a page that is not there to be got, or cannot be put, has failed. In the latter
+    /// case all will go to the area: no need to ask about the rest.
+    fn run(mut self) {
+        let request = self.request;
+        let mut at = Position::START;
 
-        while from < self.run.len {
-            if self.batch.is_none() {
-                self.batch = self.begin();
-            }
-            let mut stop = Stop::Refused;
-            let mut full = false;
-            if let Some((batch, part)) = &mut self.batch {
-                let (tag, index) = (self.run.tag, self.run.index.wrapping_add(from as u64));
-                let pages = self.run.pages.get(from..self.run.len).unwrap_or_default();
-                let places = part.folios.iter_mut().skip(batch.len());
-                let count;
+        'all: while let Some(run) = request.run(at) {
+            let mut done = 0;
 
-                (count, stop) = match self.gets {
-                    Some(_) => client.push_gets(batch, tag, index, pages),
-                    None => client.push_puts(batch, tag, index, pages),
-                };
-                for (to, &place) in places.zip(self.run.places.iter().skip(from)).take(count) {
-                    *to = place;
-                }
-                from += count;
-                full = batch.len() > 0;
-            }
-            match stop {
-                Stop::Done => (),
-                Stop::Full if full => self.submit(),
-                Stop::Full | Stop::Refused => {
-                    if let Some(&place) = self.run.places.get(from) {
-                        self.request.fail(place.into());
+            while done < run.len {
+                let key = (run.tag, run.index + done);
+                // CAST: A run is not longer than an object.
+                let (count, stop) = self.push(key, (run.len - done) as usize, &mut at);
+
+                done += count as u64;
+                match stop {
+                    Stop::Done => (),
+                    Stop::Full if self.batch.as_ref().is_some_and(|batch| batch.len() > 0) => {
+                        self.submit();
                     }
-                    if self.gets.is_none() {
-                        return false;
+                    Stop::Full | Stop::Refused => {
+                        request.fail(at.place);
+                        if self.gets.is_none() || request.next(&mut at).is_none() {
+                            break 'all;
+                        }
+                        done += 1;
                     }
-                    from += 1;
                 }
             }
         }
-        self.run.len = 0;
-        true
+        self.submit();
+        request.put(self.context, true);
     }
 
-    fn begin(&mut self) -> Option<(Batch<Origin>, Part)> {
-        let batch = match &mut self.gets {
-            Some(gets) => gets.begin(Pool::Frontswap)?,
-            None => self.context.client.begin_put(Pool::Frontswap)?,
-        };
-        let part = Part {
-            request: self.request,
-            folios: [0; MAX_PAGES],
-        };
+    fn push(&mut self, key: (u64, u64), count: usize, at: &mut Position) -> (usize, Stop) {
+        let client = &self.context.client;
+        let pages = core::iter::from_fn(|| self.request.next(at));
 
-        Some((batch, part))
+        if self.batch.is_none() {
+            self.batch = match &mut self.gets {
+                Some(gets) => gets.begin(Pool::Frontswap),
+                None => client.begin_put(Pool::Frontswap),
+            };
+        }
+        match (&mut self.batch, &self.gets) {
+            (Some(batch), Some(_)) => client.push_gets(batch, key, count, pages),
+            (Some(batch), None) => client.push_puts(batch, key, count, pages),
+            (None, _) => (0, Stop::Refused),
+        }
     }
 
     fn submit(&mut self) {
-        if let Some((batch, part)) = self.batch.take() {
+        if let Some(batch) = self.batch.take() {
             if batch.len() == 0 {
                 self.context.client.cancel(batch);
                 return;
             }
             self.request.get();
-            let origin = Origin::Swap(part);
+            let origin = Origin::Swap(self.request);
             match &mut self.gets {
                 Some(gets) => gets.submit(batch, origin),
                 None => self.context.client.submit(batch, origin),
             }
         }
-    }
-
-    /// Asks for, or puts, all the pages of the request.
-    fn run(mut self) {
-        let request = self.request;
-        let write = self.gets.is_none();
-
-        // Where one cannot be put all will go to the area: no need to ask about the rest.
-        let _ = request.folios().enumerate().all(|(place, folio)| {
-            if write {
-                note_area(folio);
-            }
-            self.push(place, folio)
-        }) && self.push_run();
-        self.submit();
-        self.request.put(self.context, true);
     }
 }
 
@@ -347,6 +236,9 @@ unsafe extern "C" fn submit_write(ctx: *mut bindings::swap_io_ctx) {
         return request.write_to_area(context);
     }
 
+    for folio in request.folios() {
+        note_area(folio);
+    }
     Builder::new(context, request, None).run();
 }
 
@@ -381,68 +273,54 @@ unsafe extern "C" fn submit_read(ctx: *mut bindings::swap_io_ctx) {
         return;
     };
 
-    // SAFETY: As above; if nothing is in the host it is submitted, and not used otherwise.
+    // SAFETY: As above, and it is not submitted otherwise.
     let Some(request) = (unsafe { Request::take(ctx, READ) }) else {
         return;
     };
-    let (mut here, mut wanted) = (0, 0);
-    for folio in request.folios() {
-        here += present(context, folio);
-        wanted += folio.pages();
-    }
-    if here == 0 {
-        context
-            .client
-            .counters(Pool::Frontswap)
-            .misses
-            .add(wanted as usize);
-        // SAFETY: As above.
-        unsafe { submit(ctx, READ) };
-        return;
-    }
-
-    // Where the host has something, what it has not is nowhere: `can_merge()` sees to it that a
-    // request is either the host's or the area's.
-    Builder::new(context, request, Some(context.client.gets())).run();
+    read(context, request);
 }
 
-/// Keeps folios that are in the host and folios that are not in requests of their own.
+/// Reads a request from the host, or from the swap area.
 ///
-/// # Safety
-///
-/// To be called by the kernel, in the place of the function that it replaces.
-unsafe extern "C" fn can_merge(
-    folio: *mut bindings::folio,
-    previous: *mut bindings::folio,
-    size: usize,
-    rw: c_int,
-) -> bool {
-    let context = Context::enter();
-    let original = CAN_MERGE.load(Relaxed);
+/// The kernel merges what is next to each other in the area, so that some of it may be in the one
+/// and some in the other: then it is taken apart. Sleeps.
+fn read(context: &Entered, request: Request) {
+    loop {
+        let (here, end) = same(context, request);
+        // There is always memory for a part: it is waited for.
+        let Some(part) = end.and_then(|end| request.part(end)) else {
+            return read_whole(context, request, here);
+        };
 
-    if original == 0 {
-        // It becomes known with the next request.
-        return false;
+        read_whole(context, part, here);
     }
-    if let (READ, Some(context), Some(a), Some(b)) = (
-        rw,
-        context.as_ref(),
-        NonNull::new(folio),
-        NonNull::new(previous),
-    ) {
-        // SAFETY: The kernel calls with folios that are locked for reading.
-        let (a, b) = unsafe { (Folio::new(a), Folio::new(b)) };
+}
 
-        if (present(context, a) == 0) != (present(context, b) == 0) {
-            return false;
-        }
-    }
-    // SAFETY: It is what the kernel would have called, with the same arguments.
-    unsafe {
-        let original = core::mem::transmute::<usize, CanMerge>(original);
+/// Returns whether the host has the first folio, and the first other one of which the opposite is
+/// true.
+fn same(context: &Entered, request: Request) -> (bool, Option<usize>) {
+    // Where the host has a page of a folio, what it has not is nowhere.
+    let mut here = request
+        .folios()
+        .map(|folio| present(context, folio) > 0)
+        .enumerate();
+    let first = here.next().is_some_and(|(_, here)| here);
 
-        original(folio, previous, size, rw)
+    (
+        first,
+        here.find_map(|(place, here)| (here != first).then_some(place)),
+    )
+}
+
+fn read_whole(context: &Entered, request: Request, here: bool) {
+    let client = &context.client;
+
+    if here {
+        return Builder::new(context, request, Some(client.gets())).run();
     }
+    let pages: u64 = request.folios().map(Folio::pages).sum();
+    client.counters(Pool::Frontswap).misses.add(pages as usize);
+    request.read_from_area();
 }
 
 /// A slot of a swap area is free: nobody wants its page any more.

@@ -134,7 +134,7 @@ impl Redirect {
         // SAFETY: ftrace calls with operations that are registered, which are in a `Hook`, and
         // with the registers of the call.
         unsafe {
-            if !bindings::tmem_within_module(parent_ip, crate::this_module().as_ptr()) {
+            if !bindings::tmem_within_text(parent_ip, crate::this_module().as_ptr()) {
                 bindings::tmem_regs_set_ip(regs, (*ops.cast::<Hook>()).code.addr());
             }
         }

@@ -404,17 +404,13 @@ impl<H: Handler> Queues<H> {
     fn take_back(&self, queue: &Queue) {
         // `stop()` waits for this before it takes the handler away.
         let _guard = rcu::read_lock();
-        if !queue.ring.lock().open {
-            return;
-        }
-        // SAFETY: By the type invariants nobody writes `handler` while the ring is open, nor until
-        // a grace period after it was.
-        let Some(handler) = (unsafe { &*self.handler.get() }) else {
-            return;
-        };
 
         while let Some((token, written)) = Self::pop(queue) {
-            handler.done(queue.index, token, Some(written));
+            // SAFETY: By the type invariants nobody writes `handler` while the ring is open, which
+            // it was just now, nor until a grace period after that.
+            if let Some(handler) = unsafe { &*self.handler.get() } {
+                handler.done(queue.index, token, Some(written));
+            }
         }
     }
 

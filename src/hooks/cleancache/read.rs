@@ -25,13 +25,12 @@ use kernel::{
 use crate::{
     bindings,
     client::{
+        Answers,
         Batch,
         Outcome,
-        Outcomes,
         Pool,
         Stop, //
     },
-    virtio::frame::MAX_PAGES, //
 };
 
 use super::{
@@ -40,49 +39,51 @@ use super::{
         Context,
         Entered,
         Gets,
-        Origin, //
+        Origin,
+        PageOf, //
     },
     File, //
 };
 
-/// Folios that are being read from the host, in one request.
+/// A folio that is being read from the host.
 ///
 /// # Invariants
 ///
-/// The folios are locked for a read that is not ended before [`Self::done`].
-pub(crate) struct Folios {
-    folios: [Option<Folio>; MAX_PAGES],
-    count: usize,
-    /// Which folio each page of the request belongs to.
-    places: [u8; MAX_PAGES],
-    /// A bit for each folio with a page that did not come.
-    failed: u32,
+/// The folio is locked for a read that is not ended before [`Self::done`].
+#[derive(Clone, Copy)]
+pub(crate) struct Reading {
+    folio: Folio,
+    /// Whether all of its pages were asked for.
+    whole: bool,
 }
 
-impl Folios {
-    const fn new() -> Self {
-        Self {
-            folios: [None; MAX_PAGES],
-            count: 0,
-            places: [0; MAX_PAGES],
-            failed: 0,
-        }
-    }
-
-    /// Ends the reads: whoever waits for a page that did not come reads it from the disk.
+impl Reading {
+    /// Ends the reads of folios: whoever waits for a page that did not come reads it from the disk.
     ///
-    /// Any context.
-    pub(in crate::hooks) fn done(mut self, outcomes: &Outcomes) {
-        for (outcome, &place) in outcomes.iter().zip(&self.places) {
-            if outcome == Outcome::Failed {
-                self.failed |= 1 << place;
+    /// The pages of a folio come one after the other. Any context.
+    pub(in crate::hooks) fn done(answers: &Answers<'_, PageOf>) {
+        let mut last: Option<Self> = None;
+
+        for (page, outcome) in answers.iter() {
+            let PageOf::Folio(mut reading) = page else {
+                continue;
+            };
+
+            reading.whole &= outcome == Outcome::Done;
+            match &mut last {
+                Some(last) if last.folio == reading.folio => last.whole &= reading.whole,
+                Some(done) => {
+                    let done = core::mem::replace(done, reading);
+
+                    // SAFETY: By the type invariants, and no page of it is to come.
+                    unsafe { done.folio.end_read(done.whole) };
+                }
+                None => last = Some(reading),
             }
         }
-        for (place, folio) in self.folios.iter().enumerate().take(self.count) {
-            if let Some(folio) = folio {
-                // SAFETY: By the type invariants.
-                unsafe { folio.end_read(self.failed & (1 << place) == 0) };
-            }
+        if let Some(done) = last {
+            // SAFETY: As above.
+            unsafe { done.folio.end_read(done.whole) };
         }
     }
 }
@@ -135,11 +136,14 @@ impl Wait {
 
 impl Waiter {
     /// Tells whoever waits. Any context.
-    pub(in crate::hooks) fn done(self, outcomes: &Outcomes) {
+    pub(in crate::hooks) fn done(self, answers: &Answers<'_, PageOf>) {
         // SAFETY: Who waits does so until the last `put()`.
         let wait = unsafe { self.0.as_ref() };
 
-        if outcomes.iter().any(|o| o == Outcome::Failed) {
+        if answers
+            .iter()
+            .any(|(_, outcome)| outcome == Outcome::Failed)
+        {
             wait.failed.store(true, Release);
         }
         wait.put();
@@ -167,22 +171,18 @@ fn ask(
     folio: Folio,
     first: u64,
 ) -> Result<u64> {
-    let mut next = first;
+    let index = folio.index().saturating_add(first);
+    // CAST: A folio has fewer pages.
+    let count = folio.pages().saturating_sub(first) as usize;
+    let reading = PageOf::Folio(Reading { folio, whole: true });
+    let pages = (first..folio.pages()).map_while(|n| Some((folio.page(n).ok()?, reading)));
 
-    loop {
-        let mut pages = [None; MAX_PAGES];
-        for (page, n) in pages.iter_mut().zip(next..folio.pages()) {
-            *page = Some(folio.page(n)?);
-        }
-
-        let index = folio.index().saturating_add(next);
-        let (count, stop) = context.client.push_gets(batch, file.tag(), index, &pages);
-        next += count as u64;
-        match stop {
-            Stop::Done if next < folio.pages() => (),
-            Stop::Done | Stop::Full => return Ok(next),
-            Stop::Refused => return Err(ENOENT),
-        }
+    match context
+        .client
+        .push_gets(batch, (file.tag(), index), count, pages)
+    {
+        (count, Stop::Done | Stop::Full) => Ok(first + count as u64),
+        (_, Stop::Refused) => Err(ENOENT),
     }
 }
 
@@ -192,7 +192,7 @@ fn ask(
 ///
 /// `rac` must be what a filesystem is asked to read.
 unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_control, file: File) {
-    let mut request: Option<(Batch<Origin>, Folios)> = None;
+    let mut request: Option<Batch<Origin>> = None;
     let client = &context.client;
     let mut gets: Option<Gets<'_>> = None;
 
@@ -212,17 +212,16 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
         let pages = folio.pages() as usize;
         if request
             .as_ref()
-            .is_some_and(|(batch, _)| client.room(batch) < pages)
+            .is_some_and(|batch| client.room(batch) < pages)
         {
             submit(context, &mut gets, request.take());
         }
         if request.is_none() {
             request = gets
                 .get_or_insert_with(|| client.gets())
-                .begin(Pool::Cleancache)
-                .map(|batch| (batch, Folios::new()));
+                .begin(Pool::Cleancache);
         }
-        let Some((batch, folios)) = request.as_mut() else {
+        let Some(batch) = request.as_mut() else {
             break;
         };
         if client.room(batch) < pages {
@@ -252,32 +251,20 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
             continue;
         }
 
-        let place = folios.count;
-        if let Some(slot) = folios.folios.get_mut(place) {
-            *slot = Some(folio);
-            folios.count += 1;
-        }
-        for place_of in folios.places.iter_mut().take(batch.len()).skip(before) {
-            // CAST: There are no more folios than pages.
-            *place_of = place as u8;
-        }
         if asked.is_err() {
-            folios.failed |= 1 << place;
+            batch.set_last(PageOf::Folio(Reading {
+                folio,
+                whole: false,
+            }));
         }
     }
     submit(context, &mut gets, request);
 }
 
-fn submit(
-    context: &Entered,
-    gets: &mut Option<Gets<'_>>,
-    request: Option<(Batch<Origin>, Folios)>,
-) {
+fn submit(context: &Entered, gets: &mut Option<Gets<'_>>, request: Option<Batch<Origin>>) {
     match (request, gets) {
-        (Some((batch, folios)), Some(gets)) if batch.len() > 0 => {
-            gets.submit(batch, Origin::Readahead(folios));
-        }
-        (Some((batch, _)), _) => context.client.cancel(batch),
+        (Some(batch), Some(gets)) if batch.len() > 0 => gets.submit(batch, Origin::Readahead),
+        (Some(batch), _) => context.client.cancel(batch),
         (None, _) => (),
     }
 }

@@ -22,20 +22,22 @@ use kernel::{
 use crate::{
     bindings,
     client::{
+        Answers,
         Outcome,
-        Outcomes,
         Pool, //
     },
-    virtio::frame::MAX_PAGES,
+    virtio::pages::PageRef, //
 };
 
 use super::{
     super::{
         folio::Folio,
         Context,
-        Entered, //
+        Entered,
+        PageOf, //
     },
     key,
+    OBJECT_PAGES,
     READ,
     WRITE, //
 };
@@ -72,25 +74,23 @@ pub(crate) struct Request(NonNull<bindings::swap_iocb>);
 // SAFETY: A request may be completed from any thread.
 unsafe impl Send for Request {}
 
-/// The pages of a swap request that are in one batch.
-pub(crate) struct Part {
-    pub(super) request: Request,
-    /// Which folio of the request each page belongs to.
-    pub(super) folios: [u8; MAX_PAGES],
+/// A page of a swap request: which folio it belongs to, and which page of that it is.
+#[derive(Clone, Copy)]
+pub(super) struct Position {
+    pub(super) place: usize,
+    n: u64,
 }
 
-impl Part {
-    /// Takes the outcome. Any context.
-    pub(in crate::hooks) fn done(self, outcomes: &Outcomes) {
-        for (outcome, &folio) in outcomes.iter().zip(&self.folios) {
-            if outcome == Outcome::Failed {
-                self.request.fail(usize::from(folio));
-            }
-        }
-        if let Some(context) = Context::get() {
-            self.request.put(&context, false);
-        }
-    }
+impl Position {
+    /// The first page.
+    pub(super) const START: Self = Self { place: 0, n: 0 };
+}
+
+/// Pages of a swap request that are neighbours in an object.
+pub(super) struct Run {
+    pub(super) tag: u64,
+    pub(super) index: u64,
+    pub(super) len: u64,
 }
 
 impl Request {
@@ -128,8 +128,11 @@ impl Request {
         usize::try_from(count).unwrap_or(0)
     }
 
-    /// Returns folio `n` of [`Self::count`].
+    /// Returns folio `n`, if there are so many.
     fn folio(&self, n: usize) -> Option<Folio> {
+        if n >= self.count() {
+            return None;
+        }
         // SAFETY: By the type invariants it is valid, and nobody changes it.
         let vector = unsafe { (*self.0.as_ptr()).bvecs.get(n)? };
         // SAFETY: As above.
@@ -141,6 +144,105 @@ impl Request {
 
     pub(super) fn folios(&self) -> impl Iterator<Item = Folio> + '_ {
         (0..self.count()).filter_map(|n| self.folio(n))
+    }
+
+    /// Returns the page at a position, and moves on to the next one.
+    pub(super) fn next(&self, at: &mut Position) -> Option<(PageRef, PageOf)> {
+        let folio = self.folio(at.place)?;
+        let page = folio.page(at.n).ok()?;
+        // CAST: There are at most 32 folios.
+        let place = at.place as u8;
+
+        at.n += 1;
+        if at.n >= folio.pages() {
+            *at = Position {
+                place: at.place + 1,
+                n: 0,
+            };
+        }
+        Some((page, PageOf::Place(place)))
+    }
+
+    /// Returns the longest run of neighbours from a position on, if there is a page.
+    pub(super) fn run(&self, from: Position) -> Option<Run> {
+        let folio = self.folio(from.place)?;
+        let (area, offset) = folio.swap();
+        let (tag, index) = key(area, offset + from.n);
+        let most = OBJECT_PAGES - index;
+        let mut len = folio.pages() - from.n;
+        let mut place = from.place + 1;
+
+        while len < most {
+            let Some(folio) = self.folio(place) else {
+                break;
+            };
+            if folio.swap() != (area, offset + from.n + len) {
+                break;
+            }
+            len += folio.pages();
+            place += 1;
+        }
+        Some(Run {
+            tag,
+            index,
+            len: len.min(most),
+        })
+    }
+
+    /// Takes the outcome of a batch. Any context.
+    pub(in crate::hooks) fn done(self, answers: &Answers<'_, PageOf>) {
+        for (page, outcome) in answers.iter() {
+            if let (PageOf::Place(place), Outcome::Failed) = (page, outcome) {
+                self.fail(place.into());
+            }
+        }
+        if let Some(context) = Context::get() {
+            self.put(&context, false);
+        }
+    }
+
+    /// Takes the folios before `end` out of the request, and makes one of their own of them.
+    ///
+    /// Sleeps.
+    pub(super) fn part(&self, end: usize) -> Option<Self> {
+        let sio = self.0.as_ptr();
+
+        // SAFETY: By the type invariants this one is valid, and nobody else changes it; the other
+        // one is zeroed memory of the kernel's own kind, and nobody else's yet.
+        unsafe {
+            let part = NonNull::new(bindings::tmem_alloc_swap_iocb())?;
+            let vectors = &mut (*sio).bvecs;
+            let taken = vectors.get(..end)?;
+            let len: c_int = taken.iter().map(|vector| vector.bv_len as c_int).sum();
+
+            (*part.as_ptr())
+                .bvecs
+                .get_mut(..end)?
+                .copy_from_slice(taken);
+            (*part.as_ptr()).nr_bvecs = end as c_int;
+            (*part.as_ptr()).len = len;
+            vectors.rotate_left(end);
+            (*sio).nr_bvecs -= end as c_int;
+            (*sio).len -= len;
+
+            let mut ctx = bindings::swap_io_ctx {
+                sio: part.as_ptr(),
+                sis: self.transfer().area,
+            };
+            Self::take(&mut ctx, self.transfer().rw)
+        }
+    }
+
+    /// Has the kernel read the request from the swap area. Sleeps.
+    pub(super) fn read_from_area(self) {
+        let mut ctx = bindings::swap_io_ctx {
+            sio: self.0.as_ptr(),
+            sis: self.transfer().area,
+        };
+
+        // SAFETY: It is what the kernel wanted to do with the request, which is not used after
+        // that.
+        unsafe { submit(&mut ctx, READ) };
     }
 
     pub(super) fn fail(&self, folio: usize) {

@@ -256,6 +256,9 @@ impl Shard {
             return 0;
         };
         match self.find_usable(tag) {
+            Some((_, object)) if n == 1 => {
+                entry::is_live(object.tree.get(&self.nodes, index)).into()
+            }
             Some((_, object)) if object.live != 0 => {
                 object
                     .tree
