@@ -17,8 +17,8 @@ use crate::{
 };
 
 use super::{
-    half::ShardGuard,
     logic::index::{
+        Completed,
         Entry,
         Found,
         Outcome as Put, //
@@ -121,7 +121,8 @@ impl<O: Origin> Client<O> {
     ///
     /// They have to stay as they are, but for what does not matter, until the outcome is known. An
     /// earlier page in the place of one that went in, or of the one that was refused, cannot be got
-    /// any more, whatever happens. Of `pages` no more are taken than go in. Does not sleep.
+    /// any more, whatever happens. `pages` has to have so many, and no more are taken than go in.
+    /// Does not sleep.
     pub(crate) fn push_puts(
         &self,
         batch: &mut Batch<O>,
@@ -140,15 +141,11 @@ impl<O: Origin> Client<O> {
             return (0, Stop::Refused);
         };
         let admitted = half.admit(room);
-        let mut pushed = 0;
-        while pushed < admitted {
-            let index = index.wrapping_add(pushed as u64);
-            let Ok(inserted) = shard.insert_pending(tag, index, NO_SLOT) else {
-                half.counters.no_memory.add(1);
-                break;
-            };
+        let request = &mut batch.request;
+        // CAST: There are at most 32.
+        let pushed = shard.insert_run(tag, index, admitted as u64, |n, inserted| {
             let Some((page, mine)) = pages.next() else {
-                break;
+                return NO_SLOT;
             };
             let entry = Page {
                 tag,
@@ -159,12 +156,17 @@ impl<O: Origin> Client<O> {
             };
 
             // It fits: see above.
-            let _ = batch
-                .request
-                .push_key(inserted.wire, index, inserted.version, entry)
-                .and_then(|()| batch.request.frame.push_page(page));
-            pushed += 1;
-        }
+            let _ = request
+                .push_key(
+                    inserted.wire,
+                    index.wrapping_add(n),
+                    inserted.version,
+                    entry,
+                )
+                .and_then(|()| request.frame.push_page(page));
+            NO_SLOT
+        }) as usize;
+        half.counters.no_memory.add(admitted - pushed);
         let refused = pushed < room;
         if refused {
             shard.erase(tag, index.wrapping_add(pushed as u64));
@@ -192,7 +194,8 @@ impl<O: Origin> Client<O> {
     /// Puts the `count` pages at `index..` into a batch of gets, to be written to `pages`.
     ///
     /// Returns how many were dealt with: those that had not been sent yet are there already, and
-    /// are not in the batch. Of `pages` no more are taken than those. Does not sleep.
+    /// are not in the batch. `pages` has to have so many, and no more are taken than are dealt with.
+    /// Does not sleep.
     pub(crate) fn push_gets(
         &self,
         batch: &mut Batch<O>,
@@ -201,37 +204,20 @@ impl<O: Origin> Client<O> {
         mut pages: impl Iterator<Item = (PageRef, O::Page)>,
     ) -> (usize, Stop) {
         let half = self.half(batch.pool);
-        let take = batch.pool == Pool::Cleancache;
-        let Some(mut shard) = half.shard(tag) else {
-            return (0, Stop::Refused);
+        let room = count.min(self.room(batch));
+        let Some(mut shard) = half.shard(tag).filter(|_| room > 0) else {
+            return (0, Stop::Full);
         };
-
-        for n in 0..count {
-            if self.room(batch) == 0 {
-                return (n, Stop::Full);
-            }
-            let index = index.wrapping_add(n as u64);
-            // What is taken is taken first of all, so that nobody can get it twice.
-            let found = if take {
-                shard.take(tag, index)
-            } else {
-                shard.peek(tag, index)
-            };
-            let Some(Found { wire, entry }) = found else {
-                return (n, Stop::Refused);
-            };
-            if matches!(
-                entry,
-                Entry::Pending { slot: NO_SLOT, .. } | Entry::Stale { .. }
-            ) {
-                return (n, Stop::Refused);
-            }
+        let mut at = index;
+        // What has not been sent yet is copied under the lock of the shard, which is what frees its
+        // slot.
+        let mut push = |Found { wire, entry }: Found| {
             let Some((page, mine)) = pages.next() else {
-                return (n, Stop::Refused);
+                return;
             };
+
             match entry {
                 Entry::Pending { slot, .. } => {
-                    // Under the lock of the shard, which is what frees the slot.
                     self.staging.pages.copy_out(slot, page);
                     half.counters.staged_hits.add(1);
                 }
@@ -246,13 +232,33 @@ impl<O: Origin> Client<O> {
                     // It fits: see above.
                     let _ = batch
                         .request
-                        .push_key(wire, index, version, entry)
+                        .push_key(wire, at, version, entry)
                         .and_then(|()| batch.request.frame.push_page(page));
                 }
                 Entry::Stale { .. } => (),
             }
+            at = at.wrapping_add(1);
+        };
+
+        // CAST: There are at most 32.
+        let pushed = match half.pool {
+            // What is taken is taken first of all, so that nobody can get it twice.
+            Pool::Cleancache => shard.take_run(tag, index, room as u64, push) as usize,
+            Pool::Frontswap => (index..)
+                .take(room)
+                .map_while(|index| {
+                    let found = shard.peek(tag, index)?;
+                    matches!(found.entry, Entry::Remote { .. }).then(|| push(found))
+                })
+                .count(),
+        };
+        if pushed < room {
+            (pushed, Stop::Refused)
+        } else if pushed < count {
+            (pushed, Stop::Full)
+        } else {
+            (pushed, Stop::Done)
         }
-        (count, Stop::Done)
     }
 
     /// Gives a batch of puts to the device; `origin` is told what becomes of it.
@@ -381,28 +387,45 @@ impl<O: Origin> Client<O> {
     pub(super) fn put_done(&self, request: &mut Request<O>, outcomes: Outcomes) {
         let pool = Self::pool_of(request);
         let half = self.half(pool);
-        let mut locked: Option<(u64, ShardGuard<'_>)> = None;
+        let mut n = 0;
+        let mut outdated = false;
 
-        for (n, page) in request.pages.iter().enumerate().take(request.count) {
-            let Some((wire, index, version)) = request.key(n) else {
-                continue;
+        // Most pages are their neighbours' object's, and next to them there: all of those are done
+        // at once.
+        while let (Some(first), Some((wire, index, version))) = (
+            request.pages.get(n).filter(|_| n < request.count),
+            request.key(n),
+        ) {
+            let tag = first.tag;
+            let Some(mut shard) = half.shard(tag) else {
+                break;
             };
-            let put = if outcomes.is_done(n) {
-                Put::Stored { crc: page.crc }
-            } else {
-                trace::refused(pool.number(), wire, index, 1);
-                Put::Refused
-            };
-            // Most pages are their neighbours' object's: the lock is kept for all of those.
-            if locked.as_ref().is_none_or(|&(tag, _)| tag != page.tag) {
-                drop(locked.take());
-                locked = half.shard(page.tag).map(|shard| (page.tag, shard));
-            }
-            if let Some((_, shard)) = &mut locked {
-                shard.complete(page.tag, wire, index, version, put);
+            let run = (n..request.count).map_while(|m| {
+                let (w, i, version) = request.key(m)?;
+                let page = request.pages.get(m)?;
+                let next = (page.tag, w, i) == (tag, wire, index.wrapping_add((m - n) as u64));
+
+                (next && outcomes.is_done(m)).then_some((version, page.crc))
+            });
+            // CAST: There are at most 32.
+            let done = shard.complete_run(tag, wire, index, run) as usize;
+
+            n += done;
+            if done == 0 {
+                let put = if outcomes.is_done(n) {
+                    Put::Stored { crc: first.crc }
+                } else {
+                    trace::refused(pool.number(), wire, index, 1);
+                    Put::Refused
+                };
+
+                outdated |= shard.complete(tag, wire, index, version, put) == Completed::Gone;
+                n += 1;
             }
         }
-        drop(locked);
+        if outdated {
+            self.flush_later();
+        }
         // The slots are free once the index does not name them any more.
         request.frame.detach();
         half.credits.settle(request.count);

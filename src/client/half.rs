@@ -64,7 +64,7 @@ impl Pool {
 /// One pool, as the driver knows it.
 #[pin_data]
 pub(crate) struct Half {
-    pool: Pool,
+    pub(super) pool: Pool,
     shards: KVec<Pin<KBox<SpinLockIrq<Shard>>>>,
     /// Keeps the module loaded while there are pages that only the device has.
     #[pin]

@@ -71,11 +71,7 @@ impl Fifo {
         at.checked_sub(self.items.len()).unwrap_or(at)
     }
 
-    fn has_room(&self) -> bool {
-        self.len < self.items.len()
-    }
-
-    /// Adds a page, for which there has to be room.
+    /// Adds a page: there is room for all slots.
     fn push(&mut self, staged: Staged) {
         let at = self.wrap(self.head.wrapping_add(self.len));
 
@@ -178,28 +174,6 @@ impl Staging {
         self.waiting.fetch_sub(count, Relaxed);
     }
 
-    /// Adds pages that wait for virtqueue `n`; returns how many.
-    ///
-    /// They are asked for one by one, as long as there is room.
-    fn push(&self, n: usize, mut next: impl FnMut() -> Option<Staged>) -> usize {
-        let Some(fifo) = self.fifos.get(n) else {
-            return 0;
-        };
-        let mut fifo = fifo.lock();
-        let mut count = 0;
-
-        while fifo.has_room() {
-            let Some(staged) = next() else {
-                break;
-            };
-            fifo.push(staged);
-            count += 1;
-        }
-        // Before the lock is let go of: then somebody may take them out.
-        self.waiting.add(count, Relaxed);
-        count
-    }
-
     /// Forgets all pages that wait.
     pub(super) fn drain(&self) {
         for n in 0..self.fifos.len() {
@@ -254,33 +228,33 @@ impl<O: Origin> Client<O> {
 
         let lane = Half::shard_of(tag) % self.staging.queues().max(1);
         let mut staged = 0;
-        if shard.flags(tag) & refuse == 0 {
-            let mut slots = slots.iter_mut();
+        if shard.flags(tag) & refuse != 0 {
+            half.counters.unsafe_inode.add(taken);
+        } else if let Some(mut fifo) = self.staging.fifos.get(lane).map(|fifo| fifo.lock()) {
+            let mut copies = slots.iter_mut();
 
-            staged = self.staging.push(lane, || {
-                let slot = slots.next()?;
-                let inserted = shard
-                    .insert_pending(
-                        tag,
-                        index.wrapping_add(staged as u64),
-                        slot.as_ref()?.number(),
-                    )
-                    .ok()?;
+            // CAST: There are at most 32.
+            staged = shard.insert_run(tag, index, taken as u64, |n, inserted| {
+                let Some(slot) = copies.next().and_then(Option::take) else {
+                    return u32::MAX;
+                };
+                let number = slot.number();
 
-                staged += 1;
-                Some(Staged {
-                    slot: slot.take()?,
+                fifo.push(Staged {
+                    slot,
                     tag,
                     wire: inserted.wire,
-                    index: index.wrapping_add(staged as u64).wrapping_sub(1),
+                    index: index.wrapping_add(n),
                     version: inserted.version,
                     covers: inserted.covers,
                     checked,
-                })
-            });
+                });
+                number
+            }) as usize;
+            // Before the lock is let go of: then somebody may take them out.
+            self.staging.waiting.add(staged, Relaxed);
+            drop(fifo);
             half.counters.no_memory.add(taken - staged);
-        } else {
-            half.counters.unsafe_inode.add(taken);
         }
         if staged < count {
             let first = index.wrapping_add(staged as u64);

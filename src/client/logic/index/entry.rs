@@ -15,6 +15,9 @@ const STATE_PENDING: u64 = 1;
 const STATE_REMOTE: u64 = 2;
 const STATE_STALE: u64 = 3;
 
+/// The 64 bits of some page that can be had, for a place that is about to be given another one.
+pub(super) const SOME_LIVE: u64 = STATE_PENDING << STATE_SHIFT;
+
 /// What the index knows of one page that is not vacant.
 ///
 /// It is kept as 64 bits: the state in the upper two, the version in the next 30, and the rest in

@@ -5,13 +5,13 @@
 mod erase;
 mod flush;
 mod memory;
+mod run;
 mod types;
 
 use super::{
     entry::{
         self,
-        Entry,
-        VERSION_MAX, //
+        Entry, //
     },
     node::Nodes,
     object::{
@@ -61,73 +61,6 @@ pub struct Shard {
 impl Shard {
     /// The number of stale marks beyond which an object without live pages is given up at once.
     const FEW: u32 = 8;
-
-    /// Inserts a page that has been copied to the staging memory and is to be put.
-    ///
-    /// Replaces what the index has at that place. The slot of a replaced [`Entry::Pending`] remains
-    /// in use until the put that it belongs to is completed or abandoned.
-    ///
-    /// Fails, and changes nothing, if there is no memory for it.
-    pub fn insert_pending(&mut self, tag: u64, index: u64, slot: u32) -> Result<Inserted, NoRoom> {
-        let (at, wire) = match self.objects.find(tag) {
-            Some((at, object)) if !object.is(state::RETIRED) => (at, object.wire),
-            found => (
-                self.insert_object(tag, found.map(|found| found.0), index)?,
-                0,
-            ),
-        };
-        let wire = match wire {
-            0 if self.next_wire == 0 => return Err(NoRoom),
-            0 => self.next_wire,
-            wire => wire,
-        };
-
-        let object = self.objects.get_mut(at).ok_or(NoRoom)?;
-        let mut version = next_version(self.version);
-        let raw = Entry::Pending { version, slot }.pack();
-        // For an object that has just been made this cannot fail: see there.
-        let replaced = Entry::unpack(object.tree.set(&mut self.nodes, index, raw)?);
-        if replaced.is_some_and(|entry| entry.version() == version) {
-            version = next_version(version);
-            let raw = Entry::Pending { version, slot }.pack();
-            let spot = object.tree.find(&self.nodes, index);
-            object.tree.store(&mut self.nodes, index, spot, raw);
-        }
-        self.version = version;
-        if object.wire == 0 {
-            // INVARIANT: The next one is above this one, if there is one.
-            object.wire = wire;
-            self.next_wire = wire.checked_add(self.shards.into()).unwrap_or(0);
-        }
-
-        let covers = Covers::after(replaced, object.orphans);
-        match replaced {
-            None => {
-                object.live = object.live.wrapping_add(1);
-                self.live = self.live.wrapping_add(1);
-            }
-            Some(Entry::Stale { .. }) => {
-                object.stale = object.stale.wrapping_sub(1);
-                self.stale = self.stale.wrapping_sub(1);
-                object.live = object.live.wrapping_add(1);
-                self.live = self.live.wrapping_add(1);
-            }
-            Some(Entry::Remote { .. }) => (),
-            Some(Entry::Pending { .. }) => {
-                object.orphans = object.orphans.wrapping_add(1);
-                object.pending = object.pending.wrapping_sub(1);
-                self.pending = self.pending.wrapping_sub(1);
-            }
-        }
-        object.pending = object.pending.wrapping_add(1);
-        self.pending = self.pending.wrapping_add(1);
-        Ok(Inserted {
-            wire,
-            version,
-            replaced,
-            covers,
-        })
-    }
 
     /// Tells what became of a put that was submitted.
     ///
@@ -408,15 +341,5 @@ impl Shard {
             self.objects.unhash(at);
         }
         self.objects.enqueue(at);
-    }
-}
-
-/// Returns the version after another one.
-#[inline]
-fn next_version(version: u32) -> u32 {
-    if version >= VERSION_MAX {
-        1
-    } else {
-        version.wrapping_add(1)
     }
 }

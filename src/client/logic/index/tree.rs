@@ -15,6 +15,7 @@ use super::{
     node::{
         child,
         link,
+        Node,
         Nodes,
         LEVEL_BITS,
         PLACES, //
@@ -215,6 +216,61 @@ impl Tree {
         // INVARIANT: The bits of all new nodes follow from those of the leaf.
         self.store_in(nodes, index, at, raw);
         Ok(value)
+    }
+
+    /// Stores what `f` makes of what is at the indices `first..`, in one leaf, up to `count` of them.
+    ///
+    /// `f` is called with how far each is from the first, and with what is there; what it returns
+    /// must be a live entry. Returns how many there were. If there are not enough nodes, nothing
+    /// changes, and `f` is not called.
+    pub(super) fn store_run(
+        &mut self,
+        nodes: &mut Nodes,
+        first: u64,
+        count: u64,
+        mut f: impl FnMut(u64, u64) -> u64,
+    ) -> Result<u64, NoRoom> {
+        let start = place(first, 0);
+        let count = count.min((PLACES as u64).wrapping_sub(start));
+        let Some(more) = count.checked_sub(1) else {
+            return Ok(0);
+        };
+        // The last one makes the tree as high, and gives it the nodes, that all of them require.
+        let at_last = self.set(nodes, first.wrapping_add(more), entry::SOME_LIVE)?;
+        if self.height == 0 {
+            self.root = f(more, at_last);
+            return Ok(count);
+        }
+
+        let path = self.path(nodes, first);
+        let node = nodes.get_mut(path.get(0)).ok_or(NoRoom)?;
+        let before = node.summary();
+        for n in 0..count {
+            let place = start.wrapping_add(n);
+            let old = if n == more { at_last } else { node.get(place) };
+            node.put_entry(place, f(n, old));
+        }
+        // INVARIANT: Nothing else follows from the change unless this does.
+        if node.summary() != before {
+            self.mend(nodes, &path);
+        }
+        Ok(count)
+    }
+
+    /// Returns the node of level 0 that has an index, if there is one.
+    #[inline]
+    pub(super) fn leaf_of<'a>(&self, nodes: &'a mut Nodes, index: u64) -> Option<&'a mut Node> {
+        if self.height == 0 || index > last_index(self.height) {
+            return None;
+        }
+        let mut value = self.root;
+        for level in (1..self.height).rev() {
+            value = nodes.get(child(value))?.get(place(index, level));
+            if value == 0 {
+                return None;
+            }
+        }
+        nodes.get_mut(child(value))
     }
 
     /// Makes the tree high enough for an index that is too high.

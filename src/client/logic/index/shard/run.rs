@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages next to each other: the way to them is gone once for all that are in one leaf.
+
+use super::{
+    super::{
+        entry::{
+            Entry,
+            VERSION_MAX, //
+        },
+        node::PLACES,
+        object::state,
+        tree::Kind,
+        NoRoom, //
+    },
+    Covers,
+    Found,
+    Inserted,
+    Shard, //
+};
+
+impl Shard {
+    /// Inserts a page that has been copied to the staging memory and is to be put.
+    ///
+    /// As [`Shard::insert_run()`], for one page.
+    pub fn insert_pending(&mut self, tag: u64, index: u64, slot: u32) -> Result<Inserted, NoRoom> {
+        let mut inserted = Err(NoRoom);
+
+        self.insert_in_leaf(tag, index, 1, |_, page| {
+            inserted = Ok(page);
+            slot
+        })?;
+        inserted
+    }
+
+    /// Inserts pages at `index..` that have been copied to the staging memory and are to be put.
+    ///
+    /// `f` is told of each in turn, with how far it is from the first, and says where in the staging
+    /// memory it is. Replaces what the index has at those places. The slot of a replaced
+    /// [`Entry::Pending`] remains in use until the put that it belongs to is completed or abandoned.
+    ///
+    /// Returns how many of the first it was, if there is not memory for all.
+    pub fn insert_run(
+        &mut self,
+        tag: u64,
+        index: u64,
+        count: u64,
+        mut f: impl FnMut(u64, Inserted) -> u32,
+    ) -> u64 {
+        let mut done = 0u64;
+
+        while done < count {
+            let inserted = self.insert_in_leaf(
+                tag,
+                index.wrapping_add(done),
+                count.wrapping_sub(done),
+                |n, page| f(done.wrapping_add(n), page),
+            );
+            match inserted {
+                Ok(more) => done = done.wrapping_add(more),
+                Err(NoRoom) => break,
+            }
+        }
+        done
+    }
+
+    /// Inserts those of the pages that are in the first's leaf.
+    fn insert_in_leaf(
+        &mut self,
+        tag: u64,
+        index: u64,
+        count: u64,
+        mut f: impl FnMut(u64, Inserted) -> u32,
+    ) -> Result<u64, NoRoom> {
+        let count = count.min((PLACES as u64).wrapping_sub(index % PLACES as u64));
+        let last = index.saturating_add(count.saturating_sub(1));
+        let (at, wire) = match self.objects.find(tag) {
+            Some((at, object)) if !object.is(state::RETIRED) => (at, object.wire),
+            found => (
+                self.insert_object(tag, found.map(|found| found.0), last)?,
+                0,
+            ),
+        };
+        let wire = match wire {
+            0 if self.next_wire == 0 => return Err(NoRoom),
+            0 => self.next_wire,
+            wire => wire,
+        };
+        let object = self.objects.get_mut(at).ok_or(NoRoom)?;
+
+        let mut version = self.version;
+        let mut orphans = object.orphans;
+        let (mut live, mut stale, mut pending) = (0u32, 0u32, 0u32);
+        // For an object that has just been made this cannot fail: see there.
+        let inserted = object
+            .tree
+            .store_run(&mut self.nodes, index, count, |n, raw| {
+                let replaced = Entry::unpack(raw);
+                let covers = Covers::after(replaced, orphans);
+
+                version = next_version(version);
+                if replaced.is_some_and(|entry| entry.version() == version) {
+                    version = next_version(version);
+                }
+                match replaced {
+                    None => live = live.wrapping_add(1),
+                    Some(Entry::Stale { .. }) => {
+                        stale = stale.wrapping_add(1);
+                        live = live.wrapping_add(1);
+                    }
+                    Some(Entry::Remote { .. }) => (),
+                    Some(Entry::Pending { .. }) => {
+                        orphans = orphans.wrapping_add(1);
+                        pending = pending.wrapping_add(1);
+                    }
+                }
+                let page = Inserted {
+                    wire,
+                    version,
+                    replaced,
+                    covers,
+                };
+                Entry::Pending {
+                    version,
+                    slot: f(n, page),
+                }
+                .pack()
+            })?;
+
+        // CAST: At most as many as a leaf has places.
+        let pending = (inserted as u32).wrapping_sub(pending);
+        self.version = version;
+        if object.wire == 0 {
+            // INVARIANT: The next one is above this one, if there is one.
+            object.wire = wire;
+            self.next_wire = wire.checked_add(self.shards.into()).unwrap_or(0);
+        }
+        object.orphans = orphans;
+        object.live = object.live.wrapping_add(live);
+        self.live = self.live.wrapping_add(live.into());
+        object.stale = object.stale.wrapping_sub(stale);
+        self.stale = self.stale.wrapping_sub(stale.into());
+        object.pending = object.pending.wrapping_add(pending);
+        self.pending = self.pending.wrapping_add(pending.into());
+        Ok(inserted)
+    }
+
+    /// Tells that the device has stored pages at `index..` of an object that goes by `wire`.
+    ///
+    /// `pages` are their versions, and what the caller wants to keep with each. Returns for how many
+    /// of the first that was all that there is to say; the next one, if there is one, is for
+    /// [`Shard::complete()`].
+    pub fn complete_run(
+        &mut self,
+        tag: u64,
+        wire: u64,
+        index: u64,
+        pages: impl IntoIterator<Item = (u32, u32)>,
+    ) -> u64 {
+        let Some((at, _)) = self.find_wire(tag, wire) else {
+            return 0;
+        };
+        let Some(object) = self.objects.get_mut(at) else {
+            return 0;
+        };
+        let Some(leaf) = object.tree.leaf_of(&mut self.nodes, index) else {
+            return 0;
+        };
+        let mut place = index % PLACES as u64;
+        let mut done = 0u32;
+
+        for (version, crc) in pages {
+            if place == PLACES as u64 {
+                break;
+            }
+            match Entry::unpack(leaf.get(place)) {
+                Some(Entry::Pending { version: v, .. }) if v == version => (),
+                _ => break,
+            }
+            // INVARIANT: The one is as live as the other.
+            leaf.put(place, Entry::Remote { version, crc }.pack());
+            place = place.wrapping_add(1);
+            done = done.wrapping_add(1);
+        }
+        object.pending = object.pending.wrapping_sub(done);
+        self.pending = self.pending.wrapping_sub(done.into());
+        done.into()
+    }
+
+    /// Takes pages at `index..` that can be had out of the index, up to `count`, and calls `f` with
+    /// each.
+    ///
+    /// Returns how many of the first it was. As for [`Shard::take()`], the caller gets them from the
+    /// device, or from the staging memory.
+    pub fn take_run(&mut self, tag: u64, index: u64, count: u64, mut f: impl FnMut(Found)) -> u64 {
+        let Some(more) = count.checked_sub(1) else {
+            return 0;
+        };
+        let Some((at, _)) = self.find_usable(tag) else {
+            return 0;
+        };
+        let Some(object) = self.objects.get_mut(at) else {
+            return 0;
+        };
+        let wire = object.wire;
+        let (mut taken, mut pending) = (0u32, 0u32);
+        let leaves = (count as usize).div_ceil(PLACES).wrapping_add(1);
+        let _ = object.tree.rewrite(
+            &mut self.nodes,
+            index,
+            index.saturating_add(more),
+            Kind::Live,
+            leaves,
+            |i, raw| {
+                if i != index.wrapping_add(taken.into()) {
+                    return None;
+                }
+                let entry = Entry::unpack(raw)?;
+                if matches!(entry, Entry::Pending { .. }) {
+                    pending = pending.wrapping_add(1);
+                }
+                taken = taken.wrapping_add(1);
+                f(Found { wire, entry });
+                Some(0)
+            },
+        );
+        object.live = object.live.wrapping_sub(taken);
+        object.pending = object.pending.wrapping_sub(pending);
+        object.orphans = object.orphans.wrapping_add(pending);
+        self.live = self.live.wrapping_sub(taken.into());
+        self.pending = self.pending.wrapping_sub(pending.into());
+        if taken > 0 {
+            // To give up the object now might flush the pages before they are asked for.
+            self.settle(at, false);
+        }
+        taken.into()
+    }
+}
+
+/// Returns the version after another one.
+#[inline]
+fn next_version(version: u32) -> u32 {
+    if version >= VERSION_MAX {
+        1
+    } else {
+        version.wrapping_add(1)
+    }
+}
