@@ -14,7 +14,7 @@ from harness.daemon import Stat
 from harness.guest import Guest, Machine
 from harness.lab import Labs
 
-FILESYSTEMS = ["ext4", "ext4-1k", "xfs", "btrfs"]
+FILESYSTEMS = ["ext4", pytest.param("ext4-1k", marks=pytest.mark.long), "xfs", "btrfs"]
 
 # Each case with the rules that it is about, and whether every filesystem has it.
 CASES = {
