@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What it costs to find, add and forget pages, without copying them: the sources and sinks here
+//! do nothing, so that the store's memory for pages is not touched either.
+
+mod support;
+
+use std::hint::black_box;
+
+use criterion::{Criterion, Throughput};
+use support::CpuTime;
+use vhost_device_tmem::store::{Faults, Guest, PageBytes, PageSink, PageSource, PoolKind, Store};
+use virtio_tmem_abi::{Key, ObjectId, PageResult};
+
+/// Enough for tables that are larger than the processor's caches.
+const CAPACITY: u64 = 4 << 30;
+const PERSISTENT: u32 = 0;
+const EPHEMERAL: u32 = 1;
+/// Pages of one file, for the ephemeral pool; swap is one object.
+const FILE: u64 = 64;
+
+struct Nothing;
+
+impl PageSource for Nothing {
+    fn read_page(&mut self, _n: usize, _frame: &mut PageBytes) -> bool {
+        true
+    }
+}
+
+impl PageSink for Nothing {
+    fn write_page(&mut self, _n: usize, _page: &PageBytes) -> bool {
+        true
+    }
+}
+
+struct World {
+    store: Store,
+    guest: Guest,
+    pages: u64,
+    /// The next page of which there never was one.
+    fresh: u64,
+    dice: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        let store = Store::new(CAPACITY, Faults::default()).unwrap();
+        let guest = store.add_guest();
+        for (pool, kind) in [
+            (PERSISTENT, PoolKind::Persistent),
+            (EPHEMERAL, PoolKind::Ephemeral),
+        ] {
+            store.create_pool(&guest, pool, kind).unwrap();
+        }
+        Self {
+            store,
+            guest,
+            pages: 0,
+            fresh: 0,
+            dice: 1,
+        }
+    }
+
+    /// Puts `pages` pages, in batches.
+    fn filled(pool: u32, pages: u64) -> Self {
+        let mut world = Self::new();
+        while world.fresh < pages {
+            let keys = world.fresh_keys(pool, 32);
+            world.put(pool, &keys);
+        }
+        world.pages = pages;
+        world
+    }
+
+    fn key(pool: u32, page: u64) -> Key {
+        let (object, index) = if pool == PERSISTENT {
+            (0, page)
+        } else {
+            (page / FILE, page % FILE)
+        };
+        Key {
+            object: ObjectId([object.into(), 0.into(), 0.into()]),
+            index: index.into(),
+            version: 1.into(),
+        }
+    }
+
+    fn fresh_keys(&mut self, pool: u32, count: u64) -> Vec<Key> {
+        let first = self.fresh;
+        self.fresh += count;
+        (first..self.fresh).map(|n| Self::key(pool, n)).collect()
+    }
+
+    /// Returns the keys of one run of pages that are there, somewhere.
+    fn some_keys(&mut self, pool: u32, count: u64) -> Vec<Key> {
+        self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005) + 1;
+        let first = (self.dice >> 20) % (self.pages / count) * count;
+        let keys = first..first + count;
+        keys.map(|n| Self::key(pool, n)).collect()
+    }
+
+    /// Returns the keys of pages that are there, each anywhere.
+    fn scattered_keys(&mut self, pool: u32, count: u64) -> Vec<Key> {
+        (0..count).map(|_| self.some_keys(pool, 1)[0]).collect()
+    }
+
+    fn put(&self, pool: u32, keys: &[Key]) {
+        let mut results = [PageResult::Absent; 32];
+        let results = &mut results[..keys.len()];
+        self.store
+            .put(&self.guest, pool, keys, &mut Nothing, results)
+            .unwrap();
+        assert_eq!(results[0], PageResult::Stored);
+    }
+
+    fn get(&self, pool: u32, keys: &[Key], expected: PageResult) {
+        let mut results = [PageResult::Absent; 32];
+        let results = &mut results[..keys.len()];
+        self.store
+            .get(&self.guest, pool, false, keys, &mut Nothing, results)
+            .unwrap();
+        assert_eq!(results[0], expected);
+    }
+
+    fn flush(&self, pool: u32, keys: &[Key]) {
+        let mut results = [PageResult::Absent; 32];
+        let results = &mut results[..keys.len()];
+        self.store
+            .flush_pages(&self.guest, pool, keys, results)
+            .unwrap();
+        black_box(results);
+    }
+}
+
+fn benches(criterion: &mut Criterion<CpuTime>) {
+    for (name, pool) in [("persistent", PERSISTENT), ("ephemeral", EPHEMERAL)] {
+        let mut world = World::filled(pool, 900_000);
+        let mut group = criterion.benchmark_group(name);
+        for count in [1, 32] {
+            group.throughput(Throughput::Elements(count));
+            group.bench_function(format!("put-and-flush/{count}"), |b| {
+                b.iter(|| {
+                    let keys = world.fresh_keys(pool, count);
+                    world.put(pool, &keys);
+                    world.flush(pool, &keys);
+                });
+            });
+            group.bench_function(format!("put-over/{count}"), |b| {
+                b.iter(|| {
+                    let keys = world.some_keys(pool, count);
+                    world.put(pool, &keys);
+                });
+            });
+            group.bench_function(format!("get-run/{count}"), |b| {
+                b.iter(|| {
+                    let keys = world.some_keys(pool, count);
+                    world.get(pool, &keys, PageResult::Hit);
+                });
+            });
+            group.bench_function(format!("get-scattered/{count}"), |b| {
+                b.iter(|| {
+                    let keys = world.scattered_keys(pool, count);
+                    world.get(pool, &keys, PageResult::Hit);
+                });
+            });
+            group.bench_function(format!("get-miss/{count}"), |b| {
+                b.iter(|| {
+                    let keys = world.fresh_keys(pool, count);
+                    world.get(pool, &keys, PageResult::Miss);
+                });
+            });
+        }
+        group.finish();
+    }
+    let mut world = World::filled(EPHEMERAL, 1_200_000);
+    let mut group = criterion.benchmark_group("full");
+    for count in [1, 32] {
+        group.throughput(Throughput::Elements(count));
+        group.bench_function(format!("put-evicting/{count}"), |b| {
+            b.iter(|| {
+                let keys = world.fresh_keys(EPHEMERAL, count);
+                world.put(EPHEMERAL, &keys);
+            });
+        });
+    }
+    group.finish();
+}
+
+fn main() {
+    let mut criterion = CpuTime::criterion();
+    benches(&mut criterion);
+    criterion.final_summary();
+}
