@@ -12,7 +12,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::{
     device::Limits,
-    store::{Faults, MIN_CAPACITY},
+    store::{Compression, Faults, MIN_CAPACITY},
 };
 
 /// Keeps pages for KVM guests: the host side of virtio-tmem.
@@ -32,6 +32,10 @@ pub struct Args {
     /// Memory that all pages together may take, metadata included, such as 512MiB or 4GiB.
     #[arg(short, long, value_name = "SIZE")]
     pub capacity: String,
+
+    /// How pages are compressed.
+    #[arg(long, value_name = "METHOD", value_enum, default_value_t)]
+    pub compression: Compression,
 
     /// Socket that tmemctl connects to.
     #[arg(long, value_name = "PATH")]
@@ -73,6 +77,8 @@ pub struct Config {
     pub guests: Vec<GuestConfig>,
     /// The capacity in bytes.
     pub capacity: u64,
+    /// How pages are compressed.
+    pub compression: Compression,
     /// The operator's socket.
     pub control_path: Option<PathBuf>,
     /// What drivers may ask for.
@@ -151,6 +157,7 @@ impl Args {
         }
         Ok(Config {
             capacity,
+            compression: self.compression,
             control_path: self.control_path.clone(),
             limits: Limits::new(self.data_queues),
             faults: Faults {
@@ -312,6 +319,7 @@ mod tests {
             ["--fault-refuse-percent", "101"],
             ["--fault-forget-percent", "-1"],
             ["--log-level", "loud"],
+            ["--compression", "lzo"],
         ];
         for [option, value] in bad {
             let args = ["vhost-device-tmem", "-s", "a", "-c", "1G", option, value];

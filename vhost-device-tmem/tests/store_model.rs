@@ -2,11 +2,15 @@
 
 //! The store against a map: whatever guests do, what they get is what they put.
 
+mod pages;
+
 use std::collections::BTreeMap;
 
+use pages::contents;
 use proptest::prelude::*;
 use vhost_device_tmem::store::{
-    Faults, Guest, PageBytes, PageSink, PageSource, PoolError, PoolKind, Store, PAGE_SIZE,
+    Compression, Faults, Guest, PageBytes, PageSink, PageSource, PoolError, PoolKind, Store,
+    PAGE_SIZE,
 };
 use virtio_tmem_abi::{Key, ObjectId, PageResult, Range};
 
@@ -35,13 +39,6 @@ fn key(object: u64, index: u64, version: u64) -> Key {
     }
 }
 
-/// Every eight bytes of a page say what it is.
-fn fill(page: &mut PageBytes, stamp: u64) {
-    for word in page.chunks_exact_mut(8) {
-        word.copy_from_slice(&stamp.to_le_bytes());
-    }
-}
-
 struct Stamps {
     stamps: Vec<u64>,
     /// The page at which copying fails half-way, if any.
@@ -50,7 +47,7 @@ struct Stamps {
 
 impl PageSource for Stamps {
     fn read_page(&mut self, n: usize, frame: &mut PageBytes) -> bool {
-        fill(frame, self.stamps[n]);
+        *frame = contents(self.stamps[n]);
         if self.broken == Some(n) {
             frame[PAGE_SIZE / 2..].fill(0xee);
             return false;
@@ -61,7 +58,7 @@ impl PageSource for Stamps {
 
 #[derive(Default)]
 struct Seen {
-    pages: BTreeMap<usize, u64>,
+    pages: BTreeMap<usize, Box<PageBytes>>,
     broken: Option<usize>,
 }
 
@@ -70,11 +67,7 @@ impl PageSink for Seen {
         if self.broken == Some(n) {
             return false;
         }
-        let stamp: [u8; 8] = page[..8].try_into().unwrap();
-        let mut expected = [0; PAGE_SIZE];
-        fill(&mut expected, u64::from_le_bytes(stamp));
-        assert!(*page == expected, "the page is mixed");
-        self.pages.insert(n, u64::from_le_bytes(stamp));
+        self.pages.insert(n, Box::new(*page));
         true
     }
 }
@@ -125,8 +118,8 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
-        let store = Store::new(CAPACITY, Faults::default()).unwrap();
+    fn new(compression: Compression) -> Self {
+        let store = Store::new(CAPACITY, compression, Faults::default()).unwrap();
         let mut world = Self {
             guests: (0..GUESTS).map(|_| store.add_guest()).collect(),
             store,
@@ -224,8 +217,11 @@ impl World {
             let expected = stored.filter(|(stored, _)| stored == version);
             match result {
                 PageResult::Hit => {
-                    let seen = sink.pages[&n];
-                    assert_eq!(expected.map(|(_, stamp)| stamp), Some(seen));
+                    let (_, stamp) = expected.expect("a page that was not put");
+                    assert!(
+                        *sink.pages[&n] == contents(stamp),
+                        "another page than {stamp}"
+                    );
                     if take {
                         // R3
                         self.model.remove(&place);
@@ -340,17 +336,42 @@ impl World {
         }
     }
 
+    /// Pages that no compression makes smaller are stored, as many as there are credits.
+    fn credits_are_kept(&self) {
+        let credits = u64::from(self.store.credits().persistent);
+        for n in 0..credits {
+            let mut result = [PageResult::Absent];
+            let mut source = pages::Stamped(pages::random_page(n));
+            self.store
+                .put(
+                    &self.guests[0],
+                    0,
+                    &[key(100, n, 0)],
+                    &mut source,
+                    &mut result,
+                )
+                .unwrap();
+            assert_eq!(result, [PageResult::Stored], "page {n} of {credits}");
+        }
+    }
+
     /// What the store says of itself is true.
     fn check(&self) {
         let report = self.store.report();
-        assert!(report.used_bytes <= report.capacity_bytes);
-        assert!(report.used_pages <= report.capacity_pages);
+        assert!(report.used_bytes <= report.resident_bytes);
+        assert!(report.resident_bytes <= report.capacity_bytes);
         let (mut pages, mut ephemeral, mut objects, mut bytes) = (0, 0, 0, 0);
+        let (mut same, mut raw, mut compressed, mut packed, mut slots) = (0, 0, 0, 0, 0);
         for (n, guest) in self.guests.iter().enumerate() {
             for pool in self.store.pools(guest) {
                 pages += pool.pages;
                 objects += pool.objects;
                 bytes += pool.bytes;
+                same += pool.contents.same_filled_pages;
+                raw += pool.contents.raw_pages;
+                compressed += pool.contents.compressed_pages;
+                packed += pool.contents.compressed_bytes;
+                slots += pool.contents.slot_bytes;
                 let model = self
                     .model
                     .keys()
@@ -370,21 +391,45 @@ impl World {
         assert_eq!((pages, objects), (report.used_pages, report.objects));
         assert_eq!(ephemeral, report.ephemeral_pages);
         assert_eq!(bytes, report.used_bytes);
-        let room = report.capacity_pages - (pages - ephemeral);
+        let total = report.contents;
+        assert_eq!(same, total.same_filled_pages);
+        assert_eq!((raw, compressed), (total.raw_pages, total.compressed_pages));
+        assert_eq!((packed, slots), (total.compressed_bytes, total.slot_bytes));
+        assert_eq!(same + raw + compressed, pages);
+        assert!(packed + raw * PAGE_SIZE as u64 <= slots);
         let credits = u64::from(self.store.credits().persistent);
-        assert!(credits <= room && room - credits <= 64);
+        if report.compression == Compression::None {
+            assert_eq!(raw, pages);
+            let room = report.capacity_pages - (pages - ephemeral);
+            assert!(credits <= room && room - credits <= 64);
+        }
     }
+}
+
+fn run(compression: Compression, ops: &[(usize, usize, Op)]) {
+    let mut world = World::new(compression);
+    for (guest, pool, op) in ops {
+        world.apply(*guest, *pool, op);
+        world.check();
+    }
+    world.credits_are_kept();
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn the_store_is_a_map_that_may_forget_what_is_ephemeral(ops in ops()) {
-        let mut world = World::new();
-        for (guest, pool, op) in &ops {
-            world.apply(*guest, *pool, op);
-            world.check();
-        }
+    fn a_store_is_a_map_that_may_forget_what_is_ephemeral(ops in ops()) {
+        run(Compression::None, &ops);
+    }
+
+    #[test]
+    fn so_is_one_that_compresses_by_lz4(ops in ops()) {
+        run(Compression::Lz4, &ops);
+    }
+
+    #[test]
+    fn so_is_one_that_compresses_by_zstd(ops in ops()) {
+        run(Compression::Zstd, &ops);
     }
 }

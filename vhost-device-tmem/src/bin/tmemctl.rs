@@ -13,7 +13,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use vhost_device_tmem::{
     control::{Client, ClientError, Stat},
-    store::PoolKind,
+    store::{Compression, Contents, PoolKind},
 };
 
 /// Talks to vhost-device-tmem.
@@ -88,7 +88,8 @@ fn run(args: &Args) -> Result<(), Failure> {
 
 fn table(stat: &Stat) -> String {
     let mut text = format!(
-        "capacity {} MiB, used {} MiB; {} of {} pages, {} of them ephemeral; {} evictions\n",
+        "capacity {} MiB, used {} MiB; {} pages ({} without compression), {} of them ephemeral; \
+         {} evictions\n",
         stat.capacity_bytes >> 20,
         stat.used_bytes >> 20,
         stat.used_pages,
@@ -96,6 +97,10 @@ fn table(stat: &Stat) -> String {
         stat.ephemeral_pages,
         stat.evictions
     );
+    let compressed = stat.compression != Compression::None;
+    if compressed {
+        text += &contents(&stat.contents);
+    }
     for guest in &stat.guests {
         let state = match (guest.connected, guest.epoch) {
             (true, _) => "connected",
@@ -135,7 +140,27 @@ fn table(stat: &Stat) -> String {
                 c.pages_flushed,
                 c.pages_evicted
             );
+            if compressed {
+                text += "    ";
+                text += &contents(&pool.contents);
+            }
         }
     }
     text
+}
+
+fn contents(contents: &Contents) -> String {
+    let ratio = match contents.ratio() {
+        Some(ratio) => format!("{ratio:.2}"),
+        None => "–".to_owned(),
+    };
+    format!(
+        "compressed: {} pages to {} KiB, {} same-filled, {} incompressible; {ratio} times as much \
+         as the {} KiB that they take\n",
+        contents.compressed_pages,
+        contents.compressed_bytes >> 10,
+        contents.same_filled_pages,
+        contents.raw_pages,
+        contents.slot_bytes >> 10
+    )
 }

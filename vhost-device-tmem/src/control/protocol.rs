@@ -10,7 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::PoolReport;
+use crate::store::{Compression, Contents, PoolReport};
 
 /// The version of requests and replies.
 pub const VERSION: u32 = 1;
@@ -58,9 +58,13 @@ pub struct Stat {
     pub version: u32,
     /// The most memory that the store takes, in bytes.
     pub capacity_bytes: u64,
-    /// What it takes now, in bytes, with what it needs to find the pages.
+    /// How it compresses pages.
+    pub compression: Compression,
+    /// What its pages take now, in bytes, with what it needs to find them.
     pub used_bytes: u64,
-    /// Pages that it could hold.
+    /// What it takes now, in bytes, with what is free but was not given back.
+    pub resident_bytes: u64,
+    /// Pages that it could hold as they are, without compression.
     pub capacity_pages: u64,
     /// Pages that it holds.
     pub used_pages: u64,
@@ -68,6 +72,9 @@ pub struct Stat {
     pub ephemeral_pages: u64,
     /// Objects that the pages belong to.
     pub objects: u64,
+    /// What the pages consist of.
+    #[serde(flatten)]
+    pub contents: Contents,
     /// Pages that it forgot by itself.
     pub evictions: u64,
     /// The guests, in the order of the command line.

@@ -15,11 +15,14 @@ pub(super) fn stat<'s>(store: &Store, slots: impl IntoIterator<Item = &'s Slot>)
     Stat {
         version: VERSION,
         capacity_bytes: report.capacity_bytes,
+        compression: report.compression,
         used_bytes: report.used_bytes,
+        resident_bytes: report.resident_bytes,
         capacity_pages: report.capacity_pages,
         used_pages: report.used_pages,
         ephemeral_pages: report.ephemeral_pages,
         objects: report.objects,
+        contents: report.contents,
         evictions: report.evictions,
         guests: slots.into_iter().map(guest).collect(),
     }

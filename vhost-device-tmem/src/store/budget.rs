@@ -1,111 +1,239 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! How the capacity is divided between pages and what is needed to find them.
+//! How the capacity is divided between contents of pages and what is needed to find them.
 
 use super::{
-    frames::FRAME_OVERHEAD,
-    index::{Object, Page, BUCKET_OVERHEAD},
-    PAGE_SIZE,
+    classes::{ClassId, CLASSES},
+    index::{Object, Page},
+    slots::SPAN_OVERHEAD,
+    spans::SPAN_SIZE,
+    Compression, PAGE_SIZE,
 };
 
-/// What it takes to find the page in a frame, in bytes, without its object.
-const PER_FRAME: usize = FRAME_OVERHEAD + BUCKET_OVERHEAD + size_of::<Page>();
+/// Entries by which the share of pages, and that of objects, grow and shrink. So many of either
+/// are whole pages of memory.
+pub(super) const STEP: usize = 1024;
 
-const _: () = assert!(PER_FRAME <= 64 && size_of::<Object>() <= 64);
+/// A bucket, and the bits that say which entries are free, for each 64 entries.
+const PER_64_ENTRIES: usize = 64 * size_of::<u32>() + 8 + 1;
 
-/// Objects by which their share grows.
-const OBJECT_STEP: usize = 1024;
+/// What [`STEP`] pages need to be found, without their objects.
+const PAGE_STEP: usize = STEP * size_of::<Page>() + STEP / 64 * PER_64_ENTRIES;
 
-/// The division of the capacity. What every frame needs besides its page is set aside at once, as
-/// the memory that it takes never goes back. The share of the objects only grows, and the frames
-/// have what it leaves.
+/// What [`STEP`] objects need.
+const OBJECT_STEP: usize = STEP * size_of::<Object>() + STEP * size_of::<u32>();
+
+const _: () = assert!(STEP * size_of::<Page>() % PAGE_SIZE == 0);
+const _: () = assert!(STEP * size_of::<Object>() % PAGE_SIZE == 0);
+
+/// Slots of a span for pages as they are.
+const RAW_SLOTS: usize = SPAN_SIZE / PAGE_SIZE;
+
+// What a page takes besides its contents, where it is stored as it is.
+const _: () = assert!(PAGE_STEP.div_ceil(STEP) + SPAN_OVERHEAD.div_ceil(RAW_SLOTS) <= 64);
+const _: () = assert!(OBJECT_STEP / STEP <= 64);
+
+/// What every page at least takes of the capacity, as far as the tables can ever be of use.
+/// Address space is reserved for so many.
+const LEAST_PER_PAGE: usize = 256;
+
+/// The division of the capacity. What spans need besides their memory is set aside at once. The
+/// shares of pages and objects are their entries; the spans have what these leave.
 ///
 /// # Invariants
 ///
-/// `max_frames · PER_FRAME + objects · |Object| + frame_limit() · PAGE_SIZE ≤ capacity`.
+/// The metadata and `span_limit()` spans are not more than the capacity.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Budget {
     capacity: usize,
-    max_frames: usize,
+    max_spans: usize,
+    max_pages: usize,
+    /// Steps of entries for pages, now and at most so far: buckets stay.
+    pages: usize,
+    pages_peak: usize,
     objects: usize,
+    elastic: bool,
 }
 
 impl Budget {
-    /// Divides `capacity` bytes.
-    pub(super) fn new(capacity: usize) -> Self {
-        Self {
+    /// Divides `capacity` bytes. Where all pages take the same room, the share of the pages is
+    /// fixed.
+    pub(super) fn new(capacity: usize, compression: Compression) -> Self {
+        let elastic = compression != Compression::None;
+        let span = SPAN_SIZE + SPAN_OVERHEAD;
+        let (max_spans, max_pages) = if elastic {
+            (capacity / span, capacity / LEAST_PER_PAGE)
+        } else {
+            let spans = capacity / (span + RAW_SLOTS * PAGE_STEP.div_ceil(STEP));
+            (spans, spans * RAW_SLOTS)
+        };
+        let max_pages = max_pages.min(u32::MAX as usize - STEP);
+        let mut this = Self {
             capacity,
-            max_frames: (capacity / (PAGE_SIZE + PER_FRAME)).min(u32::MAX as usize - 1),
+            max_spans: max_spans.min(u32::MAX as usize - 1),
+            max_pages,
+            pages: 0,
+            pages_peak: 0,
             objects: 0,
+            elastic,
+        };
+        if !elastic {
+            this.pages = max_pages;
+            this.pages_peak = max_pages;
         }
+        this
     }
 
-    /// Returns the most frames there can ever be.
-    pub(super) fn max_frames(&self) -> usize {
-        self.max_frames
+    /// Returns the most spans there can ever be.
+    pub(super) fn max_spans(&self) -> usize {
+        self.max_spans
     }
 
-    /// Returns the most frames that may take memory now.
-    pub(super) fn frame_limit(&self) -> usize {
-        let taken = self.max_frames * PER_FRAME + self.objects * size_of::<Object>();
-        (self.capacity.saturating_sub(taken) / PAGE_SIZE).min(self.max_frames)
+    /// Returns the most pages there can ever be.
+    pub(super) fn max_pages(&self) -> usize {
+        self.max_pages
     }
 
-    /// Returns the most objects that may be in use now.
-    pub(super) fn objects(&self) -> usize {
-        self.objects
+    /// Returns the most spans that may take memory now.
+    pub(super) fn span_limit(&self) -> usize {
+        let left = self.capacity.saturating_sub(self.metadata());
+        (left / SPAN_SIZE).min(self.max_spans)
     }
 
-    /// Returns the division with room for more objects, [`None`] if there is an object for every
-    /// frame.
+    /// Returns the bytes that are not for contents.
+    pub(super) fn metadata(&self) -> usize {
+        self.max_spans * SPAN_OVERHEAD
+            + self.pages * size_of::<Page>()
+            + self.pages_peak.div_ceil(64) * PER_64_ENTRIES
+            + self.objects * OBJECT_STEP / STEP
+    }
+
+    /// Returns the most pages and the most objects that may be in use now.
+    pub(super) fn entries(&self) -> (usize, usize) {
+        (self.pages, self.objects)
+    }
+
+    /// Returns the division with room for more pages, [`None`] if there is none.
+    pub(super) fn grow_pages(&self) -> Option<Self> {
+        let pages = (self.pages + STEP).min(self.max_pages);
+        (pages > self.pages).then_some(Self {
+            pages,
+            pages_peak: self.pages_peak.max(pages),
+            ..*self
+        })
+    }
+
+    /// Returns whether the share of the pages changes.
+    pub(super) fn is_elastic(&self) -> bool {
+        self.elastic
+    }
+
+    /// Returns the division with room for fewer pages by a step, [`None`] if it is fixed.
+    pub(super) fn shrink_pages(&self) -> Option<Self> {
+        // All steps but the last are whole ones.
+        let pages = self.pages.saturating_sub(1) / STEP * STEP;
+        (self.elastic && self.pages > 0).then_some(Self { pages, ..*self })
+    }
+
+    /// Returns the division with room for more objects, [`None`] if there can be one for every
+    /// page.
     pub(super) fn grow_objects(&self) -> Option<Self> {
-        let objects = (self.objects + OBJECT_STEP).min(self.max_frames);
+        let objects = (self.objects + STEP).min(self.max_pages);
         (objects > self.objects).then_some(Self { objects, ..*self })
     }
 
-    /// Returns the frames by which the credits stay below the truth, for what is on its way.
-    pub(super) fn reserve_frames(&self) -> usize {
-        (self.max_frames / 64).min(64)
+    /// Returns how many more pages could be stored as they are, where `room` of them would find a
+    /// slot, and `vacant` an entry.
+    pub(super) fn credits(&self, room: usize, vacant: usize) -> usize {
+        if room <= vacant {
+            return room;
+        }
+        // What is to be found takes of the room.
+        let steps = (room - vacant).div_ceil(STEP);
+        let spans = (steps * PAGE_STEP).div_ceil(SPAN_SIZE);
+        let growth = steps * STEP;
+        (room.saturating_sub(spans * RAW_SLOTS))
+            .min(vacant + growth)
+            .min(vacant + (self.max_pages - self.pages))
+            .max(vacant.min(room))
+    }
+
+    /// Returns the pages by which the credits stay below the truth, for what is on its way.
+    pub(super) fn reserve_pages(&self) -> usize {
+        (self.max_spans * RAW_SLOTS / 64).min(64)
+    }
+
+    /// Returns how many pages there is room for as they are.
+    pub(super) fn raw_pages(&self) -> usize {
+        self.credits(self.span_limit() * RAW_SLOTS, self.pages)
     }
 
     /// Returns the capacity in bytes.
     pub(super) fn capacity(&self) -> usize {
         self.capacity
     }
+}
 
-    /// Returns the bytes that pages and objects take.
-    pub(super) fn bytes_of(&self, pages: u64, objects: u64) -> u64 {
-        pages * (PAGE_SIZE + PER_FRAME) as u64 + objects * size_of::<Object>() as u64
-    }
+/// Returns the bytes that pages and objects take, without the contents of pages.
+pub(super) fn entry_bytes(pages: u64, objects: u64) -> u64 {
+    pages * (PAGE_STEP / STEP) as u64 + objects * (OBJECT_STEP / STEP) as u64
+}
+
+/// Returns the bytes that a slot takes.
+pub(super) fn slot_bytes(class: ClassId) -> u64 {
+    let class = CLASSES[usize::from(class)];
+    u64::from(class.size) + SPAN_OVERHEAD as u64 / u64::from(class.slots)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const ALL: [Compression; 3] = [Compression::None, Compression::Lz4, Compression::Zstd];
+
     #[test]
     fn a_full_store_stays_within_its_capacity() {
-        for capacity in [5000, 1 << 20, (1 << 30) + 12345] {
-            let mut budget = Budget::new(capacity);
-            loop {
-                let meta = budget.max_frames * PER_FRAME + budget.objects * size_of::<Object>();
-                assert!(
-                    meta + budget.frame_limit() * PAGE_SIZE <= capacity,
-                    "{budget:?}"
-                );
-                match budget.grow_objects() {
-                    Some(grown) => budget = grown,
-                    None => break,
+        for capacity in [100_000, 1 << 20, (1 << 30) + 12345] {
+            for compression in ALL {
+                let mut budget = Budget::new(capacity, compression);
+                loop {
+                    let contents = budget.span_limit() * SPAN_SIZE;
+                    assert!(contents + budget.metadata() <= capacity.max(budget.metadata()));
+                    match budget.grow_objects().or_else(|| budget.grow_pages()) {
+                        Some(grown) => budget = grown,
+                        None => break,
+                    }
                 }
+                // Each page may have an object of its own.
+                assert_eq!(budget.entries().0, budget.entries().1);
             }
-            // Each page may have an object of its own.
-            assert!(budget.objects() >= budget.frame_limit());
         }
     }
 
     #[test]
     fn less_than_two_percent_is_lost_to_metadata() {
-        let budget = Budget::new(1 << 30);
-        assert!(budget.frame_limit() > (1 << 30) / PAGE_SIZE * 98 / 100);
+        for compression in ALL {
+            let budget = Budget::new(1 << 30, compression);
+            assert!(budget.raw_pages() > (1 << 30) / PAGE_SIZE * 98 / 100);
+        }
+    }
+
+    #[test]
+    fn a_share_shrinks_to_whole_steps() {
+        let mut budget = Budget::new(1_100_000, Compression::Lz4);
+        while let Some(grown) = budget.grow_pages() {
+            budget = grown;
+        }
+        assert_eq!(budget.entries().0, 4296);
+        let peak = budget.metadata();
+        for pages in [4096, 3072, 2048, 1024, 0] {
+            budget = budget.shrink_pages().unwrap();
+            assert_eq!(budget.entries().0, pages);
+        }
+        assert!(budget.shrink_pages().is_none());
+        assert!(budget.metadata() < peak);
+        assert!(Budget::new(1 << 20, Compression::None)
+            .shrink_pages()
+            .is_none());
     }
 }

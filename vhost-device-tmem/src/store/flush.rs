@@ -8,7 +8,7 @@ use virtio_tmem_abi::{Key, ObjectId, PageResult, Range};
 
 use super::{
     guest::Guest,
-    id::{FrameId, ObjectSlot},
+    id::{ObjectSlot, PageId},
     inner::{Cause, Inner, PoolSlot},
     PoolError, Store, BATCH,
 };
@@ -42,7 +42,7 @@ impl Store {
             for (key, result) in keys.iter().zip(results) {
                 *result = flushed(inner.flush_page(slot, key));
             }
-            much |= inner.frames.can_drain();
+            much |= inner.much_to_release();
         }
         self.after_free(much);
         Ok(())
@@ -189,8 +189,8 @@ impl Store {
 impl Inner {
     fn flush_page(&mut self, slot: PoolSlot, key: &Key) -> bool {
         match self.find(slot, &key.object, key.index.get()) {
-            Some(frame) if self.index.pages[frame.index()].version == key.version.get() => {
-                self.forget(frame, Cause::Flushed);
+            Some(id) if self.index.pages[id.index()].version.get() == key.version.get() => {
+                self.forget(id, Cause::Flushed);
                 true
             }
             _ => false,
@@ -199,8 +199,8 @@ impl Inner {
 
     fn flush_index(&mut self, slot: PoolSlot, object: &ObjectId, index: u64) -> bool {
         let found = self.find(slot, object, index);
-        if let Some(frame) = found {
-            self.forget(frame, Cause::Flushed);
+        if let Some(id) = found {
+            self.forget(id, Cause::Flushed);
         }
         found.is_some()
     }
@@ -208,23 +208,23 @@ impl Inner {
     /// Looks at the first page of an object, and returns whether it was forgotten; if not, it is
     /// the last page now.
     fn walk_step(&mut self, object: ObjectSlot, first: u64, last: u64) -> bool {
-        let Some(frame) = FrameId::from_link(self.index.objects[object.index()].first) else {
+        let Some(id) = PageId::from_link(self.index.objects[object.index()].first) else {
             return false;
         };
-        if (first..=last).contains(&self.index.pages[frame.index()].index) {
-            self.forget(frame, Cause::Flushed);
+        if (first..=last).contains(&self.index.pages[id.index()].index.get()) {
+            self.forget(id, Cause::Flushed);
             return true;
         }
-        self.index.rotate(frame, object);
+        self.index.rotate(id, object);
         false
     }
 
     /// Forgets the first page of the first object of a pool; false if there is none.
     fn flush_first_of_pool(&mut self, slot: PoolSlot) -> bool {
         let first = ObjectSlot::from_link(self.pool(slot).first)
-            .and_then(|object| FrameId::from_link(self.index.objects[object.index()].first));
-        if let Some(frame) = first {
-            self.forget(frame, Cause::Flushed);
+            .and_then(|object| PageId::from_link(self.index.objects[object.index()].first));
+        if let Some(id) = first {
+            self.forget(id, Cause::Flushed);
         }
         first.is_some()
     }

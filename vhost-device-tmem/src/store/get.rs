@@ -5,8 +5,10 @@
 use virtio_tmem_abi::{Key, PageResult};
 
 use super::{
-    id::FrameId,
-    index::PageState,
+    classes::RAW,
+    codec::Workspace,
+    id::PageId,
+    index::{Body, PageState},
     inner::{Cause, Inner},
     Guest, PageBytes, PoolError, PoolKind, Store, BATCH,
 };
@@ -43,14 +45,13 @@ impl Store {
         let (mut any, mut much) = (false, false);
         let batches = keys.chunks(BATCH).zip(results.chunks_mut(BATCH));
         for (first, (keys, results)) in (0..).step_by(BATCH).zip(batches) {
-            let mut frames = [None; BATCH];
-            let frames = &mut frames[..keys.len()];
-            self.lock().pin_batch(guest, number, take, keys, frames);
-            for (n, (frame, result)) in frames.iter().zip(&mut *results).enumerate() {
-                let copied = frame.is_some_and(|frame| {
+            let mut pages = [None; BATCH];
+            let pages = &mut pages[..keys.len()];
+            self.lock().pin_batch(guest, number, take, keys, pages);
+            for (n, (page, result)) in pages.iter().zip(&mut *results).enumerate() {
+                let copied = page.is_some_and(|(_, body)| {
                     // SAFETY: It was pinned when a key led to it.
-                    let page = unsafe { self.arena.read(frame) };
-                    sink.write_page(first + n, page)
+                    unsafe { self.copy_out(body, |page| sink.write_page(first + n, page)) }
                 });
                 *result = if copied {
                     PageResult::Hit
@@ -59,17 +60,47 @@ impl Store {
                 };
             }
             let mut inner = self.lock();
-            let used = inner.frames.used();
-            inner.unpin_batch(take, frames, results);
-            any |= inner.frames.used() < used;
-            much |= inner.frames.can_drain();
+            let used = inner.index.used_pages();
+            inner.unpin_batch(take, pages, results);
+            any |= inner.index.used_pages() < used;
+            much |= inner.much_to_release();
         }
         if any {
             self.after_free(much);
         }
         Ok(())
     }
+
+    /// Lends a page to `write`, and returns whether that was successful.
+    ///
+    /// # Safety
+    ///
+    /// The page is pinned, and this was its body when it was.
+    unsafe fn copy_out(&self, body: Body, write: impl FnOnce(&PageBytes) -> bool) -> bool {
+        match body {
+            Body::Nothing => false,
+            Body::Same(word) => Workspace::with(|space| write(space.repeat(word))),
+            Body::Slot { slot, .. } if slot.class() == RAW => {
+                // SAFETY: The caller pinned it.
+                write(unsafe { self.arena.read_page(slot) })
+            }
+            Body::Slot { slot, len } => {
+                // SAFETY: The caller pinned it.
+                let packed = unsafe { self.arena.read(slot, len.into()) };
+                Workspace::with(|space| {
+                    let page = space.decode(self.compression, packed);
+                    if page.is_none() {
+                        tracing::error!("a stored page cannot be decompressed: memory is damaged");
+                    }
+                    page.is_some_and(write)
+                })
+            }
+        }
+    }
 }
+
+/// A page that is pinned, and what it consisted of then.
+type Pinned = (PageId, Body);
 
 impl Inner {
     fn pin_batch(
@@ -78,19 +109,19 @@ impl Inner {
         number: u32,
         take: bool,
         keys: &[Key],
-        frames: &mut [Option<FrameId>],
+        pages: &mut [Option<Pinned>],
     ) {
         let Some(slot) = self.pool_slot(guest.id, number) else {
             return;
         };
         let ephemeral = self.pool(slot).kind == PoolKind::Ephemeral;
         let mut hits = 0;
-        for (key, pinned) in keys.iter().zip(frames) {
-            let Some(frame) = self.find(slot, &key.object, key.index.get()) else {
+        for (key, pinned) in keys.iter().zip(pages) {
+            let Some(id) = self.find(slot, &key.object, key.index.get()) else {
                 continue;
             };
-            let page = &mut self.index.pages[frame.index()];
-            if page.version != key.version.get() || page.state != PageState::Linked {
+            let page = &mut self.index.pages[id.index()];
+            if page.version.get() != key.version.get() || page.state != PageState::Linked {
                 continue;
             }
             if take {
@@ -98,13 +129,13 @@ impl Inner {
             }
             if ephemeral {
                 if self.roll_forget() {
-                    self.forget(frame, Cause::Evicted);
+                    self.forget(id, Cause::Evicted);
                     continue;
                 }
-                self.lru.touch(&mut self.index.pages, frame);
+                self.lru.touch(&mut self.index.pages, id);
             }
-            self.pin(frame);
-            *pinned = Some(frame);
+            self.pin(id);
+            *pinned = Some((id, self.index.pages[id.index()].body()));
             hits += 1;
         }
         let counters = &mut self.pool_mut(slot).counters;
@@ -112,17 +143,17 @@ impl Inner {
         counters.gets_hit += hits;
     }
 
-    fn unpin_batch(&mut self, take: bool, frames: &[Option<FrameId>], results: &[PageResult]) {
-        for (frame, result) in frames.iter().zip(results) {
-            let Some(frame) = *frame else { continue };
-            if take && self.index.pages[frame.index()].state == PageState::Taking {
+    fn unpin_batch(&mut self, take: bool, pages: &[Option<Pinned>], results: &[PageResult]) {
+        for (page, result) in pages.iter().zip(results) {
+            let Some((id, _)) = *page else { continue };
+            if take && self.index.pages[id.index()].state == PageState::Taking {
                 if *result == PageResult::Hit {
-                    self.forget(frame, Cause::Taken);
+                    self.forget(id, Cause::Taken);
                 } else {
-                    self.index.pages[frame.index()].state = PageState::Linked;
+                    self.index.pages[id.index()].state = PageState::Linked;
                 }
             }
-            self.unpin(frame);
+            self.unpin(id);
         }
     }
 }

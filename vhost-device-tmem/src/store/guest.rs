@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{
     inner::{Inner, PoolSlot},
+    pool::Contents,
     PoolKind, PoolReport, Store,
 };
 
@@ -68,6 +69,7 @@ impl Store {
             }
             if self.destroy_pool(guest, pool.pool).is_ok() {
                 (pool.pages, pool.objects, pool.bytes) = (0, 0, 0);
+                pool.contents = Contents::default();
                 dropped.pools.push(pool);
             }
         }

@@ -41,10 +41,14 @@ macro_rules! table_id {
 pub(super) type Link = Option<NonZeroU32>;
 
 table_id! {
-    /// A page frame, and the entry that describes what it holds.
-    FrameId
+    /// The entry that describes a page.
+    PageId
 }
 table_id! {
     /// An object that has at least one page.
     ObjectSlot
+}
+table_id! {
+    /// A span of memory, cut into slots of one size.
+    SpanId
 }

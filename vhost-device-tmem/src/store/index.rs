@@ -8,20 +8,24 @@ use std::{
 };
 
 use virtio_tmem_abi::ObjectId;
-use zerocopy::FromZeros;
+use zerocopy::{little_endian::U64, FromZeros};
 
 use super::{
-    id::{FrameId, Link, ObjectSlot},
+    buckets::Buckets,
+    budget::STEP,
+    id::{Link, ObjectSlot, PageId},
     mapping::Table,
+    slots::Slot,
+    vacancies::Vacancies,
 };
 
-/// What a page frame is doing.
+/// What a page's entry and its slot are doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromZeros)]
 #[repr(u8)]
 pub(super) enum PageState {
-    /// It is free, or a put is copying into it: no key leads here.
+    /// It is free, or a put is copying into its slot: no key leads here.
     Unlinked = 0,
-    /// It holds a page that a key leads to.
+    /// A key leads here.
     Linked = 1,
     /// As `Linked`, but a get is taking it: a key leads here, and finds nothing.
     Taking = 2,
@@ -29,22 +33,67 @@ pub(super) enum PageState {
     Orphan = 3,
 }
 
-/// The entry of one page frame.
+/// What a page consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Body {
+    /// Nothing: no page is here.
+    Nothing,
+    /// The same word, again and again.
+    Same(u64),
+    /// The first `len` bytes of a slot: the page as it is, or compressed.
+    Slot { slot: Slot, len: u16 },
+}
+
+/// Which [`Body`] a page has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromZeros)]
+#[repr(u8)]
+enum Form {
+    Nothing = 0,
+    Same = 1,
+    Slot = 2,
+}
+
+/// The entry of one page.
 #[derive(Clone, Copy, Debug, FromZeros)]
 #[repr(C)]
 pub(super) struct Page {
-    pub(super) index: u64,
-    pub(super) version: u64,
+    pub(super) index: U64,
+    pub(super) version: U64,
+    /// The word, or the slot.
+    body: U64,
     pub(super) object: Link,
     bucket_next: Link,
     pub(super) object_prev: Link,
     pub(super) object_next: Link,
     pub(super) lru_prev: Link,
     pub(super) lru_next: Link,
-    /// Gets that are copying from the frame.
-    pub(super) pins: u32,
+    /// Gets that are copying from the slot.
+    pub(super) pins: u16,
     pub(super) state: PageState,
-    pub(super) reserved: [u8; 3],
+    form: Form,
+}
+
+impl Page {
+    pub(super) fn body(&self) -> Body {
+        let body = self.body.get();
+        match self.form {
+            Form::Nothing => Body::Nothing,
+            Form::Same => Body::Same(body),
+            Form::Slot => Body::Slot {
+                slot: Slot::from_bits(body >> 16),
+                len: body as u16,
+            },
+        }
+    }
+
+    pub(super) fn set_body(&mut self, body: Body) {
+        let (form, body) = match body {
+            Body::Nothing => (Form::Nothing, 0),
+            Body::Same(word) => (Form::Same, word),
+            Body::Slot { slot, len } => (Form::Slot, slot.to_bits() << 16 | u64::from(len)),
+        };
+        (self.form, self.body) = (form, body.into());
+    }
 }
 
 /// One object that has pages.
@@ -63,12 +112,6 @@ pub(super) struct Object {
     pub(super) reserved: u32,
 }
 
-/// Pages for each object bucket.
-const PAGES_PER_OBJECT_BUCKET: usize = 2;
-
-/// What every frame takes up front in both bucket tables, in bytes.
-pub(super) const BUCKET_OVERHEAD: usize = size_of::<Link>() + size_of::<Link>() / 2;
-
 /// Both tables of entries, and the hash tables that lead to them. The hash is keyed by a secret,
 /// so that no guest can make the chains of another long.
 ///
@@ -82,44 +125,119 @@ pub(super) const BUCKET_OVERHEAD: usize = size_of::<Link>() + size_of::<Link>() 
 pub(super) struct Index {
     pub(super) pages: Table<Page>,
     pub(super) objects: Table<Object>,
-    page_buckets: Table<Link>,
-    object_buckets: Table<Link>,
-    page_bucket_count: usize,
-    object_bucket_count: usize,
+    vacancies: Vacancies,
+    page_buckets: Buckets,
+    object_buckets: Buckets,
     free_objects: Link,
     /// Object entries that were ever in use: their memory is taken.
     touched_objects: usize,
     used_objects: usize,
+    /// The most pages that there was ever room for, and so the number of buckets to come to.
+    pages_peak: usize,
     /// The object that was found last: the next key is often one of the same.
     recent: Option<ObjectSlot>,
     secret: RandomState,
 }
 
 impl Index {
-    /// Reserves tables for `frames` pages and as many objects.
+    /// Reserves tables for `max` pages and as many objects, with room for `pages` already.
     ///
     /// # Errors
     ///
     /// The operating system's, where it has no address space left.
-    pub(super) fn new(frames: usize) -> io::Result<Self> {
-        let object_bucket_count = frames.div_ceil(PAGES_PER_OBJECT_BUCKET).max(1);
-        let index = Self {
-            pages: Table::new(frames)?,
-            objects: Table::new(frames)?,
-            page_buckets: Table::new(frames.max(1))?,
-            object_buckets: Table::new(object_bucket_count)?,
-            page_bucket_count: frames.max(1),
-            object_bucket_count,
+    pub(super) fn new(max: usize, pages: usize) -> io::Result<Self> {
+        let max = max.max(1);
+        let mut index = Self {
+            pages: Table::new(max)?,
+            objects: Table::new(max)?,
+            vacancies: Vacancies::new(max)?,
+            page_buckets: Buckets::new(max, pages.max(1))?,
+            object_buckets: Buckets::new(max, 1)?,
             free_objects: None,
             touched_objects: 0,
             used_objects: 0,
+            pages_peak: pages,
             recent: None,
             secret: RandomState::new(),
         };
-        index.pages.prefer_huge_pages();
-        index.page_buckets.prefer_huge_pages();
-        index.object_buckets.prefer_huge_pages();
+        if pages == max {
+            index.pages.prefer_huge_pages();
+            index.page_buckets.prefer_huge_pages();
+        }
+        index.vacancies.grant(pages);
         Ok(index)
+    }
+
+    /// Returns how many entries of pages are in use.
+    pub(super) fn used_pages(&self) -> usize {
+        self.vacancies.granted() - self.vacancies.free()
+    }
+
+    /// Makes room for more pages.
+    pub(super) fn grow_pages(&mut self, count: usize) {
+        self.vacancies.grant(count);
+        self.pages_peak = self.pages_peak.max(self.vacancies.granted());
+    }
+
+    /// Makes room for fewer pages, and gives the memory back; false if there are pages.
+    pub(super) fn shrink_pages(&mut self, count: usize) -> bool {
+        if !self.vacancies.may_revoke(count) || !self.vacancies.revoke(count) {
+            return false;
+        }
+        self.pages.forget(self.vacancies.granted(), count);
+        true
+    }
+
+    /// Returns whether there is room for so many more pages that some of it is worth giving up.
+    pub(super) fn may_shrink_pages(&self) -> bool {
+        self.vacancies.may_revoke(2 * STEP)
+    }
+
+    /// Takes a free entry.
+    pub(super) fn take_page(&mut self) -> Option<PageId> {
+        let page = self.vacancies.take().map(PageId::from_index)?;
+        if self.page_buckets.count() < self.pages_peak {
+            self.add_page_bucket();
+        }
+        Some(page)
+    }
+
+    /// Gives an entry back that no key leads to.
+    pub(super) fn free_page(&mut self, page: PageId) {
+        self.vacancies.give(page.index());
+    }
+
+    fn add_page_bucket(&mut self) {
+        let bucket = self.page_buckets.grow();
+        let mut link = self.page_buckets.head(bucket);
+        self.page_buckets.set_head(bucket, None);
+        while let Some(page) = PageId::from_link(link) {
+            let Page {
+                object,
+                index,
+                bucket_next,
+                ..
+            } = self.pages[page.index()];
+            link = bucket_next;
+            if let Some(object) = ObjectSlot::from_link(object) {
+                let bucket = self.page_bucket(object, index.get());
+                self.pages[page.index()].bucket_next = self.page_buckets.head(bucket);
+                self.page_buckets.set_head(bucket, page.link());
+            }
+        }
+    }
+
+    fn add_object_bucket(&mut self) {
+        let bucket = self.object_buckets.grow();
+        let mut link = self.object_buckets.head(bucket);
+        self.object_buckets.set_head(bucket, None);
+        while let Some(slot) = ObjectSlot::from_link(link) {
+            let object = self.objects[slot.index()];
+            link = object.bucket_next;
+            let bucket = self.object_bucket(object.pool, &object.id);
+            self.objects[slot.index()].bucket_next = self.object_buckets.head(bucket);
+            self.object_buckets.set_head(bucket, slot.link());
+        }
     }
 
     /// Returns how many objects there are.
@@ -143,14 +261,14 @@ impl Index {
         for word in id.0 {
             hasher.write_u64(word.get());
         }
-        reduce(hasher.finish(), self.object_bucket_count)
+        self.object_buckets.of(hasher.finish())
     }
 
     fn page_bucket(&self, object: ObjectSlot, index: u64) -> usize {
         let mut hasher = self.secret.build_hasher();
         hasher.write_u64(index);
         hasher.write_u32(object.index() as u32);
-        reduce(hasher.finish(), self.page_bucket_count)
+        self.page_buckets.of(hasher.finish())
     }
 
     /// Finds an object of a pool.
@@ -162,7 +280,7 @@ impl Index {
                 return Some(slot);
             }
         }
-        let mut link = self.object_buckets[self.object_bucket(pool, id)];
+        let mut link = self.object_buckets.head(self.object_bucket(pool, id));
         while let Some(slot) = ObjectSlot::from_link(link) {
             let object = &self.objects[slot.index()];
             if object.pool == pool && object.id == *id {
@@ -185,6 +303,9 @@ impl Index {
             None => {
                 let slot = ObjectSlot::from_index(self.touched_objects);
                 self.touched_objects += 1;
+                if self.object_buckets.count() < self.touched_objects {
+                    self.add_object_bucket();
+                }
                 slot
             }
         };
@@ -194,14 +315,14 @@ impl Index {
             id,
             pool,
             pages: 0,
-            bucket_next: self.object_buckets[bucket],
+            bucket_next: self.object_buckets.head(bucket),
             first: None,
             last: None,
             pool_prev: None,
             pool_next: None,
             reserved: 0,
         };
-        self.object_buckets[bucket] = slot.link();
+        self.object_buckets.set_head(bucket, slot.link());
         slot
     }
 
@@ -210,9 +331,9 @@ impl Index {
         let object = self.objects[slot.index()];
         debug_assert_eq!(object.pages, 0);
         let bucket = self.object_bucket(object.pool, &object.id);
-        let mut at = ObjectSlot::from_link(self.object_buckets[bucket]);
+        let mut at = ObjectSlot::from_link(self.object_buckets.head(bucket));
         if at == Some(slot) {
-            self.object_buckets[bucket] = object.bucket_next;
+            self.object_buckets.set_head(bucket, object.bucket_next);
         }
         while let Some(here) = at.filter(|here| *here != slot) {
             let next = self.objects[here.index()].bucket_next;
@@ -228,71 +349,60 @@ impl Index {
     }
 
     /// Finds a page of an object, in whatever version.
-    pub(super) fn find_page(&self, object: ObjectSlot, index: u64) -> Option<FrameId> {
-        let mut link = self.page_buckets[self.page_bucket(object, index)];
-        while let Some(frame) = FrameId::from_link(link) {
-            let page = &self.pages[frame.index()];
-            if page.object == object.link() && page.index == index {
-                return Some(frame);
+    pub(super) fn find_page(&self, object: ObjectSlot, index: u64) -> Option<PageId> {
+        let mut link = self.page_buckets.head(self.page_bucket(object, index));
+        while let Some(id) = PageId::from_link(link) {
+            let page = &self.pages[id.index()];
+            if page.object == object.link() && page.index.get() == index {
+                return Some(id);
             }
             link = page.bucket_next;
         }
         None
     }
 
-    /// Makes a key lead to a frame, as the last page of its object.
-    pub(super) fn link_page(
-        &mut self,
-        frame: FrameId,
-        object: ObjectSlot,
-        index: u64,
-        version: u64,
-    ) {
+    /// Makes a key lead to a page whose body is there, as the last page of its object.
+    pub(super) fn link_page(&mut self, id: PageId, object: ObjectSlot, index: u64, version: u64) {
         let bucket = self.page_bucket(object, index);
         let last = self.objects[object.index()].last;
-        self.pages[frame.index()] = Page {
-            index,
-            version,
-            object: object.link(),
-            bucket_next: self.page_buckets[bucket],
-            object_prev: last,
-            object_next: None,
-            lru_prev: None,
-            lru_next: None,
-            pins: 0,
-            state: PageState::Linked,
-            reserved: [0; 3],
-        };
-        self.page_buckets[bucket] = frame.link();
-        match FrameId::from_link(last) {
-            Some(last) => self.pages[last.index()].object_next = frame.link(),
-            None => self.objects[object.index()].first = frame.link(),
+        let page = &mut self.pages[id.index()];
+        page.index = index.into();
+        page.version = version.into();
+        page.object = object.link();
+        page.bucket_next = self.page_buckets.head(bucket);
+        page.object_prev = last;
+        page.object_next = None;
+        page.state = PageState::Linked;
+        self.page_buckets.set_head(bucket, id.link());
+        match PageId::from_link(last) {
+            Some(last) => self.pages[last.index()].object_next = id.link(),
+            None => self.objects[object.index()].first = id.link(),
         }
         let object = &mut self.objects[object.index()];
-        object.last = frame.link();
+        object.last = id.link();
         object.pages += 1;
     }
 
-    /// Makes no key lead to a frame, and returns the object that it was a page of.
-    pub(super) fn unlink_page(&mut self, frame: FrameId) -> ObjectSlot {
-        let page = self.pages[frame.index()];
+    /// Makes no key lead to a page, and returns the object that it was a page of.
+    pub(super) fn unlink_page(&mut self, id: PageId) -> ObjectSlot {
+        let page = self.pages[id.index()];
         let object = ObjectSlot::from_link(page.object).expect("a linked page has an object");
-        let bucket = self.page_bucket(object, page.index);
-        let mut at = FrameId::from_link(self.page_buckets[bucket]);
-        if at == Some(frame) {
-            self.page_buckets[bucket] = page.bucket_next;
+        let bucket = self.page_bucket(object, page.index.get());
+        let mut at = PageId::from_link(self.page_buckets.head(bucket));
+        if at == Some(id) {
+            self.page_buckets.set_head(bucket, page.bucket_next);
         }
-        while let Some(here) = at.filter(|here| *here != frame) {
+        while let Some(here) = at.filter(|here| *here != id) {
             let next = self.pages[here.index()].bucket_next;
-            if next == frame.link() {
+            if next == id.link() {
                 self.pages[here.index()].bucket_next = page.bucket_next;
                 break;
             }
-            at = FrameId::from_link(next);
+            at = PageId::from_link(next);
         }
-        self.remove_from_object(frame, object);
+        self.remove_from_object(id, object);
         self.objects[object.index()].pages -= 1;
-        let page = &mut self.pages[frame.index()];
+        let page = &mut self.pages[id.index()];
         page.object = None;
         page.state = PageState::Orphan;
         object
@@ -300,37 +410,32 @@ impl Index {
 
     /// Makes a page the last of its object, so that a walk that always looks at the first comes
     /// to the next.
-    pub(super) fn rotate(&mut self, frame: FrameId, object: ObjectSlot) {
-        self.remove_from_object(frame, object);
+    pub(super) fn rotate(&mut self, id: PageId, object: ObjectSlot) {
+        self.remove_from_object(id, object);
         let last = self.objects[object.index()].last;
-        let page = &mut self.pages[frame.index()];
+        let page = &mut self.pages[id.index()];
         page.object_prev = last;
         page.object_next = None;
-        match FrameId::from_link(last) {
-            Some(last) => self.pages[last.index()].object_next = frame.link(),
-            None => self.objects[object.index()].first = frame.link(),
+        match PageId::from_link(last) {
+            Some(last) => self.pages[last.index()].object_next = id.link(),
+            None => self.objects[object.index()].first = id.link(),
         }
-        self.objects[object.index()].last = frame.link();
+        self.objects[object.index()].last = id.link();
     }
 
-    fn remove_from_object(&mut self, frame: FrameId, object: ObjectSlot) {
+    fn remove_from_object(&mut self, id: PageId, object: ObjectSlot) {
         let Page {
             object_prev,
             object_next,
             ..
-        } = self.pages[frame.index()];
-        match FrameId::from_link(object_prev) {
+        } = self.pages[id.index()];
+        match PageId::from_link(object_prev) {
             Some(prev) => self.pages[prev.index()].object_next = object_next,
             None => self.objects[object.index()].first = object_next,
         }
-        match FrameId::from_link(object_next) {
+        match PageId::from_link(object_next) {
             Some(next) => self.pages[next.index()].object_prev = object_prev,
             None => self.objects[object.index()].last = object_prev,
         }
     }
-}
-
-/// Maps a hash evenly to `0..count`.
-fn reduce(hash: u64, count: usize) -> usize {
-    ((u128::from(hash) * count as u128) >> 64) as usize
 }

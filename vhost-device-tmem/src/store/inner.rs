@@ -8,12 +8,12 @@ use virtio_tmem_abi::{Key, ObjectId};
 
 use super::{
     arena::Arena,
-    budget::Budget,
-    frames::Frames,
-    id::{FrameId, ObjectSlot},
-    index::{Index, Object, PageState},
+    budget::{entry_bytes, Budget},
+    id::{ObjectSlot, PageId},
+    index::{Body, Index, Object, PageState},
     lru::Lru,
-    pool::{Pool, PoolKind, PoolReport},
+    pool::{Contents, Pool, PoolKind, PoolReport},
+    slots::Slots,
     Credits, Faults,
 };
 
@@ -46,16 +46,20 @@ pub(super) type PoolSlot = u32;
 ///
 /// - The pages of a pool are those of the objects in its list; `pages` and `objects` count both.
 /// - `lru` lists the linked pages of ephemeral pools.
-/// - `frames.used()` is the number of frames that are linked, orphaned with pins, or being copied
-///   into; neither it nor `frames.resident()` is ever above the budget's limit.
+/// - `slots` has a slot in use for each page whose body is one, and no others.
+/// - Neither `slots.spans().used()` nor `.resident()` is ever above the budget's limit, and there
+///   are as many entries as the budget says.
+/// - The slots counted as fixed are those of the pages that `lru` does not list.
+/// - `contents` is the sum of all pools' `contents`.
 /// - `guests` leads to every pool in `pools` exactly once, but for one being destroyed.
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) index: Index,
-    pub(super) frames: Frames,
+    pub(super) slots: Slots,
     pub(super) lru: Lru,
     pub(super) budget: Budget,
-    arena: Arc<Arena>,
+    pub(super) arena: Arc<Arena>,
+    pub(super) contents: Contents,
     pub(super) guests: BTreeMap<u64, BTreeMap<u32, PoolSlot>>,
     pools: Vec<Option<Pool>>,
     free_pools: Vec<PoolSlot>,
@@ -70,11 +74,12 @@ pub(super) struct Inner {
 impl Inner {
     pub(super) fn new(budget: Budget, arena: Arc<Arena>, faults: Faults) -> io::Result<Self> {
         Ok(Self {
-            index: Index::new(budget.max_frames())?,
-            frames: Frames::new(budget.max_frames()),
+            index: Index::new(budget.max_pages(), budget.entries().0)?,
+            slots: Slots::new(Arc::clone(&arena), budget.max_spans())?,
             lru: Lru::default(),
             budget,
             arena,
+            contents: Contents::default(),
             guests: BTreeMap::new(),
             pools: Vec::new(),
             free_pools: Vec::new(),
@@ -136,53 +141,37 @@ impl Inner {
     }
 
     /// Finds the page under a key, in whatever version.
-    pub(super) fn find(
-        &mut self,
-        pool: PoolSlot,
-        object: &ObjectId,
-        index: u64,
-    ) -> Option<FrameId> {
+    pub(super) fn find(&mut self, pool: PoolSlot, object: &ObjectId, index: u64) -> Option<PageId> {
         let object = self.index.find_object(pool, object)?;
         self.index.find_page(object, index)
     }
 
-    /// Takes a frame, evicting where that is needed.
-    pub(super) fn reserve(&mut self) -> Result<FrameId, Refusal> {
-        if self.roll(self.faults.refuse_percent) {
-            return Err(Refusal::NoMemory);
-        }
-        let limit = self.budget.frame_limit();
-        while self.frames.used() >= limit {
-            self.evict()?;
-        }
-        self.frames.alloc(limit).ok_or(Refusal::OverQuota)
-    }
-
-    /// Makes a key lead to a frame that was filled. No other page has the key.
+    /// Makes a key lead to a page whose body is there. No other page has the key.
     ///
-    /// On an error the frame is as before.
-    pub(super) fn link(
-        &mut self,
-        frame: FrameId,
-        slot: PoolSlot,
-        key: &Key,
-    ) -> Result<(), Refusal> {
+    /// On an error the page is as before.
+    pub(super) fn link(&mut self, id: PageId, slot: PoolSlot, key: &Key) -> Result<(), Refusal> {
         let object = match self.index.find_object(slot, &key.object) {
             Some(object) => object,
             None => self.add_object(slot, key.object)?,
         };
         self.index
-            .link_page(frame, object, key.index.get(), key.version.get());
+            .link_page(id, object, key.index.get(), key.version.get());
+        let body = self.index.pages[id.index()].body();
+        self.contents.add(body);
         let pool = self.pool_mut(slot);
         pool.pages += 1;
+        pool.contents.add(body);
         if pool.kind == PoolKind::Ephemeral {
-            self.lru.push(&mut self.index.pages, frame);
+            self.lru.push(&mut self.index.pages, id);
+            if let Body::Slot { slot, .. } = body {
+                self.slots.unfix(slot.class());
+            }
         }
         Ok(())
     }
 
     fn add_object(&mut self, slot: PoolSlot, id: ObjectId) -> Result<ObjectSlot, Refusal> {
-        if self.index.objects_exhausted() && self.index.touched_objects() == self.budget.objects() {
+        if self.lacks_objects() {
             self.grow_objects()?;
         }
         let object = self.index.add_object(slot, id);
@@ -198,34 +187,29 @@ impl Inner {
         Ok(object)
     }
 
-    /// Moves room from the frames to the objects.
-    fn grow_objects(&mut self) -> Result<(), Refusal> {
-        let grown = self.budget.grow_objects().ok_or(Refusal::OverQuota)?;
-        let limit = grown.frame_limit();
-        while self.frames.used() > limit {
-            self.evict()?;
-        }
-        while self.frames.resident() > limit {
-            let frame = self.frames.trim().ok_or(Refusal::OverQuota)?;
-            // SAFETY: The frame is free.
-            unsafe { self.arena.release(frame) };
-        }
-        self.budget = grown;
-        Ok(())
+    /// Returns whether another object would take of the room for pages.
+    fn lacks_objects(&self) -> bool {
+        self.index.objects_exhausted() && self.index.touched_objects() == self.budget.entries().1
     }
 
-    /// Forgets a linked page. Its frame is free at once, or when the last get let it go.
-    pub(super) fn forget(&mut self, frame: FrameId, cause: Cause) {
-        let object = self.index.unlink_page(frame);
+    /// Forgets a linked page. Its room is free at once, or when the last get let it go.
+    pub(super) fn forget(&mut self, id: PageId, cause: Cause) {
+        let object = self.index.unlink_page(id);
         let Object { pool, pages, .. } = self.index.objects[object.index()];
+        let body = self.index.pages[id.index()].body();
         if self.pool(pool).kind == PoolKind::Ephemeral {
-            self.lru.remove(&mut self.index.pages, frame);
+            self.lru.remove(&mut self.index.pages, id);
+            if let Body::Slot { slot, .. } = body {
+                self.slots.fix(slot.class());
+            }
         }
         if pages == 0 {
             self.remove_object(pool, object);
         }
+        self.contents.remove(body);
         let pool = self.pool_mut(pool);
         pool.pages -= 1;
+        pool.contents.remove(body);
         match cause {
             Cause::Replaced | Cause::Taken => {}
             Cause::Flushed => pool.counters.pages_flushed += 1,
@@ -234,8 +218,8 @@ impl Inner {
                 self.evictions += 1;
             }
         }
-        if self.index.pages[frame.index()].pins == 0 {
-            self.release(frame);
+        if self.index.pages[id.index()].pins == 0 {
+            self.release(id);
         }
     }
 
@@ -257,31 +241,39 @@ impl Inner {
         self.index.remove_object(object);
     }
 
-    /// Frees a frame that no key leads to and nobody reads.
-    pub(super) fn release(&mut self, frame: FrameId) {
-        let page = &mut self.index.pages[frame.index()];
+    /// Frees a page that no key leads to and nobody reads.
+    pub(super) fn release(&mut self, id: PageId) {
+        let page = &mut self.index.pages[id.index()];
         page.state = PageState::Unlinked;
-        self.frames.free(frame);
-    }
-
-    fn evict(&mut self) -> Result<(), Refusal> {
-        let victim = self.lru.victim(&self.index.pages);
-        self.forget(victim.ok_or(Refusal::OverQuota)?, Cause::Evicted);
-        Ok(())
+        if let Body::Slot { slot, .. } = page.body() {
+            self.slots.free(slot);
+        }
+        page.set_body(Body::Nothing);
+        self.index.free_page(id);
     }
 
     /// Keeps a get's page where it is until [`Self::unpin`].
-    pub(super) fn pin(&mut self, frame: FrameId) {
-        self.index.pages[frame.index()].pins += 1;
+    pub(super) fn pin(&mut self, id: PageId) {
+        self.index.pages[id.index()].pins += 1;
     }
 
-    /// Lets go of a page, and frees its frame if no key leads there any more.
-    pub(super) fn unpin(&mut self, frame: FrameId) {
-        let page = &mut self.index.pages[frame.index()];
+    /// Lets go of a page, and frees it if no key leads there any more.
+    pub(super) fn unpin(&mut self, id: PageId) {
+        let page = &mut self.index.pages[id.index()];
         page.pins -= 1;
         if page.pins == 0 && page.state == PageState::Orphan {
-            self.release(frame);
+            self.release(id);
         }
+    }
+
+    /// Returns whether free memory is worth giving back to the operating system.
+    pub(super) fn much_to_release(&self) -> bool {
+        self.slots.spans().can_drain() || self.budget.is_elastic() && self.index.may_shrink_pages()
+    }
+
+    /// Returns whether a put is to be refused to test that.
+    pub(super) fn roll_refuse(&mut self) -> bool {
+        self.roll(self.faults.refuse_percent)
     }
 
     /// Returns whether an ephemeral page is to be forgotten to test that.
@@ -299,11 +291,17 @@ impl Inner {
         (self.dice >> 32) % 100 < u64::from(percent)
     }
 
-    /// Returns how many pages would be stored now.
+    /// Returns how many pages would be stored now, whatever they contain: each is taken for one
+    /// that no compression makes smaller. What is less than that leaves more for those after it.
     pub(super) fn credits(&self) -> Credits {
-        let unevictable = self.frames.used() - self.lru.len();
-        let limit = self.budget.frame_limit();
-        let room = limit.saturating_sub(unevictable + self.budget.reserve_frames());
+        let mut budget = self.budget;
+        if self.lacks_objects() {
+            budget = budget.grow_objects().unwrap_or(budget);
+        }
+        let room = self.slots.room(budget.span_limit());
+        let unevictable = self.index.used_pages() - self.lru.len();
+        let room = budget.credits(room, budget.entries().0 - unevictable);
+        let room = room.saturating_sub(self.budget.reserve_pages());
         let room = u32::try_from(room).unwrap_or(u32::MAX - 1);
         Credits {
             persistent: room,
@@ -319,7 +317,8 @@ impl Inner {
             kind: pool.kind,
             pages: pool.pages,
             objects: pool.objects,
-            bytes: self.budget.bytes_of(pool.pages, pool.objects),
+            bytes: entry_bytes(pool.pages, pool.objects) + pool.contents.slot_bytes,
+            contents: pool.contents,
             counters: pool.counters,
         }
     }

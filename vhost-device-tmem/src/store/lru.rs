@@ -3,7 +3,7 @@
 //! The order in which ephemeral pages were last used.
 
 use super::{
-    id::{FrameId, Link},
+    id::{Link, PageId},
     index::{Page, PageState},
     mapping::Table,
 };
@@ -30,28 +30,28 @@ impl Lru {
     }
 
     /// Adds a page that was just put.
-    pub(super) fn push(&mut self, pages: &mut Table<Page>, frame: FrameId) {
-        let page = &mut pages[frame.index()];
+    pub(super) fn push(&mut self, pages: &mut Table<Page>, id: PageId) {
+        let page = &mut pages[id.index()];
         page.lru_prev = self.newest;
         page.lru_next = None;
-        match FrameId::from_link(self.newest) {
-            Some(newest) => pages[newest.index()].lru_next = frame.link(),
-            None => self.oldest = frame.link(),
+        match PageId::from_link(self.newest) {
+            Some(newest) => pages[newest.index()].lru_next = id.link(),
+            None => self.oldest = id.link(),
         }
-        self.newest = frame.link();
+        self.newest = id.link();
         self.len += 1;
     }
 
     /// Takes a page out.
-    pub(super) fn remove(&mut self, pages: &mut Table<Page>, frame: FrameId) {
+    pub(super) fn remove(&mut self, pages: &mut Table<Page>, id: PageId) {
         let Page {
             lru_prev, lru_next, ..
-        } = pages[frame.index()];
-        match FrameId::from_link(lru_prev) {
+        } = pages[id.index()];
+        match PageId::from_link(lru_prev) {
             Some(prev) => pages[prev.index()].lru_next = lru_next,
             None => self.oldest = lru_next,
         }
-        match FrameId::from_link(lru_next) {
+        match PageId::from_link(lru_next) {
             Some(next) => pages[next.index()].lru_prev = lru_prev,
             None => self.newest = lru_prev,
         }
@@ -59,21 +59,21 @@ impl Lru {
     }
 
     /// Notes that a page was used.
-    pub(super) fn touch(&mut self, pages: &mut Table<Page>, frame: FrameId) {
-        if self.newest != frame.link() {
-            self.remove(pages, frame);
-            self.push(pages, frame);
+    pub(super) fn touch(&mut self, pages: &mut Table<Page>, id: PageId) {
+        if self.newest != id.link() {
+            self.remove(pages, id);
+            self.push(pages, id);
         }
     }
 
     /// Returns the page to evict next, [`None`] if there is none that nobody is reading.
-    pub(super) fn victim(&self, pages: &Table<Page>) -> Option<FrameId> {
+    pub(super) fn victim(&self, pages: &Table<Page>) -> Option<PageId> {
         let mut link = self.oldest;
         for _ in 0..SEARCH {
-            let frame = FrameId::from_link(link)?;
-            let page = &pages[frame.index()];
+            let id = PageId::from_link(link)?;
+            let page = &pages[id.index()];
             if page.pins == 0 && page.state == PageState::Linked {
-                return Some(frame);
+                return Some(id);
             }
             link = page.lru_next;
         }

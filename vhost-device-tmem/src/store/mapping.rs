@@ -11,6 +11,8 @@ use std::{
 
 use zerocopy::FromZeros;
 
+use super::PAGE_SIZE;
+
 /// A private anonymous mapping. It reads as zeros until written, takes memory only where it was
 /// touched, and is left out of core dumps because it holds what guests stored.
 ///
@@ -129,6 +131,22 @@ impl<T: FromZeros + Copy> Table<T> {
         self.map.prefer_huge_pages();
     }
 
+    /// Makes entries zero again that lie on pages of memory of their own, and gives that memory
+    /// back to the operating system.
+    pub(super) fn forget(&mut self, first: usize, count: usize) {
+        assert!(first + count <= self.len);
+        let start = (first * size_of::<T>()).next_multiple_of(PAGE_SIZE);
+        let end = (first + count) * size_of::<T>() / PAGE_SIZE * PAGE_SIZE;
+        if start < end {
+            // SAFETY: Within the mapping. The table is borrowed mutably, and zeros are valid.
+            let released = unsafe { self.map.release(start, end - start) };
+            if let Err(error) = released {
+                // They can be used again all the same.
+                tracing::warn!("cannot give memory of a table back: {error}");
+            }
+        }
+    }
+
     fn as_slice(&self) -> &[T] {
         // SAFETY: A page-aligned mapping of `len` entries; zeros and what was written over them
         // are valid values of `T`.
@@ -176,6 +194,17 @@ mod tests {
             map.release(0, 4096).unwrap();
             assert_eq!(map.addr().as_ptr().read(), 0);
         }
+    }
+
+    #[test]
+    fn forgotten_entries_are_zero_and_their_neighbours_are_not() {
+        let mut table = Table::<[u64; 3]>::new(4096).unwrap();
+        for at in 0..4096 {
+            table[at] = [7; 3];
+        }
+        table.forget(1024, 1024);
+        assert_eq!((table[1023], table[2048]), ([7; 3], [7; 3]));
+        assert!((1024..2048).all(|at| table[at] == [0; 3]));
     }
 
     #[test]

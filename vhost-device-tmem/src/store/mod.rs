@@ -10,14 +10,17 @@
 //! # Locking
 //!
 //! One lock guards all that is known *about* pages. It is taken per batch of keys and held for a
-//! bounded number of steps, never while a page is copied: a put fills a frame that no key leads to
-//! yet, a get pins the frame that it copies from. Flushes of many pages let go of the lock every
-//! few hundred pages.
+//! bounded number of steps, never while a page is copied or compressed: a put fills a slot that no
+//! key leads to yet, a get pins the page that it copies from. (But pages that nobody reads are moved
+//! under it, to make room.) Flushes of many pages let go of the lock every few hundred pages.
 
 mod arena;
+mod buckets;
 mod budget;
+mod classes;
+mod codec;
+mod compact;
 mod flush;
-mod frames;
 mod get;
 mod guest;
 mod id;
@@ -27,6 +30,10 @@ mod lru;
 mod mapping;
 mod pool;
 mod put;
+mod room;
+mod slots;
+mod spans;
+mod vacancies;
 
 use std::{
     io,
@@ -37,14 +44,16 @@ use std::{
 };
 
 pub use arena::PageBytes;
+pub use codec::Compression;
 pub use get::PageSink;
 pub use guest::{Dropped, Guest, PoolError};
-pub use pool::{PoolCounters, PoolKind, PoolReport};
+pub use pool::{Contents, PoolCounters, PoolKind, PoolReport};
 pub use put::PageSource;
 
 use arena::Arena;
-use budget::Budget;
+use budget::{entry_bytes, Budget};
 use inner::Inner;
+use spans::SPAN_SIZE;
 
 /// The binary logarithm of the page size.
 pub const PAGE_SHIFT: u8 = 12;
@@ -81,9 +90,13 @@ pub struct Faults {
 pub struct StoreReport {
     /// The ceiling of what the store takes, in bytes.
     pub capacity_bytes: u64,
-    /// What it takes now, in bytes, with what it needs to find the pages.
+    /// How it compresses pages.
+    pub compression: Compression,
+    /// What its pages take now, in bytes, with what it needs to find them.
     pub used_bytes: u64,
-    /// Pages that it could hold.
+    /// What it takes now, in bytes, with what is free but was not given back.
+    pub resident_bytes: u64,
+    /// Pages that it could hold as they are, without compression.
     pub capacity_pages: u64,
     /// Pages that it holds, or is just copying.
     pub used_pages: u64,
@@ -91,6 +104,8 @@ pub struct StoreReport {
     pub ephemeral_pages: u64,
     /// Objects that those pages belong to.
     pub objects: u64,
+    /// What the pages consist of.
+    pub contents: Contents,
     /// Pages that it forgot by itself since it was made.
     pub evictions: u64,
 }
@@ -119,6 +134,7 @@ pub trait CreditWatcher: Send + Sync {
 pub struct Store {
     inner: Mutex<Inner>,
     arena: Arc<Arena>,
+    compression: Compression,
     watchers: Mutex<Vec<Weak<dyn CreditWatcher>>>,
     /// The length of `watchers`, to be read without its lock.
     watching: AtomicUsize,
@@ -130,17 +146,22 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError`] where the capacity is too small, or larger than the address space.
-    pub fn new(capacity: u64, faults: Faults) -> Result<Self, StoreError> {
+    pub fn new(
+        capacity: u64,
+        compression: Compression,
+        faults: Faults,
+    ) -> Result<Self, StoreError> {
         if capacity < MIN_CAPACITY {
             return Err(StoreError::TooSmall(capacity));
         }
         let reserve = |error| StoreError::Reserve(capacity, error);
         let bytes = usize::try_from(capacity).map_err(|_| StoreError::TooSmall(capacity))?;
-        let budget = Budget::new(bytes);
-        let arena = Arc::new(Arena::new(budget.max_frames()).map_err(reserve)?);
+        let budget = Budget::new(bytes, compression);
+        let arena = Arc::new(Arena::new(budget.max_spans()).map_err(reserve)?);
         let inner = Inner::new(budget, Arc::clone(&arena), faults).map_err(reserve)?;
         Ok(Self {
             arena,
+            compression,
             inner: Mutex::new(inner),
             watchers: Mutex::default(),
             watching: AtomicUsize::new(0),
@@ -154,8 +175,8 @@ impl Store {
 
     /// Returns the credits at which they are worth telling of.
     pub fn useful_credits(&self) -> u32 {
-        let limit = self.lock().budget.frame_limit();
-        u32::try_from(limit / 32).unwrap_or(u32::MAX).clamp(1, 256)
+        let pages = self.lock().budget.raw_pages();
+        u32::try_from(pages / 32).unwrap_or(u32::MAX).clamp(1, 256)
     }
 
     /// Asks to be told, once, when there are [`Self::useful_credits`]; at once if there are. Who
@@ -173,15 +194,19 @@ impl Store {
     /// Returns what the store holds.
     pub fn report(&self) -> StoreReport {
         let inner = self.lock();
-        let used_pages = inner.frames.used() as u64;
+        let used_pages = inner.index.used_pages() as u64;
         let objects = inner.index.used_objects() as u64;
+        let spans = inner.slots.spans().resident() * SPAN_SIZE;
         StoreReport {
             capacity_bytes: inner.budget.capacity() as u64,
-            used_bytes: inner.budget.bytes_of(used_pages, objects),
-            capacity_pages: inner.budget.frame_limit() as u64,
+            compression: self.compression,
+            used_bytes: entry_bytes(used_pages, objects) + inner.contents.slot_bytes,
+            resident_bytes: (inner.budget.metadata() + spans) as u64,
+            capacity_pages: inner.budget.raw_pages() as u64,
             used_pages,
             ephemeral_pages: inner.lru.len() as u64,
             objects,
+            contents: inner.contents,
             evictions: inner.evictions,
         }
     }
@@ -196,19 +221,24 @@ impl Store {
     /// wakes watchers.
     fn after_free(&self, much: bool) {
         if much {
-            self.release_chunks();
+            self.release_memory();
         }
         self.wake_watchers();
     }
 
-    fn release_chunks(&self) {
+    fn release_memory(&self) {
         loop {
-            let Some(chunk) = self.lock().frames.drain() else {
+            let mut inner = self.lock();
+            let Some(chunk) = inner.slots.spans_mut().drain() else {
+                if inner.shrink_pages() {
+                    continue;
+                }
                 return;
             };
+            drop(inner);
             // SAFETY: The allocator took the empty chunk out of use until it is told.
             unsafe { self.arena.release_chunk(chunk) };
-            self.lock().frames.drained(chunk);
+            self.lock().slots.spans_mut().drained(chunk);
         }
     }
 

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::id::Link;
+use super::{budget::slot_bytes, classes::RAW, id::Link, index::Body, PAGE_SIZE};
 
 /// What a pool promises of the pages that it stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +43,55 @@ pub struct PoolCounters {
     pub pages_evicted: u64,
 }
 
+/// What pages consist of that are stored now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contents {
+    /// Pages that repeat one word, which takes no memory but that of their entry.
+    pub same_filled_pages: u64,
+    /// Pages that are compressed.
+    pub compressed_pages: u64,
+    /// Bytes that those were compressed to.
+    pub compressed_bytes: u64,
+    /// Pages that are stored as they are: all where there is no compression, and those that it
+    /// does not make smaller where there is.
+    pub raw_pages: u64,
+    /// Bytes set aside for the last two kinds, with what is lost to rounding them up.
+    pub slot_bytes: u64,
+}
+
+impl Contents {
+    /// Returns how many times as large the pages are as what is set aside for them; [`None`] if
+    /// there are none.
+    pub fn ratio(&self) -> Option<f64> {
+        let pages = self.same_filled_pages + self.compressed_pages + self.raw_pages;
+        (self.slot_bytes > 0).then(|| (pages * PAGE_SIZE as u64) as f64 / self.slot_bytes as f64)
+    }
+
+    pub(super) fn add(&mut self, body: Body) {
+        self.count(body, |count, n| *count += n);
+    }
+
+    pub(super) fn remove(&mut self, body: Body) {
+        self.count(body, |count, n| *count -= n);
+    }
+
+    fn count(&mut self, body: Body, count: impl Fn(&mut u64, u64)) {
+        match body {
+            Body::Nothing => {}
+            Body::Same(_) => count(&mut self.same_filled_pages, 1),
+            Body::Slot { slot, len } => {
+                if slot.class() == RAW {
+                    count(&mut self.raw_pages, 1);
+                } else {
+                    count(&mut self.compressed_pages, 1);
+                    count(&mut self.compressed_bytes, len.into());
+                }
+                count(&mut self.slot_bytes, slot_bytes(slot.class()));
+            }
+        }
+    }
+}
+
 /// What a pool holds, and what happened in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolReport {
@@ -56,6 +105,9 @@ pub struct PoolReport {
     pub objects: u64,
     /// Bytes that those pages take, with what the store needs to find them.
     pub bytes: u64,
+    /// What those pages consist of.
+    #[serde(flatten)]
+    pub contents: Contents,
     /// Its counters.
     #[serde(flatten)]
     pub counters: PoolCounters,
@@ -69,6 +121,7 @@ pub(super) struct Pool {
     pub(super) generation: u64,
     pub(super) pages: u64,
     pub(super) objects: u64,
+    pub(super) contents: Contents,
     pub(super) first: Link,
     pub(super) last: Link,
     pub(super) counters: PoolCounters,
@@ -81,6 +134,7 @@ impl Pool {
             generation,
             pages: 0,
             objects: 0,
+            contents: Contents::default(),
             first: None,
             last: None,
             counters: PoolCounters::default(),

@@ -5,9 +5,11 @@
 use virtio_tmem_abi::{Key, PageResult};
 
 use super::{
-    id::FrameId,
+    codec::{Encoded, Workspace},
+    id::PageId,
+    index::Body,
     inner::{Cause, Inner, PoolSlot, Refusal},
-    Guest, PageBytes, PoolError, Store, BATCH,
+    Compression, Guest, PageBytes, PoolError, Store, BATCH,
 };
 
 /// Where the pages of a put come from.
@@ -50,80 +52,136 @@ impl Store {
         let mut much = false;
         let batches = keys.chunks(BATCH).zip(results.chunks_mut(BATCH));
         for (first, (keys, results)) in (0..).step_by(BATCH).zip(batches) {
-            let mut frames = [Err(Refusal::NoMemory); BATCH];
-            let frames = &mut frames[..keys.len()];
-            let Some(pool) = self.lock().reserve_batch(guest, number, keys, frames) else {
-                results.fill(PageResult::NoMemory);
-                continue;
+            let mut batch = Batch {
+                guest,
+                number,
+                keys,
+                contents: &mut [Encoded::Failed; BATCH][..keys.len()],
+                pages: &mut [Err(Refusal::NoMemory); BATCH][..keys.len()],
             };
-            let mut filled = [false; BATCH];
-            for (n, frame) in frames.iter().enumerate() {
-                if let Ok(frame) = frame {
-                    // SAFETY: It was just allocated, and no key leads to it yet.
-                    let bytes = unsafe { self.arena.fill(*frame) };
-                    filled[n] = source.read_page(first + n, bytes);
-                }
-            }
-            for (frame, filled) in frames.iter().zip(filled) {
-                if let (Ok(frame), false) = (frame, filled) {
-                    // SAFETY: As above. What was half copied is not to stay.
-                    unsafe { self.arena.fill(*frame) }.fill(0);
-                }
-            }
-            let mut inner = self.lock();
-            inner.link_batch(guest, number, pool, keys, frames, &filled, results);
-            much |= inner.frames.can_drain();
+            much |= if self.compression == Compression::None {
+                self.put_batch(&mut batch, first, source, results)
+            } else {
+                Workspace::with(|space| {
+                    self.put_compressed(&mut batch, first, source, results, space)
+                })
+            };
         }
         self.after_free(much);
         Ok(())
     }
+
+    /// Stores pages as they are, which are copied to where they stay.
+    fn put_batch(
+        &self,
+        batch: &mut Batch<'_>,
+        first: usize,
+        source: &mut dyn PageSource,
+        results: &mut [PageResult],
+    ) -> bool {
+        batch.contents.fill(Encoded::Raw);
+        let Some((pool, bodies)) = self.lock().reserve_batch(batch) else {
+            results.fill(PageResult::NoMemory);
+            return false;
+        };
+        for (n, body) in bodies[..batch.keys.len()].iter().enumerate() {
+            if let Body::Slot { slot, .. } = body {
+                // SAFETY: It was just allocated, and no key leads to it yet.
+                let bytes = unsafe { self.arena.fill_page(*slot) };
+                if !source.read_page(first + n, bytes) {
+                    // What was half copied is not to stay.
+                    bytes.fill(0);
+                    batch.contents[n] = Encoded::Failed;
+                }
+            }
+        }
+        self.lock().link_batch(batch, pool, results)
+    }
+
+    /// Stores compressed pages. They are compressed before it is known whether there is room, as
+    /// it is not known how much they need before.
+    fn put_compressed(
+        &self,
+        batch: &mut Batch<'_>,
+        first: usize,
+        source: &mut dyn PageSource,
+        results: &mut [PageResult],
+        space: &mut Workspace,
+    ) -> bool {
+        space.clear();
+        for (n, contents) in batch.contents.iter_mut().enumerate() {
+            let fill = |page: &mut PageBytes| source.read_page(first + n, page);
+            *contents = space.encode(self.compression, fill);
+        }
+        let Some((pool, bodies)) = self.lock().reserve_batch(batch) else {
+            results.fill(PageResult::NoMemory);
+            return false;
+        };
+        let mut packed = space.packed();
+        for (contents, body) in batch.contents.iter().zip(bodies) {
+            let len = contents.packed_len();
+            let (bytes, rest) = packed.split_at(len);
+            packed = rest;
+            if let Body::Slot { slot, .. } = body {
+                // SAFETY: It was just allocated, and no key leads to it yet.
+                unsafe { self.arena.fill(slot, len) }.copy_from_slice(bytes);
+            }
+        }
+        self.lock().link_batch(batch, pool, results)
+    }
+}
+
+/// Pages of a put that go the same way together.
+struct Batch<'b> {
+    guest: &'b Guest,
+    number: u32,
+    keys: &'b [Key],
+    /// What the pages came to.
+    contents: &'b mut [Encoded],
+    /// The entries that they got.
+    pages: &'b mut [Result<PageId, Refusal>],
 }
 
 /// The pool that a batch is for, and which of those that had its place.
 type PoolTag = (PoolSlot, u64);
 
 impl Inner {
-    /// Drops what is stored under the keys, and takes a frame for each.
-    fn reserve_batch(
-        &mut self,
-        guest: &Guest,
-        number: u32,
-        keys: &[Key],
-        frames: &mut [Result<FrameId, Refusal>],
-    ) -> Option<PoolTag> {
-        let slot = self.pool_slot(guest.id, number)?;
-        for (key, frame) in keys.iter().zip(frames) {
+    /// Drops what is stored under the keys, and takes an entry for each, and the room that its
+    /// contents need, whose places it returns.
+    fn reserve_batch(&mut self, batch: &mut Batch<'_>) -> Option<(PoolTag, [Body; BATCH])> {
+        let slot = self.pool_slot(batch.guest.id, batch.number)?;
+        let mut bodies = [Body::Nothing; BATCH];
+        for (n, key) in batch.keys.iter().enumerate() {
             // First, so that a page which is put anew finds the room that it had.
             self.replace(slot, key);
-            *frame = self.reserve();
+            batch.pages[n] = self.reserve(batch.contents[n]);
+            if let Ok(id) = batch.pages[n] {
+                bodies[n] = self.index.pages[id.index()].body();
+            }
         }
-        Some((slot, self.pool(slot).generation))
+        Some(((slot, self.pool(slot).generation), bodies))
     }
 
-    /// Makes the keys lead to the frames that were filled, and frees the others.
-    #[allow(clippy::too_many_arguments)]
+    /// Makes the keys lead to the pages whose contents are there, and frees the others. Returns
+    /// whether there is much memory to give back.
     fn link_batch(
         &mut self,
-        guest: &Guest,
-        number: u32,
+        batch: &Batch<'_>,
         (slot, generation): PoolTag,
-        keys: &[Key],
-        frames: &[Result<FrameId, Refusal>],
-        filled: &[bool],
         results: &mut [PageResult],
-    ) {
-        let same = self.pool_slot(guest.id, number) == Some(slot)
+    ) -> bool {
+        let same = self.pool_slot(batch.guest.id, batch.number) == Some(slot)
             && self.pool(slot).generation == generation;
-        for (((key, frame), filled), result) in keys.iter().zip(frames).zip(filled).zip(results) {
-            let stored = frame.and_then(|frame| {
-                let linked = if same && *filled {
+        for (n, (key, result)) in batch.keys.iter().zip(results).enumerate() {
+            let stored = batch.pages[n].and_then(|id| {
+                let linked = if same && batch.contents[n] != Encoded::Failed {
                     // The same key may stand twice in one batch.
                     self.replace(slot, key);
-                    self.link(frame, slot, key)
+                    self.link(id, slot, key)
                 } else {
                     Err(Refusal::NoMemory)
                 };
-                linked.inspect_err(|_| self.release(frame))
+                linked.inspect_err(|_| self.release(id))
             });
             *result = stored.map_or_else(PageResult::from, |()| PageResult::Stored);
             if !same {
@@ -145,6 +203,7 @@ impl Inner {
                 }
             }
         }
+        self.much_to_release()
     }
 
     fn replace(&mut self, slot: PoolSlot, key: &Key) {

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Finding room for pages: by growing, by moving pages together, by evicting.
+
+use super::{
+    budget::STEP,
+    classes::{class_of, ClassId, RAW},
+    codec::Encoded,
+    id::PageId,
+    index::Body,
+    inner::{Cause, Inner, Refusal},
+};
+
+impl Inner {
+    /// Takes an entry for a page, and the room that its contents need.
+    pub(super) fn reserve(&mut self, contents: Encoded) -> Result<PageId, Refusal> {
+        let class = match contents {
+            Encoded::Failed => return Err(Refusal::NoMemory),
+            Encoded::Packed(len) => class_of(len.into()),
+            Encoded::Same(_) | Encoded::Raw => RAW,
+        };
+        if self.roll_refuse() {
+            return Err(Refusal::NoMemory);
+        }
+        let id = self.take_page()?;
+        let body = match contents {
+            Encoded::Same(word) => Ok(Body::Same(word)),
+            _ => self.take_slot(class, id, contents.packed_len() as u16),
+        };
+        let body = body.inspect_err(|_| self.index.free_page(id))?;
+        self.index.pages[id.index()].set_body(body);
+        Ok(id)
+    }
+
+    fn take_page(&mut self) -> Result<PageId, Refusal> {
+        loop {
+            if let Some(id) = self.index.take_page() {
+                return Ok(id);
+            }
+            // What is evicted leaves an entry, so that there is no need for more.
+            if !self.grow_pages() {
+                self.make_room()?;
+            }
+        }
+    }
+
+    fn take_slot(&mut self, class: ClassId, id: PageId, len: u16) -> Result<Body, Refusal> {
+        loop {
+            let limit = self.budget.span_limit();
+            if let Some(slot) = self.slots.alloc(class, id, limit) {
+                return Ok(Body::Slot { slot, len });
+            }
+            if !self.shrink_pages() {
+                self.make_room()?;
+            }
+        }
+    }
+
+    /// Makes more of a span free, or a page; an error if nothing can be.
+    fn make_room(&mut self) -> Result<(), Refusal> {
+        if self.slots.compact(&mut self.index.pages, false) {
+            return Ok(());
+        }
+        match self.lru.victim(&self.index.pages) {
+            Some(victim) => {
+                self.forget(victim, Cause::Evicted);
+                Ok(())
+            }
+            None if self.slots.compact(&mut self.index.pages, true) => Ok(()),
+            None => Err(Refusal::OverQuota),
+        }
+    }
+
+    /// Moves room from the spans to the pages' entries, if there are free spans enough.
+    fn grow_pages(&mut self) -> bool {
+        let Some(grown) = self.budget.grow_pages() else {
+            return false;
+        };
+        let limit = grown.span_limit();
+        if self.slots.spans().used() > limit || !self.trim(limit) {
+            return false;
+        }
+        let more = grown.entries().0 - self.budget.entries().0;
+        self.budget = grown;
+        self.index.grow_pages(more);
+        true
+    }
+
+    /// Moves room from free entries of pages to the spans, if there are many.
+    pub(super) fn shrink_pages(&mut self) -> bool {
+        if !self.index.may_shrink_pages() {
+            return false;
+        }
+        let Some(shrunk) = self.budget.shrink_pages() else {
+            return false;
+        };
+        let less = self.budget.entries().0 - shrunk.entries().0;
+        if less > STEP || !self.index.shrink_pages(less) {
+            return false;
+        }
+        self.budget = shrunk;
+        true
+    }
+
+    /// Moves room from the spans to the objects.
+    pub(super) fn grow_objects(&mut self) -> Result<(), Refusal> {
+        let grown = self.budget.grow_objects().ok_or(Refusal::OverQuota)?;
+        let limit = grown.span_limit();
+        while self.slots.spans().used() > limit {
+            self.make_room()?;
+        }
+        if !self.trim(limit) {
+            return Err(Refusal::OverQuota);
+        }
+        self.budget = grown;
+        Ok(())
+    }
+
+    /// Gives memory of free spans back until no more than `limit` take memory; false if there are
+    /// not enough free ones.
+    fn trim(&mut self, limit: usize) -> bool {
+        while self.slots.spans().resident() > limit {
+            let Some(span) = self.slots.spans_mut().trim() else {
+                return false;
+            };
+            // SAFETY: The span is free.
+            unsafe { self.arena.release(span) };
+        }
+        true
+    }
+}

@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Which spans of memory are in use, and which take memory.
+
+use super::{id::SpanId, PAGE_SIZE};
+
+/// The size of a span in bytes: a few pages, so that slots of many sizes fill it well.
+pub(super) const SPAN_SIZE: usize = 8 * PAGE_SIZE;
+
+/// Spans in a chunk, the unit in which memory goes back to the operating system (2 MiB).
+pub(super) const CHUNK_SPANS: usize = 64;
+
+/// Empty chunks that keep their memory, so that one page put and flushed in turn costs no system
+/// call.
+const IDLE_CHUNKS: usize = 2;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Chunk {
+    /// A bit for each span.
+    used: u64,
+    /// Spans that take memory. All that are used do.
+    touched: u64,
+    idle: bool,
+    draining: bool,
+}
+
+impl Chunk {
+    /// Returns a free span, one that takes memory if there is one.
+    fn free(&self) -> Option<u32> {
+        self.spare().or_else(|| first(!self.used))
+    }
+
+    /// Returns a free span that takes memory.
+    fn spare(&self) -> Option<u32> {
+        first(self.touched & !self.used)
+    }
+}
+
+fn first(word: u64) -> Option<u32> {
+    (word != 0).then(|| word.trailing_zeros())
+}
+
+/// A set of chunks of which the lowest is found fast.
+///
+/// # Invariants
+///
+/// No word before `first` is other than zero.
+#[derive(Debug)]
+struct ChunkSet {
+    words: Vec<u64>,
+    first: usize,
+}
+
+impl ChunkSet {
+    fn new(chunks: usize) -> Self {
+        Self {
+            words: vec![0; chunks.div_ceil(64)],
+            first: 0,
+        }
+    }
+
+    fn put(&mut self, chunk: usize, member: bool) {
+        let bit = 1 << (chunk % 64);
+        let word = &mut self.words[chunk / 64];
+        if member {
+            *word |= bit;
+            self.first = self.first.min(chunk / 64);
+        } else {
+            *word &= !bit;
+        }
+    }
+
+    fn lowest(&mut self) -> Option<usize> {
+        while *self.words.get(self.first)? == 0 {
+            self.first += 1;
+        }
+        Some(self.first * 64 + self.words[self.first].trailing_zeros() as usize)
+    }
+}
+
+/// What the allocator itself takes for each span, in bytes, rounded up: the chunk, its bits in two
+/// sets, and its place in the list of idle ones.
+pub(super) const SPAN_BITS: usize = (size_of::<Chunk>() + 5).div_ceil(CHUNK_SPANS);
+
+/// The allocator of spans. It hands out low ones first, so that chunks at the end become empty and
+/// can be released.
+///
+/// # Invariants
+///
+/// - `used` and `resident` are the numbers of bits set in all chunks' `used` and `touched`, less
+///   those past the end.
+/// - A chunk is in `roomy` exactly where it has a free span, and in `spare` exactly where it has
+///   one that takes memory; one that is draining is in neither.
+/// - `idle` lists exactly the chunks whose `idle` is set: empty ones that take memory.
+#[derive(Debug)]
+pub(super) struct Spans {
+    chunks: Vec<Chunk>,
+    roomy: ChunkSet,
+    spare: ChunkSet,
+    idle: Vec<u32>,
+    /// The bits of the last chunk that lie past the end, which are in use for ever.
+    past: (usize, u64),
+    used: usize,
+    resident: usize,
+}
+
+impl Spans {
+    /// Starts with `spans` spans, all free.
+    pub(super) fn new(spans: usize) -> Self {
+        let count = spans.div_ceil(CHUNK_SPANS);
+        let past = match spans % CHUNK_SPANS {
+            0 => 0,
+            last => u64::MAX << last,
+        };
+        let mut this = Self {
+            chunks: vec![Chunk::default(); count],
+            roomy: ChunkSet::new(count),
+            spare: ChunkSet::new(count),
+            idle: Vec::with_capacity(count),
+            past: (count.wrapping_sub(1), past),
+            used: 0,
+            resident: 0,
+        };
+        if let Some(last) = this.chunks.last_mut() {
+            last.used = past;
+        }
+        for at in 0..count {
+            this.file(at);
+        }
+        this
+    }
+
+    /// Returns how many spans are in use.
+    pub(super) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Returns how many spans take memory.
+    pub(super) fn resident(&self) -> usize {
+        self.resident
+    }
+
+    /// Takes a free span, such that no more than `limit` take memory; [`None`] if there is none.
+    pub(super) fn alloc(&mut self, limit: usize) -> Option<SpanId> {
+        let at = if self.resident < limit {
+            self.roomy.lowest()?
+        } else {
+            self.spare.lowest()?
+        };
+        let chunk = &mut self.chunks[at];
+        let bit = chunk.free()?;
+        if chunk.touched & (1 << bit) == 0 {
+            self.resident += 1;
+        }
+        chunk.touched |= 1 << bit;
+        chunk.used |= 1 << bit;
+        if std::mem::take(&mut chunk.idle) {
+            self.idle.retain(|idle| *idle as usize != at);
+        }
+        self.used += 1;
+        self.file(at);
+        Some(SpanId::from_index(at * CHUNK_SPANS + bit as usize))
+    }
+
+    /// Gives a span back. It still takes memory.
+    pub(super) fn free(&mut self, span: SpanId) {
+        let at = span.index() / CHUNK_SPANS;
+        let bit = 1 << (span.index() % CHUNK_SPANS);
+        let empty = if at == self.past.0 { self.past.1 } else { 0 };
+        let chunk = &mut self.chunks[at];
+        debug_assert!(chunk.used & bit != 0, "freed twice");
+        chunk.used &= !bit;
+        self.used -= 1;
+        if chunk.used == empty && !chunk.idle {
+            chunk.idle = true;
+            self.idle.push(at as u32);
+        }
+        self.file(at);
+    }
+
+    /// Chooses a free span that takes memory, which the caller releases at once.
+    pub(super) fn trim(&mut self) -> Option<SpanId> {
+        let at = self.spare.lowest()?;
+        let chunk = &mut self.chunks[at];
+        let bit = chunk.spare()?;
+        chunk.touched &= !(1 << bit);
+        self.resident -= 1;
+        self.file(at);
+        Some(SpanId::from_index(at * CHUNK_SPANS + bit as usize))
+    }
+
+    /// Takes an empty chunk out of use, so that its memory can be released without a lock; to be
+    /// followed by [`Self::drained`]. [`None`] while there are only a few.
+    pub(super) fn drain(&mut self) -> Option<usize> {
+        if !self.can_drain() {
+            return None;
+        }
+        // The highest is the one that will be wanted last.
+        let last = (0..self.idle.len()).max_by_key(|i| self.idle[*i])?;
+        let at = self.idle.swap_remove(last) as usize;
+        let chunk = &mut self.chunks[at];
+        chunk.idle = false;
+        chunk.draining = true;
+        self.file(at);
+        Some(at)
+    }
+
+    /// Returns whether [`Self::drain`] would find a chunk.
+    pub(super) fn can_drain(&self) -> bool {
+        self.idle.len() > IDLE_CHUNKS
+    }
+
+    /// Puts a chunk whose memory was released back into use.
+    pub(super) fn drained(&mut self, at: usize) {
+        let chunk = &mut self.chunks[at];
+        chunk.draining = false;
+        self.resident -= chunk.touched.count_ones() as usize;
+        chunk.touched = 0;
+        self.file(at);
+    }
+
+    /// Puts a chunk into the sets that it belongs to.
+    fn file(&mut self, at: usize) {
+        let chunk = &self.chunks[at];
+        let roomy = !chunk.draining && chunk.used != u64::MAX;
+        let spare = roomy && chunk.spare().is_some();
+        self.roomy.put(at, roomy);
+        self.spare.put(at, spare);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const ALL: usize = usize::MAX;
+
+    #[test]
+    fn every_span_is_handed_out_once() {
+        let mut spans = Spans::new(1000);
+        let all: BTreeSet<_> = std::iter::from_fn(|| spans.alloc(ALL))
+            .map(SpanId::index)
+            .collect();
+        assert_eq!(all, (0..1000).collect());
+        assert_eq!((spans.used(), spans.resident()), (1000, 1000));
+        spans.free(SpanId::from_index(777));
+        assert_eq!(spans.alloc(ALL).map(SpanId::index), Some(777));
+        assert_eq!(spans.alloc(ALL), None);
+    }
+
+    #[test]
+    fn the_lowest_free_span_comes_first() {
+        let mut spans = Spans::new(100 * CHUNK_SPANS);
+        while spans.alloc(ALL).is_some() {}
+        spans.free(SpanId::from_index(99 * CHUNK_SPANS));
+        spans.free(SpanId::from_index(3));
+        assert_eq!(spans.alloc(ALL).map(SpanId::index), Some(3));
+    }
+
+    #[test]
+    fn empty_chunks_are_drained_but_for_a_few() {
+        // The last chunk is not a whole one.
+        const SPANS: usize = 5 * CHUNK_SPANS - 7;
+        let mut spans = Spans::new(SPANS);
+        while spans.alloc(ALL).is_some() {}
+        for index in 0..SPANS {
+            spans.free(SpanId::from_index(index));
+        }
+        let drained: Vec<_> = std::iter::from_fn(|| spans.drain()).collect();
+        assert_eq!(drained, [4, 3, 2]);
+        let rest = std::iter::from_fn(|| spans.alloc(ALL)).count();
+        assert_eq!(rest, 2 * CHUNK_SPANS);
+        for at in drained {
+            spans.drained(at);
+        }
+        assert_eq!(spans.resident(), 2 * CHUNK_SPANS);
+        let rest = std::iter::from_fn(|| spans.alloc(ALL)).count();
+        assert_eq!(rest, 3 * CHUNK_SPANS - 7);
+    }
+
+    #[test]
+    fn no_more_spans_take_memory_than_the_limit() {
+        let mut spans = Spans::new(4 * CHUNK_SPANS);
+        let limit = 2 * CHUNK_SPANS;
+        assert_eq!(std::iter::from_fn(|| spans.alloc(limit)).count(), limit);
+        for index in 0..CHUNK_SPANS {
+            spans.free(SpanId::from_index(index));
+        }
+        for _ in 0..10 {
+            spans.trim().unwrap();
+        }
+        assert_eq!(spans.resident(), limit - 10);
+        let again = std::iter::from_fn(|| spans.alloc(limit - 10)).count();
+        assert_eq!(again, CHUNK_SPANS - 10);
+        assert_eq!(spans.resident(), limit - 10);
+        assert_eq!(spans.trim(), None);
+    }
+}
