@@ -2,6 +2,11 @@
 
 //! What benchmarks of the store share.
 
+// Not every benchmark uses all of it.
+#![allow(dead_code)]
+
+pub(crate) mod pages;
+
 use criterion::{
     measurement::{Measurement, ValueFormatter, WallTime},
     Criterion,
