@@ -86,7 +86,7 @@ impl FileSet {
         let mut verified = Verified::default();
         for number in 0..self.files {
             let path = self.path(number);
-            let file = File::open(&path).with_context(|| path.display().to_string())?;
+            let file = self.open(number)?;
             for (first, count) in self.chunks(number) {
                 let mut bytes = buffer(count);
                 let offset = first * PAGE_SIZE as u64;
@@ -96,6 +96,38 @@ impl FileSet {
             }
         }
         Ok(verified)
+    }
+
+    /// Reads all files, in order, and looks at nothing.
+    pub fn read(&self) -> Result<()> {
+        for number in 0..self.files {
+            let file = self.open(number)?;
+            let mut bytes = buffer(CHUNK_PAGES);
+            for (first, count) in self.chunks(number) {
+                let bytes = &mut bytes[..usize::try_from(count)? * PAGE_SIZE];
+                file.read_exact_at(bytes, first * PAGE_SIZE as u64)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads single pages, by their numbers in the whole set, and looks at nothing.
+    pub fn read_pages(&self, pages: &[u64]) -> Result<()> {
+        let files: Vec<File> = (0..self.files)
+            .map(|number| self.open(number))
+            .collect::<Result<_>>()?;
+        let mut bytes = buffer(1);
+        for &page in pages {
+            // One after the other the files have the pages, dealt out like cards.
+            let (file, place) = (page % u64::from(self.files), page / u64::from(self.files));
+            files[usize::try_from(file)?].read_exact_at(&mut bytes, place * PAGE_SIZE as u64)?;
+        }
+        Ok(())
+    }
+
+    fn open(&self, number: u32) -> Result<File> {
+        let path = self.path(number);
+        File::open(&path).with_context(|| path.display().to_string())
     }
 
     fn compare(&self, to: &mut Verified, path: &Path, number: u32, first: u64, bytes: &[u8]) {
@@ -179,6 +211,15 @@ mod tests {
     }
 
     #[test]
+    fn every_page_can_be_read_by_its_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let set = set(dir.path(), 1);
+        set.create().unwrap();
+        set.read_pages(&(0..100).rev().collect::<Vec<_>>()).unwrap();
+        assert!(set.read_pages(&[102]).is_err());
+    }
+
+    #[test]
     fn a_file_cut_short_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let set = set(dir.path(), 1);
@@ -186,5 +227,6 @@ mod tests {
         let file = File::options().write(true).open(set.path(2)).unwrap();
         file.set_len(4096).unwrap();
         assert!(set.verify().is_err());
+        assert!(set.read().is_err());
     }
 }

@@ -13,6 +13,7 @@ pub mod corpus;
 pub mod evict;
 pub mod file_set;
 pub mod mixer;
+pub mod order;
 pub mod page;
 pub mod phase;
 pub mod report;

@@ -5,10 +5,14 @@
 //! Prints one JSON object a line. Exits with 0 if all was right, with 1 if something was wrong
 //! with the content, and with 2 if the work itself failed.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::{bail, Context, Result};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::{json, to_value};
 
@@ -18,6 +22,7 @@ use tmem_workload::{
     corpus::Corpus,
     file_set::FileSet,
     mixer::Mixer,
+    order::Order,
     page::PAGE_SIZE,
     phase::{copy, file::Files, swap::Swap, Phases},
 };
@@ -27,7 +32,7 @@ const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE as u64;
 /// Fills memory and files so that every wrong page is noticed.
 #[derive(Parser)]
 #[command(version, about)]
-struct Args {
+struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
@@ -55,25 +60,26 @@ enum Command {
         #[arg(long)]
         wait_for: Option<PathBuf>,
     },
-    /// Create or verify a set of files.
+    /// Create, verify or read a set of files.
     FileSet {
         /// What to do with them.
         action: Action,
-        /// The folder.
+        #[command(flatten)]
+        set: SetArgs,
+    },
+    /// Read single pages of a set of files in a random order.
+    RandomRead {
+        #[command(flatten)]
+        set: SetArgs,
+        /// How many pages to read.
         #[arg(long)]
-        dir: PathBuf,
-        /// The size of all of them together.
+        reads: u64,
+        /// Read popular pages again, by Zipf's law with this exponent, and not each page once.
         #[arg(long)]
-        mib: u64,
-        /// How many they are.
-        #[arg(long, default_value_t = 8)]
-        files: u32,
-        /// What the content depends on.
+        zipf: Option<f64>,
+        /// What the order depends on.
         #[arg(long, default_value_t = 1)]
-        seed: u64,
-        /// Which writing of them is meant.
-        #[arg(long, default_value_t = 1)]
-        generation: u32,
+        order_seed: u64,
     },
     /// Do random things to files and read them back.
     Coherency {
@@ -134,14 +140,47 @@ enum Command {
     },
 }
 
+/// A set of files.
+#[derive(Args)]
+struct SetArgs {
+    /// The folder.
+    #[arg(long)]
+    dir: PathBuf,
+    /// The size of all of them together.
+    #[arg(long)]
+    mib: u64,
+    /// How many they are.
+    #[arg(long, default_value_t = 8)]
+    files: u32,
+    /// What the content depends on.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Which writing of them is meant.
+    #[arg(long, default_value_t = 1)]
+    generation: u32,
+}
+
+impl From<SetArgs> for FileSet {
+    fn from(args: SetArgs) -> Self {
+        Self {
+            dir: args.dir,
+            files: args.files.max(1),
+            pages: args.mib * PAGES_PER_MIB,
+            seed: args.seed,
+            generation: args.generation,
+        }
+    }
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Action {
     Create,
     Verify,
+    Read,
 }
 
 fn main() -> ExitCode {
-    match run(Args::parse().command) {
+    match run(Arguments::parse().command) {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::from(1),
         Err(error) => {
@@ -185,21 +224,8 @@ fn run(command: Command) -> Result<u64> {
             let outcome = anon.run(&|| println!("{}", json!({"event": "filled"})))?;
             print("anon", &outcome, outcome.findings.wrong)
         }
-        Command::FileSet {
-            action,
-            dir,
-            mib,
-            files,
-            seed,
-            generation,
-        } => {
-            let set = FileSet {
-                dir,
-                files: files.max(1),
-                pages: mib * PAGES_PER_MIB,
-                seed,
-                generation,
-            };
+        Command::FileSet { action, set } => {
+            let set = FileSet::from(set);
             match action {
                 Action::Create => {
                     set.create()?;
@@ -209,7 +235,29 @@ fn run(command: Command) -> Result<u64> {
                     let verified = set.verify()?;
                     print("file-set verify", &verified, verified.findings.wrong)
                 }
+                Action::Read => {
+                    let start = Instant::now();
+                    set.read()?;
+                    let seconds = start.elapsed().as_secs_f64();
+                    let outcome = json!({ "pages": set.pages, "seconds": seconds });
+                    print("file-set read", &outcome, 0)
+                }
             }
+        }
+        Command::RandomRead {
+            set,
+            reads,
+            zipf,
+            order_seed,
+        } => {
+            let set = FileSet::from(set);
+            let order = zipf.map_or(Order::Once, Order::Zipf);
+            let pages = order.pages(set.pages, reads, order_seed)?;
+            let start = Instant::now();
+            set.read_pages(&pages)?;
+            let seconds = start.elapsed().as_secs_f64();
+            let outcome = json!({ "pages": reads, "seconds": seconds });
+            print("random-read", &outcome, 0)
         }
         Command::Coherency {
             dir,
