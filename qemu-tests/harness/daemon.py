@@ -95,6 +95,12 @@ class Device:
         """Whether it has not ended."""
         return self._group is not None and self._group.running
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._group is not None
+        return self._group.process.pid
+
     def kill(self) -> None:
         """Ends it as a crash would."""
         assert self._group is not None

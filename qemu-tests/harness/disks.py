@@ -27,18 +27,28 @@ class Disk:
     path: Path
 
     @classmethod
-    def create(cls, folder: Path, name: str, mib: int, filesystem: str | None = None) -> "Disk":
-        """Makes one, with a filesystem on it if one is named."""
+    def create(
+        cls,
+        folder: Path,
+        name: str,
+        mib: int,
+        filesystem: str | None = None,
+        content: Path | None = None,
+    ) -> "Disk":
+        """Makes one, with a filesystem on it if one is named.
+
+        Ext4 can be made with a folder's content in it.
+        """
         path = folder / f"{name}.img"
         with path.open("wb") as file:
             file.truncate(mib * MIB)
         if filesystem is not None:
             subprocess.run(
-                [*MKFS[filesystem], str(path)],
+                [*MKFS[filesystem], *(["-d", str(content)] if content else []), str(path)],
                 check=True,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                timeout=60,
+                timeout=300 if content else 60,
             )
         return cls(name, path)
 

@@ -29,6 +29,13 @@ def wait_until(
         time.sleep(0.05)
 
 
+def cpu_seconds(pid: int) -> float:
+    """For how long a process has run on a CPU, in all of its threads."""
+    # The name, in parentheses, may have anything in it; the 14th and 15th field are the times.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Group:
     """A process with all of its descendants."""
 

@@ -3,6 +3,7 @@
 
 import json
 import socket
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,20 @@ class Qmp:
         self._lines.readline()
         self._ask("qmp_capabilities")
 
+    @property
+    def pid(self) -> int:
+        """QEMU's process."""
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int(struct.unpack("iii", credentials)[0])
+
     @staticmethod
     def qemu_options(path: Path) -> list[str]:
         """What QEMU has to be told."""
         return ["-qmp", f"unix:{path},server=on,wait=off"]
 
-    def _ask(self, command: str) -> Any:
-        self._socket.sendall(json.dumps({"execute": command}).encode() + b"\n")
+    def _ask(self, command: str, **arguments: Any) -> Any:
+        request = {"execute": command, "arguments": arguments}
+        self._socket.sendall(json.dumps(request).encode() + b"\n")
         while line := self._lines.readline():
             reply = json.loads(line)
             if "return" in reply:
@@ -42,6 +50,17 @@ class Qmp:
             )
             for disk in self._ask("query-blockstats")
         }
+
+    def limit(self, disk: str, bytes_per_second: int, requests_per_second: int) -> None:
+        """Makes a disk no faster than that; 0 is no limit."""
+        limits = {f"{what}_{way}": 0 for what in ("bps", "iops") for way in ("rd", "wr")}
+        self._ask(
+            "block_set_io_throttle",
+            device=disk,
+            bps=bytes_per_second,
+            iops=requests_per_second,
+            **limits,
+        )
 
     def close(self) -> None:
         """Ends the connection."""

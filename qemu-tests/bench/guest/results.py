@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What came out of the guest, as tables, plots and marks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from harness.guest import Guest
+
+from ..report import TCG, Report
+from ..sample import Sample, ratios
+from . import works
+from .works import ASKED_CONFIGURATIONS, ASKED_WORKS, CONFIGURATIONS, LOSERS, Run
+
+# What is reached, and by how much it is missed.
+FEWER_SECTORS = 0.5
+MORE_RAM = 1.25
+LOSS = 1.02
+
+NO_SWAP = "it needs more memory than there is, and without swap the kernel would end it"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run took."""
+
+    seconds: float
+    cpu: float
+    swap: int
+    files: int
+    puts: int
+    gets: int
+    not_put: int
+
+    @property
+    def sectors(self) -> int:
+        """Sectors read and written, of both disks."""
+        return self.swap + self.files
+
+
+def _cost(guest: Guest, cpu: Mapping[str, float], run: Run) -> Cost | None:
+    step = guest.any_step(run.name)
+    if step.status != 0:
+        return None
+    begin, end = guest.snapshot(f"begin {run.name}"), guest.snapshot(f"end {run.name}")
+    own = next((said["seconds"] for said in step.objects if "seconds" in said), None)
+
+    def sectors(disk: str) -> int:
+        return sum(
+            count(disk) * sign
+            for snapshot, sign in ((end, 1), (begin, -1))
+            for count in (snapshot.read, snapshot.written)
+        )
+
+    def driver(*names: str) -> int:
+        return sum(
+            end.driver.get(f"{pool}/{name}", 0) - begin.driver.get(f"{pool}/{name}", 0)
+            for pool in ("frontswap", "cleancache")
+            for name in names
+        )
+
+    return Cost(
+        seconds=step.seconds if own is None else own,
+        cpu=cpu[f"end {run.name}"] - cpu[f"begin {run.name}"],
+        swap=sectors("swap"),
+        files=sectors("files"),
+        puts=driver("stored"),
+        gets=driver("hits", "staged_hits"),
+        not_put=driver("no_credit", "no_memory", "no_staging", "too_large", "unsafe_inode"),
+    )
+
+
+Costs = dict[tuple[str, str], list[Cost]]
+
+
+def _costs(guest: Guest, cpu: Mapping[str, float]) -> Costs:
+    """The costs of each work under each configuration; none where one run of it failed."""
+    costs: Costs = {}
+    failed = set()
+    for _, name, runs in works.plan():
+        for run in runs:
+            cost = _cost(guest, cpu, run)
+            if cost is None:
+                failed.add((name, run.work))
+            else:
+                costs.setdefault((name, run.work), []).append(cost)
+    return {key: value for key, value in costs.items() if key not in failed}
+
+
+def _sample(costs: list[Cost], what: str) -> Sample:
+    return Sample.of(float(getattr(cost, what)) for cost in costs)
+
+
+def _ratio(costs: Costs, work: str, ours: str, theirs: str, what: str) -> Sample | None:
+    """The ratio of two configurations, round by round."""
+    one, other = costs.get((ours, work)), costs.get((theirs, work))
+    if not one or not other:
+        return None
+    return ratios(
+        [float(getattr(cost, what)) for cost in one],
+        [max(1e-9, float(getattr(cost, what))) for cost in other],
+    )
+
+
+def tell(report: Report, guest: Guest, cpu: Mapping[str, float]) -> None:
+    """Puts all that was measured into the report.
+
+    `cpu` has what QEMU and the daemon had used of the host's CPUs before and after each run.
+    """
+    costs = _costs(guest, cpu)
+    for work, what in ASKED_WORKS.items():
+        base = "swap" if work in LOSERS else "ram"
+        table = report.table(
+            work,
+            f"{what.title}; the disks are {what.disk}",
+            [
+                "seconds",
+                "times disk swap" if base == "swap" else "times more RAM",
+                "CPU seconds",
+                "swap, 1000 sectors",
+                "files, 1000 sectors",
+                "1000 pages put",
+                "1000 pages got",
+            ],
+            TCG,
+            ",.2f",
+        )
+        for name, title in ASKED_CONFIGURATIONS.items():
+            if name == "nothing" and not what.without_swap:
+                table.cannot(title, NO_SWAP)
+                continue
+            there = costs.get((name, work))
+            if there is None:
+                table.cannot(title, _why(guest, name, work))
+                continue
+            table.add(
+                title,
+                _sample(there, "seconds"),
+                _ratio(costs, work, name, base, "seconds"),
+                _sample(there, "cpu"),
+                *(
+                    Sample.of(getattr(cost, counter) / 1000 for cost in there)
+                    for counter in ("swap", "files", "puts", "gets")
+                ),
+            )
+    _plots(report, costs)
+    _marks(report, costs)
+
+
+def _why(guest: Guest, name: str, work: str) -> str:
+    for _, configuration, runs in works.plan():
+        for run in runs:
+            if (configuration, run.work) == (name, work):
+                step = guest.any_step(run.name)
+                if step.status != 0:
+                    last = step.lines[-1] if step.lines else ""
+                    return f"it ended with status {step.status} {last}".strip()
+    return "it was not run"
+
+
+def _plots(report: Report, costs: Costs) -> None:
+    titles = {work: f"-j {work.partition('-')[2]}" for work in ASKED_WORKS if work.startswith("build")}
+    others = {"reread": "re-read", "zipf": "Zipf reads", "stream": "stream", "once": "reads once"}
+    titles |= {work: title for work, title in others.items() if work in ASKED_WORKS}
+    for name, what, unit in (
+        ("seconds", "seconds", "seconds (emulated CPU)"),
+        ("sectors", "sectors", "sectors of both disks"),
+    ):
+        report.bars(
+            name,
+            f"The same works, in a guest of {works.MEMORY_MIB} MiB",
+            list(titles.values()),
+            {
+                title: [
+                    _sample(costs[configuration, work], what)
+                    if (configuration, work) in costs
+                    else None
+                    for work in titles
+                ]
+                for configuration, title in ASKED_CONFIGURATIONS.items()
+            },
+            unit,
+        )
+
+
+def _marks(report: Report, costs: Costs) -> None:
+    table = report.table(
+        "marks",
+        "What should be reached",
+        ["tmem", "mark", ""],
+        TCG,
+        ",.2f",
+    )
+
+    def add(row: str, ratio: Sample | None, mark: float) -> None:
+        if ratio is None:
+            table.cannot(row, "one of the two was not measured")
+        else:
+            table.add(row, ratio, f"≤ {mark:.2f}", "" if ratio.median <= mark else "missed")
+
+    for work, what in ASKED_WORKS.items():
+        if work in LOSERS:
+            add(f"{what.title}: seconds / disk swap", _all(costs, work), LOSS)
+            continue
+        sectors = _ratio(costs, work, "tmem", "swap", "sectors")
+        add(f"{what.title}: sectors / disk swap", sectors, 1 - FEWER_SECTORS)
+        for other, mark in (("zram", 1.0), ("zswap", 1.0), ("ram", MORE_RAM)):
+            seconds = _ratio(costs, work, "tmem", other, "seconds")
+            add(f"{what.title}: seconds / {CONFIGURATIONS[other]}", seconds, mark)
+
+
+def _all(costs: Costs, work: str) -> Sample | None:
+    return _ratio(costs, work, "tmem", "swap", "seconds")
