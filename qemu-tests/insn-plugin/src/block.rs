@@ -26,7 +26,7 @@ impl End {
         match bytes {
             [0xe8, ..] => Self::Call,
             // The extension of the opcode says what is done with the operand: 2 is a call.
-            [0xff, modrm, ..] if modrm >> 3 & 7 == 2 => Self::Call,
+            [0xff, modrm, ..] if (modrm >> 3) & 7 == 2 => Self::Call,
             [0xc2 | 0xc3, ..] => Self::Return,
             [0xcf, ..] => Self::InterruptReturn,
             _ => Self::Other,

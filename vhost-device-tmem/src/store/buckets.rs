@@ -69,7 +69,7 @@ impl Buckets {
         let new = self.count;
         self.count += 1;
         if new > self.mask {
-            self.mask = self.mask << 1 | 1;
+            self.mask = (self.mask << 1) | 1;
         }
         new & (self.mask >> 1)
     }

@@ -90,7 +90,7 @@ impl Page {
         let (form, body) = match body {
             Body::Nothing => (Form::Nothing, 0),
             Body::Same(word) => (Form::Same, word),
-            Body::Slot { slot, len } => (Form::Slot, slot.to_bits() << 16 | u64::from(len)),
+            Body::Slot { slot, len } => (Form::Slot, (slot.to_bits() << 16) | u64::from(len)),
         };
         (self.form, self.body) = (form, body.into());
     }

@@ -36,7 +36,7 @@ impl Slot {
     /// Returns the slot in 48 bits.
     pub(super) fn to_bits(self) -> u64 {
         let span = self.span.index() as u64;
-        span << 16 | u64::from(self.class) << 8 | u64::from(self.number)
+        (span << 16) | (u64::from(self.class) << 8) | u64::from(self.number)
     }
 
     /// Returns the slot of [`Self::to_bits`].
