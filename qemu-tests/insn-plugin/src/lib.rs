@@ -6,8 +6,8 @@
 //! The guest says what is to be counted: it executes a marker, a `nop` that nothing else executes
 //! (`nop dword ptr [rax + 0x6d656d74]`), with the address and the length of a name in RDI and RSI;
 //! a name that is empty ends the count. What was counted goes as one line of JSON to the file that
-//! the argument `out=` names. Kernel and user mode are told apart by addresses; each task has a
-//! tree of calls of its own, and interrupts lie on what they interrupt.
+//! the argument `out=` names. Kernel and user mode are told apart by addresses. Each task has a
+//! tree of calls of its own, with the interrupts that came while it ran beside them.
 //!
 //! An instruction with a `rep` prefix counts once, however often it repeats. One that raises an
 //! exception counts when it is executed again. Blocks in which a count begins or ends count as a

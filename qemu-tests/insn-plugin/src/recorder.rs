@@ -128,14 +128,25 @@ impl Recorder {
         } else {
             vcpu.arrive(record, from);
         }
-        let kernel = is_kernel(from);
+        vcpu.last = None;
+        // The emulator has only left the block for a while.
+        if to == from {
+            return;
+        }
+        // What was interrupted has nothing to do with an interrupt, but everything with an
+        // exception.
+        let (parent, site) = if exception && is_kernel(from) {
+            (vcpu.top(), from)
+        } else {
+            (vcpu.root, 0)
+        };
         let node = record.node(Node {
-            parent: if kernel { vcpu.top() } else { vcpu.root },
+            parent,
             kind: Kind::Interrupt,
-            site: if kernel { from } else { 0 },
+            site,
             entry: to,
         });
-        if !kernel {
+        if !is_kernel(from) {
             vcpu.stack.clear();
         }
         vcpu.stack.push(Frame {
@@ -143,7 +154,6 @@ impl Recorder {
             returns_to: from,
             interrupt: true,
         });
-        vcpu.last = None;
     }
 }
 
@@ -305,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn interrupts_lie_on_what_they_interrupt() {
+    fn interrupts_return_to_what_they_have_interrupted() {
         let mut recorder = recorder();
         recorder.execute(0, block(0x100, CALL));
         // The call is over; the first block of what is called is not begun yet.
@@ -316,7 +326,7 @@ mod tests {
         recorder.execute(0, block(0x200, RETURN));
         recorder.execute(0, block(0x107, NOP));
         let record = recorder.end().unwrap();
-        assert_eq!(found(&record, 0xe00)[0].0, [0x100, 0x200, 0xf00, 0xe00]);
+        assert_eq!(found(&record, 0xe00), [(vec![0xf00, 0xe00], 3)]);
         assert_eq!(found(&record, 0x200), [(vec![0x100, 0x200], 3)]);
         assert_eq!(found(&record, 0x107), [(vec![0x100], 3)]);
     }
@@ -327,6 +337,28 @@ mod tests {
         recorder.execute(0, block(0x100, NOP));
         recorder.interrupt(0, true, KERNEL + 0x101, KERNEL + 0xf00);
         recorder.execute(0, block(0xf00, IRET));
+        recorder.execute(0, block(0x101, NOP));
+        let record = recorder.end().unwrap();
+        assert_eq!(found(&record, 0x100), [(vec![0x100], 1)]);
+        assert_eq!(found(&record, 0x101), [(vec![0x100], 3)]);
+    }
+
+    #[test]
+    fn exceptions_lie_on_what_has_raised_them() {
+        let mut recorder = recorder();
+        recorder.execute(0, block(0x100, NOP));
+        recorder.interrupt(0, true, KERNEL + 0x101, KERNEL + 0xf00);
+        recorder.execute(0, block(0xf00, CALL));
+        recorder.execute(0, block(0xe00, NOP));
+        let record = recorder.end().unwrap();
+        assert_eq!(found(&record, 0xe00), [(vec![0x100, 0xf00, 0xe00], 3)]);
+    }
+
+    #[test]
+    fn a_block_that_is_only_left_for_a_while_goes_on() {
+        let mut recorder = recorder();
+        recorder.execute(0, block(0x100, RETURN));
+        recorder.interrupt(0, true, KERNEL + 0x101, KERNEL + 0x101);
         recorder.execute(0, block(0x101, NOP));
         let record = recorder.end().unwrap();
         assert_eq!(found(&record, 0x100), [(vec![0x100], 1)]);
