@@ -52,9 +52,9 @@ def kernel_release() -> str:
     return releases[-1]
 
 
-def kernel() -> Path:
-    """The kernel's image."""
-    return _built(MODULES / kernel_release() / "vmlinuz", "toolbox")
+def kernel(release: str | None = None) -> Path:
+    """A kernel's image."""
+    return _built(MODULES / (release or kernel_release()) / "vmlinuz", "toolbox")
 
 
 def module() -> Path:

@@ -4,6 +4,7 @@
 import base64
 import gzip
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from harness import paths
@@ -13,12 +14,17 @@ from harness.lab import Lab
 from ..report import TCG, Report
 from ..sample import Sample
 from . import guest as work
-from .record import Record, read
+from .record import Counted, count, read
 from .symbols import Symbols
 
 ROUNDS = int(os.environ.get("TMEM_BENCH_ROUNDS", "3"))
 PARAMETERS = os.environ.get("TMEM_BENCH_PARAMETERS", "")
 SECONDS = 1800
+
+SUBJECTS = ("disk", "zram", "zswap", "tmem", "refused")
+
+# What was counted, by phase and by subject, once for each round.
+Found = dict[str, dict[str, list[Counted]]]
 
 
 def run(report: Report, folder: Path) -> None:
@@ -30,25 +36,29 @@ def run(report: Report, folder: Path) -> None:
     finally:
         lab.close()
     symbols = Known(guest)
-    records: dict[str, dict[str, list[Record]]] = {}
-    for record in read(out, symbols.of):
-        subject, _, phase = record.region.split("/")
-        records.setdefault(phase, {}).setdefault(subject, []).append(record)
-    tables(report, records)
-    profiles(report, records)
+    found: Found = {}
+    for raw in read(out):
+        subject, _, phase = raw["region"].split("/")
+        counted = count(raw, symbols.of(raw["region"]))
+        found.setdefault(phase, {}).setdefault(subject, []).append(counted)
+    tables(report, found)
+    profiles(report, found)
 
 
 def boot(report: Report, lab: Lab, out: Path) -> Guest:
     """Runs the guest to its end."""
     paths.module()
-    daemon = lab.daemon(capacity="1GiB")
+    daemons = [
+        lab.daemon(name="roomy", slot=work.ROOMY),
+        lab.daemon(name="full", slot=work.FULL, capacity="1MiB"),
+    ]
     disks = [lab.disk("swap", 256), lab.disk("files", 128, "ext4")]
     plugin = paths.plugin("tmem_insn_plugin")
     machine = Machine(
         work.MEMORY_MIB,
         cpus=1,
         disks=disks,
-        devices=[daemon],
+        devices=daemons,
         append="nokaslr modprobe.blacklist=virtio_tmem",
         options=["-plugin", f"{plugin},out={out}"],
     )
@@ -83,30 +93,29 @@ class Known:
         return self._made[key]
 
 
-def tables(report: Report, records: dict[str, dict[str, list[Record]]]) -> None:
-    """All instructions of the kernel."""
-    subjects = ["disk", "zram", "zswap", "tmem"]
-    table = report.table("kernel", "Instructions of the kernel for each page", subjects, TCG)
-    for phase, by_subject in records.items():
-        cells = [
-            Sample.of(record.kernel() / work.PAGES for record in by_subject[subject])
-            if subject in by_subject
-            else None
-            for subject in subjects
-        ]
-        if any(cells):
-            table.add(phase, *cells)
+def tables(report: Report, found: Found) -> None:
+    """All instructions of the kernel, and those of them that are a back-end's."""
+    which: dict[str, tuple[str, Callable[[Counted], int]]] = {
+        "kernel": ("all that the kernel does", lambda counted: counted.kernel),
+        "back_end": ("what keeps the page, and interrupts", lambda counted: counted.back_end),
+        "module": ("in virtio_tmem and what it calls", lambda counted: counted.module),
+    }
+    for name, (title, insns) in which.items():
+        table = report.table(name, f"Instructions for each page: {title}", SUBJECTS, TCG)
+        for phase, by_subject in found.items():
+            cells = [
+                Sample.of(insns(counted) / work.PAGES for counted in by_subject[subject])
+                if subject in by_subject
+                else None
+                for subject in SUBJECTS
+            ]
+            if any(cells):
+                table.add(phase, *cells)
 
 
-def profiles(report: Report, records: dict[str, dict[str, list[Record]]]) -> None:
+def profiles(report: Report, found: Found) -> None:
     """What they are, by function."""
-    for phase, by_subject in records.items():
+    for phase, by_subject in found.items():
         for subject, samples in by_subject.items():
-            record = samples[-1]
-            tasks = "\n".join(
-                f"{insns / work.PAGES:12,.1f}             {name}"
-                for name, insns in record.by_task().most_common()
-            )
-            text = f"{tasks}\n\n{record.profile().text(work.PAGES)}\n"
             name = f"profile-{subject}-{phase.replace(' ', '-')}.txt"
-            (report.folder / name).write_text(text)
+            (report.folder / name).write_text(samples[-1].text(work.PAGES))

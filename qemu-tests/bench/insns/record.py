@@ -3,7 +3,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,37 @@ TASK, CALL, INTERRUPT, USER, ENTRY = range(5)
 TIMERS = ("asm_sysvec_apic_timer_interrupt", "asm_sysvec_irq_work")
 
 # Tasks that work for the sake of pages. Others have their own reasons.
-TASKS = ("tmem-workload", "virtio_tmem", "kswapd", "kworker/", "ksoftirqd/", "jbd2/")
+OWN_TASKS = ("tmem-workload", "kswapd")
+HELPERS = ("virtio_tmem", "kworker/", "ksoftirqd/", "jbd2/")
+
+# Where memory management hands pages to whatever keeps them; what lies below is the back-end's.
+BACK_END = frozenset(
+    (
+        "swap_bdev_can_merge",
+        "swap_bdev_submit_write",
+        "swap_bdev_submit_read",
+        "zswap_store",
+        "zswap_load",
+        "zswap_invalidate",
+        "zram_slot_free_notify",
+        "blk_finish_plug",
+        "__blk_flush_plug",
+        "ext4_readahead",
+        "ext4_read_folio",
+    )
+)
+MODULE = " [virtio_tmem]"
+TRAMPOLINE = " [__builtin__ftrace]"
+
+# What the module hooks; where it calls one of these, others work again.
+HOOKED = BACK_END | {
+    "__remove_mapping",
+    "clear_inode",
+    "filemap_invalidate_inode",
+    "invalidate_inode_pages2_range",
+    "truncate_inode_pages_range",
+    "zswap_swapoff",
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +58,9 @@ class Context:
     user: bool = False
     # The innermost interrupt (no exception) that it lies in.
     interrupt: str = ""
+    back_end: bool = False
+    # In the module, or in what it calls.
+    module: bool = False
 
     @property
     def idle(self) -> bool:
@@ -35,141 +68,142 @@ class Context:
         return self.task.startswith("swapper/") and not self.interrupt
 
     @property
-    def timer(self) -> bool:
-        """Whether it is the clock's."""
-        return self.interrupt in TIMERS
+    def works(self) -> bool:
+        """Whether the kernel works, and for the sake of pages."""
+        if self.user or self.interrupt in TIMERS:
+            return False
+        return bool(self.interrupt) or self.task.startswith((*OWN_TASKS, *HELPERS))
+
+    @property
+    def label(self) -> str:
+        """What it is, for a table of all that was counted."""
+        if self.user:
+            return f"{self.task}, user"
+        if self.idle:
+            return "idle"
+        return self.interrupt.removeprefix("asm_") or self.task
 
 
 @dataclass
-class Profile:
-    """Instructions by function."""
+class Counted:
+    """What was counted in one phase; instructions, if nothing else is said."""
 
+    kernel: int = 0
+    back_end: int = 0
+    module: int = 0
+    by_label: Counter[str] = field(default_factory=Counter)
     own: Counter[str] = field(default_factory=Counter)
     with_callees: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
 
-    def top(self, counts: Counter[str], pages: int, lines: int) -> Iterator[str]:
-        """The functions with the most of it, for each page."""
-        for name, insns in counts.most_common(lines):
-            calls = self.calls[name]
-            yield f"{insns / pages:12,.1f} {calls / pages:10,.2f}  {name}"
-
-    def text(self, pages: int, lines: int = 60) -> str:
-        """The functions with the most instructions, for people."""
+    def text(self, pages: int, lines: int = 80) -> str:
+        """The functions with the most of it, for people."""
         head = f"{'insns/page':>12} {'calls/page':>10}  "
+
+        def top(counts: Counter[str], lines: int) -> Iterator[str]:
+            for name, insns in counts.most_common(lines):
+                yield f"{insns / pages:12,.1f} {self.calls[name] / pages:10,.2f}  {name}"
+
         return "\n".join(
             (
-                f"{head}by functions themselves",
-                *self.top(self.own, pages, lines),
+                f"{head}all, by task or interrupt",
+                *top(self.by_label, lines),
+                "",
+                f"{head}the kernel's work, by functions themselves",
+                *top(self.own, lines),
                 "",
                 f"{head}with what they call",
-                *self.top(self.with_callees, pages, 2 * lines),
+                *top(self.with_callees, 2 * lines),
+                "",
             )
         )
 
 
-class Record:
-    """One phase."""
+class _Tree:
+    """The nodes of a record."""
 
     def __init__(self, raw: dict[str, Any], symbols: Symbols) -> None:
-        self.region: str = raw["region"]
         self._symbols = symbols
         self._names: dict[int, str] = {}
-        contexts: list[Context] = []
+        self.contexts: list[Context] = []
         for parent, kind, site, entry in raw["nodes"]:
-            contexts.append(self._context(raw, contexts, parent, kind, site, entry))
-        self._counts: list[tuple[Context, str, int, int, int]] = [
-            (contexts[node], self._name(block), block, times, insns)
-            for node, block, times, insns in raw["counts"]
-        ]
-        self._entries = {entry for _, kind, _, entry in raw["nodes"] if kind in (CALL, ENTRY)}
+            if kind == TASK:
+                context = Context(raw["tasks"][entry], frozenset())
+            else:
+                context = self._below(self.contexts[parent], kind, site, entry)
+            self.contexts.append(context)
 
-    def _name(self, address: int) -> str:
+    def name(self, address: int) -> str:
+        """The function that an address lies in."""
         if address not in self._names:
             self._names[address] = self._symbols.name(address)
         return self._names[address]
 
-    def _context(
-        self,
-        raw: dict[str, Any],
-        contexts: list[Context],
-        parent: int,
-        kind: int,
-        site: int,
-        entry: int,
-    ) -> Context:
-        if kind == TASK:
-            return Context(raw["tasks"][entry], frozenset())
-        above = contexts[parent]
+    def _below(self, above: Context, kind: int, site: int, entry: int) -> Context:
         if kind == USER:
             return Context(above.task, frozenset(), user=True)
-        name = self._name(entry)
-        functions = above.functions | {name}
-        if site:
-            functions |= {self._name(site)}
+        name = self.name(entry)
+        caller = self.name(site) if site else ""
+        new = {name, caller} if caller else {name}
+        if MODULE in caller and name in HOOKED:
+            module = False
+        else:
+            module = above.module or any(is_module(function) for function in new)
         interrupt = above.interrupt
-        if kind == INTERRUPT and not name.startswith("asm_exc_"):
+        if kind == INTERRUPT and name.startswith(("asm_common_interrupt", "asm_sysvec_")):
             interrupt = name
-        return Context(above.task, functions, interrupt=interrupt)
-
-    def _all(self) -> Iterator[tuple[Context, str, int]]:
-        for context, name, _, _, insns in self._counts:
-            yield context, name, insns
-
-    def insns(self, which: Callable[[Context, frozenset[str]], bool]) -> int:
-        """Instructions in contexts, and functions on the way there, that are meant."""
-        return sum(
-            insns
-            for context, name, insns in self._all()
-            if which(context, context.functions | {name})
+        return Context(
+            above.task,
+            above.functions | new,
+            interrupt=interrupt,
+            back_end=above.back_end or is_back_end(new),
+            module=module,
         )
 
-    def kernel(self) -> int:
-        """All that the kernel did because of the phase."""
-        return self.insns(lambda context, _: works(context))
 
-    def by_task(self) -> Counter[str]:
-        """Instructions by what they belong to."""
-        found: Counter[str] = Counter()
-        for context, _, insns in self._all():
-            found[label(context)] += insns
-        return found
-
-    def profile(self) -> Profile:
-        """The functions of the kernel's work."""
-        profile = Profile()
-        for context, name, block, times, insns in self._counts:
-            if not works(context):
-                continue
-            profile.own[name] += insns
-            if block in self._entries:
-                profile.calls[name] += times
-            for function in context.functions | {name}:
-                profile.with_callees[function] += insns
-        return profile
+def is_module(function: str) -> bool:
+    """Whether a function is the module's, or the way into it."""
+    return MODULE in function or TRAMPOLINE in function
 
 
-def works(context: Context) -> bool:
-    """Whether the kernel works, and for the sake of pages."""
-    if context.user or context.timer:
-        return False
-    return bool(context.interrupt) or context.task.startswith(TASKS)
+def is_back_end(functions: set[str]) -> bool:
+    """Whether one of the functions is a back-end's."""
+    return not functions.isdisjoint(BACK_END) or any(map(is_module, functions))
 
 
-def label(context: Context) -> str:
-    """What it is, for a table of all that was counted."""
-    if context.user:
-        return f"{context.task}, user"
-    if context.idle:
-        return "idle"
-    if context.interrupt:
-        return context.interrupt.removeprefix("asm_")
-    return context.task
+def count(raw: dict[str, Any], symbols: Symbols) -> Counted:
+    """Sums a record up."""
+    tree = _Tree(raw, symbols)
+    entries = {entry for _, kind, _, entry in raw["nodes"] if kind in (CALL, ENTRY)}
+    found = Counted()
+    at_node: Counter[int] = Counter()
+    for node, block, times, insns in raw["counts"]:
+        context = tree.contexts[node]
+        found.by_label[context.label] += insns
+        if not context.works:
+            continue
+        name = tree.name(block)
+        found.kernel += insns
+        helps = context.interrupt or context.task.startswith(HELPERS)
+        if helps or context.back_end or is_back_end({name}):
+            found.back_end += insns
+        if context.module or is_module(name):
+            found.module += insns
+        found.own[name] += insns
+        if block in entries:
+            found.calls[name] += times
+        # The function may have been jumped to, and then the node does not know it.
+        if name not in context.functions:
+            found.with_callees[name] += insns
+        at_node[node] += insns
+    for node, insns in at_node.items():
+        for name in tree.contexts[node].functions:
+            found.with_callees[name] += insns
+    return found
 
 
-def read(path: Path, symbols: Callable[[str], Symbols]) -> Iterator[Record]:
-    """The records of a file; `symbols` gives the symbols for a region."""
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file."""
     with path.open() as lines:
         for line in lines:
-            raw = json.loads(line)
-            yield Record(raw, symbols(raw["region"]))
+            yield json.loads(line)

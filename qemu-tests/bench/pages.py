@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What guests do with many pages while it is measured what these cost."""
+
+# Functions for scripts in guests. They need MIB, the size of what is worked on, and CORPUS, files
+# that content is taken from.
+FUNCTIONS = """
+# phases WHAT LABEL [OPTION...]: goes through the phases of one thing.
+phases() {
+	local what=$1 label=$2
+	shift 2
+	# shellcheck disable=SC2086
+	must "$label$what" confined 4096 "$WORKLOAD" phases "$what" --mib "$MIB" --label "$label" \\
+		"$@" $CORPUS
+}
+
+# swap_phases LABEL: with the disk "swap".
+swap_phases() {
+	must "${1}swap on" swap_on swap
+	phases swap "$1"
+	must "${1}swap off" swap_off swap
+}
+
+# file_phases LABEL [COMMAND]: with a file on the disk "files", on which the command succeeds first.
+file_phases() {
+	must "${1}create" mounted files /tmp/files
+	# shellcheck disable=SC2086
+	must "${1}write" "$WORKLOAD" phases create --mib "$MIB" --file /tmp/files/pages $CORPUS
+	must "${1}umount" umount /tmp/files
+	must "${1}mount" mounted files /tmp/files
+	[ $# -eq 1 ] || must "${1}warm up" wait_for 30 "$2" /tmp/files
+	phases file "$1" --file /tmp/files/pages
+	must "${1}leave" umount /tmp/files
+}
+"""
+
+# Programs and text, of which real memory is full.
+CORPUS = """
+CORPUS=$(ls /usr/bin/python3.[0-9]* /usr/lib/x86_64-linux-gnu/libc.so.6 \\
+	/usr/lib/python3.[0-9]*/[a-h]*.py)
+"""
