@@ -342,7 +342,7 @@ fn interrupts_come_when_they_are_wanted() {
     let mut guest = Guest::connect(&place.path("guest.sock"));
     guest.create_pool(0, 0);
     for (none, expected) in [(true, 0), (false, 3)] {
-        guest.set_no_interrupt(DATA, none);
+        guest.queues[DATA].want_interrupts(!none);
         for index in 0..3 {
             guest.put(DATA, 0, &[(key(1, index, 1), 1)]);
         }
@@ -356,7 +356,7 @@ fn interrupts_come_when_they_are_wanted() {
     let mut guest = Guest::connect_without(&place.path("guest.sock"), 0);
     guest.create_pool(0, 0);
     wait_until("the new guest is listed", || calls() <= 1);
-    guest.set_used_event(DATA, 4);
+    guest.queues[DATA].set_used_event(4);
     for index in 0..10 {
         guest.put(DATA, 0, &[(key(1, index, 1), 1)]);
         guest.wait_avail_event(DATA);
