@@ -58,6 +58,11 @@ impl Buckets {
         self.heads[bucket]
     }
 
+    /// Lets the processor fetch a bucket that will be asked for.
+    pub(super) fn prefetch(&self, bucket: usize) {
+        self.heads.prefetch(bucket);
+    }
+
     /// Makes the chain of a bucket start elsewhere.
     pub(super) fn set_head(&mut self, bucket: usize, head: Link) {
         self.heads[bucket] = head;

@@ -20,31 +20,29 @@ impl Slots {
     /// Once it finds none even `thorough`, all spans together are as few as the slots in use need,
     /// but for what is being copied.
     pub(super) fn compact(&mut self, pages: &mut Table<Page>, thorough: bool) -> bool {
-        (0..CLASSES.len()).any(|class| {
-            let bin = &self.bins[class];
-            let slots = usize::from(CLASSES[class].slots);
-            if bin.spans * slots - bin.used < slots {
-                return false;
-            }
-            let lists = if thorough {
-                &[SPARSE, DENSE][..]
-            } else {
-                &[SPARSE]
-            };
-            lists.iter().any(|list| {
+        let lists: &[u8] = if thorough {
+            &[SPARSE, DENSE]
+        } else {
+            &[SPARSE]
+        };
+        let mut loose = self.loose;
+        while loose != 0 {
+            let class = loose.trailing_zeros() as usize;
+            loose &= loose - 1;
+            for list in lists {
                 let mut link = self.bins[class].lists[usize::from(*list)];
                 for _ in 0..TRIES {
                     let Some(span) = SpanId::from_link(link) else {
-                        return false;
+                        break;
                     };
                     if self.empty(pages, span) {
                         return true;
                     }
                     link = self.table[span.index()].next;
                 }
-                false
-            })
-        })
+            }
+        }
+        false
     }
 
     /// Moves all pages of a span to other spans of its class, which have room, if none of them is

@@ -41,13 +41,16 @@ impl Store {
         results: &mut [PageResult],
     ) -> Result<(), PoolError> {
         assert_eq!(keys.len(), results.len());
-        self.pool_kind(guest, number)?;
         let (mut any, mut much) = (false, false);
         let batches = keys.chunks(BATCH).zip(results.chunks_mut(BATCH));
         for (first, (keys, results)) in (0..).step_by(BATCH).zip(batches) {
             let mut pages = [None; BATCH];
             let pages = &mut pages[..keys.len()];
-            self.lock().pin_batch(guest, number, take, keys, pages);
+            match self.lock().pin_batch(guest, number, take, keys, pages) {
+                // It was destroyed meanwhile.
+                Err(PoolError::NoPool) if first > 0 => {}
+                pinned => pinned?,
+            }
             for (n, (page, result)) in pages.iter().zip(&mut *results).enumerate() {
                 let copied = page.is_some_and(|(_, body)| {
                     // SAFETY: It was pinned when a key led to it.
@@ -110,16 +113,15 @@ impl Inner {
         take: bool,
         keys: &[Key],
         pages: &mut [Option<Pinned>],
-    ) {
-        let Some(slot) = self.pool_slot(guest.id, number) else {
-            return;
-        };
+    ) -> Result<(), PoolError> {
+        let slot = self.require_pool(guest, number)?;
         let ephemeral = self.pool(slot).kind == PoolKind::Ephemeral;
         let mut hits = 0;
-        for (key, pinned) in keys.iter().zip(pages) {
-            let Some(id) = self.find(slot, &key.object, key.index.get()) else {
-                continue;
-            };
+        let mut found = [None; BATCH];
+        self.index.find_pages(slot, keys, &mut found);
+        for ((key, found), pinned) in keys.iter().zip(found).zip(pages) {
+            // What is forgotten here meanwhile is not linked any more.
+            let Some(id) = found else { continue };
             let page = &mut self.index.pages[id.index()];
             if page.version.get() != key.version.get() || page.state != PageState::Linked {
                 continue;
@@ -141,6 +143,7 @@ impl Inner {
         let counters = &mut self.pool_mut(slot).counters;
         counters.gets += keys.len() as u64;
         counters.gets_hit += hits;
+        Ok(())
     }
 
     fn unpin_batch(&mut self, take: bool, pages: &[Option<Pinned>], results: &[PageResult]) {

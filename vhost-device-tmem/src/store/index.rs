@@ -7,7 +7,7 @@ use std::{
     io,
 };
 
-use virtio_tmem_abi::ObjectId;
+use virtio_tmem_abi::{Key, ObjectId};
 use zerocopy::{little_endian::U64, FromZeros};
 
 use super::{
@@ -17,20 +17,23 @@ use super::{
     mapping::Table,
     slots::Slot,
     vacancies::Vacancies,
+    BATCH,
 };
 
 /// What a page's entry and its slot are doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromZeros)]
 #[repr(u8)]
 pub(super) enum PageState {
-    /// It is free, or a put is copying into its slot: no key leads here.
+    /// It is free, or about to be linked: no key leads here.
     Unlinked = 0,
     /// A key leads here.
     Linked = 1,
     /// As `Linked`, but a get is taking it: a key leads here, and finds nothing.
     Taking = 2,
-    /// No key leads here any more; the last get that still copies from it frees it.
+    /// No key leads here any more; the last get or put that still copies frees it.
     Orphan = 3,
+    /// As `Linked`, but a put is copying into the slot: a key leads here, and finds nothing yet.
+    Filling = 4,
 }
 
 /// What a page consists of.
@@ -67,7 +70,8 @@ pub(super) struct Page {
     pub(super) object_next: Link,
     pub(super) lru_prev: Link,
     pub(super) lru_next: Link,
-    /// Gets that are copying from the slot.
+    /// Gets that are copying from the slot, and the put that is copying into it. There are at most
+    /// a batch for each of the guest's workers.
     pub(super) pins: u16,
     pub(super) state: PageState,
     form: Form,
@@ -112,13 +116,18 @@ pub(super) struct Object {
     pub(super) reserved: u32,
 }
 
+/// Pages whose buckets are in one cache line.
+const NEIGHBOURS: u64 = 16;
+
+const _: () = assert!(NEIGHBOURS as usize * size_of::<Link>() == 64);
+
 /// Both tables of entries, and the hash tables that lead to them. The hash is keyed by a secret,
 /// so that no guest can make the chains of another long.
 ///
 /// # Invariants
 ///
-/// - A page is in a chain of `page_buckets` exactly where its state is `Linked` or `Taking`; its
-///   `object` is then in use, and lists it.
+/// - A page is in a chain of `page_buckets` exactly where its state is `Linked`, `Taking` or `Filling`;
+///   its `object` is then in use, and lists it.
 /// - `(object, index)` is found at most once, `(pool, id)` is found at most once.
 /// - An object is in use exactly where it is in a chain of `object_buckets`.
 #[derive(Debug)]
@@ -136,6 +145,8 @@ pub(super) struct Index {
     pages_peak: usize,
     /// The object that was found last: the next key is often one of the same.
     recent: Option<ObjectSlot>,
+    /// The neighbours whose hash was asked for last.
+    recent_group: (Link, u64, u64),
     secret: RandomState,
 }
 
@@ -158,6 +169,7 @@ impl Index {
             used_objects: 0,
             pages_peak: pages,
             recent: None,
+            recent_group: (None, 0, 0),
             secret: RandomState::new(),
         };
         if pages == max {
@@ -264,11 +276,19 @@ impl Index {
         self.object_buckets.of(hasher.finish())
     }
 
-    fn page_bucket(&self, object: ObjectSlot, index: u64) -> usize {
-        let mut hasher = self.secret.build_hasher();
-        hasher.write_u64(index);
-        hasher.write_u32(object.index() as u32);
-        self.page_buckets.of(hasher.finish())
+    /// Returns the bucket of a page. Those of neighbours are in one cache line: requests name many
+    /// neighbours. The hash says which line, and which place in it is that of the first, so that
+    /// indices that are far apart do not all have the same.
+    fn page_bucket(&mut self, object: ObjectSlot, index: u64) -> usize {
+        let (link, group) = (object.link(), index / NEIGHBOURS);
+        if (self.recent_group.0, self.recent_group.1) != (link, group) {
+            let mut hasher = self.secret.build_hasher();
+            hasher.write_u64(group);
+            hasher.write_u32(object.index() as u32);
+            self.recent_group = (link, group, hasher.finish());
+        }
+        self.page_buckets
+            .of(self.recent_group.2 ^ (index % NEIGHBOURS))
     }
 
     /// Finds an object of a pool.
@@ -348,9 +368,36 @@ impl Index {
         self.used_objects -= 1;
     }
 
+    /// Finds the pages of a pool under some keys, at most a batch, in whatever version.
+    pub(super) fn find_pages(&mut self, pool: u32, keys: &[Key], found: &mut [Option<PageId>]) {
+        // Each look-up waits for memory twice, at least. Where there are many, they wait together.
+        let mut buckets = [None; BATCH];
+        for (key, bucket) in keys.iter().zip(&mut buckets) {
+            let object = self.find_object(pool, &key.object);
+            *bucket = object.map(|object| (object, self.page_bucket(object, key.index.get())));
+            if let Some((_, bucket)) = *bucket {
+                self.page_buckets.prefetch(bucket);
+            }
+        }
+        for (_, bucket) in buckets.iter().flatten() {
+            if let Some(page) = PageId::from_link(self.page_buckets.head(*bucket)) {
+                self.pages.prefetch(page.index());
+            }
+        }
+        for ((key, bucket), found) in keys.iter().zip(buckets).zip(found) {
+            *found = bucket
+                .and_then(|(object, bucket)| self.find_in_bucket(bucket, object, key.index.get()));
+        }
+    }
+
     /// Finds a page of an object, in whatever version.
-    pub(super) fn find_page(&self, object: ObjectSlot, index: u64) -> Option<PageId> {
-        let mut link = self.page_buckets.head(self.page_bucket(object, index));
+    pub(super) fn find_page(&mut self, object: ObjectSlot, index: u64) -> Option<PageId> {
+        let bucket = self.page_bucket(object, index);
+        self.find_in_bucket(bucket, object, index)
+    }
+
+    fn find_in_bucket(&self, bucket: usize, object: ObjectSlot, index: u64) -> Option<PageId> {
+        let mut link = self.page_buckets.head(bucket);
         while let Some(id) = PageId::from_link(link) {
             let page = &self.pages[id.index()];
             if page.object == object.link() && page.index.get() == index {
@@ -361,7 +408,7 @@ impl Index {
         None
     }
 
-    /// Makes a key lead to a page whose body is there, as the last page of its object.
+    /// Makes a key lead to a page that a put is going to fill, as the last page of its object.
     pub(super) fn link_page(&mut self, id: PageId, object: ObjectSlot, index: u64, version: u64) {
         let bucket = self.page_bucket(object, index);
         let last = self.objects[object.index()].last;
@@ -372,7 +419,8 @@ impl Index {
         page.bucket_next = self.page_buckets.head(bucket);
         page.object_prev = last;
         page.object_next = None;
-        page.state = PageState::Linked;
+        page.pins = 1;
+        page.state = PageState::Filling;
         self.page_buckets.set_head(bucket, id.link());
         match PageId::from_link(last) {
             Some(last) => self.pages[last.index()].object_next = id.link(),

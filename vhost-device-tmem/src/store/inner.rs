@@ -63,7 +63,6 @@ pub(super) struct Inner {
     pub(super) guests: BTreeMap<u64, BTreeMap<u32, PoolSlot>>,
     pools: Vec<Option<Pool>>,
     free_pools: Vec<PoolSlot>,
-    generation: u64,
     next_guest: u64,
     /// Pages evicted since the start.
     pub(super) evictions: u64,
@@ -83,7 +82,6 @@ impl Inner {
             guests: BTreeMap::new(),
             pools: Vec::new(),
             free_pools: Vec::new(),
-            generation: 0,
             next_guest: 0,
             evictions: 0,
             faults,
@@ -113,8 +111,7 @@ impl Inner {
     }
 
     pub(super) fn add_pool(&mut self, guest: u64, number: u32, kind: PoolKind) {
-        self.generation += 1;
-        let pool = Some(Pool::new(kind, self.generation));
+        let pool = Some(Pool::new(kind));
         let slot = match self.free_pools.pop() {
             Some(slot) => {
                 self.pools[slot as usize] = pool;
@@ -146,7 +143,7 @@ impl Inner {
         self.index.find_page(object, index)
     }
 
-    /// Makes a key lead to a page whose body is there. No other page has the key.
+    /// Makes a key lead to a page that is filled until [`Self::filled`]. No other page has the key.
     ///
     /// On an error the page is as before.
     pub(super) fn link(&mut self, id: PageId, slot: PoolSlot, key: &Key) -> Result<(), Refusal> {
@@ -187,12 +184,33 @@ impl Inner {
         Ok(object)
     }
 
+    /// Makes a page be found that a put has filled; or forgets it, if that failed. Nothing of both
+    /// is to be done if it was forgotten meanwhile.
+    pub(super) fn filled(&mut self, id: PageId, successful: bool) {
+        let page = &mut self.index.pages[id.index()];
+        if page.state == PageState::Filling {
+            if successful {
+                page.state = PageState::Linked;
+            } else {
+                let object = ObjectSlot::from_link(page.object);
+                let object = object.expect("a linked page has an object");
+                let pool = self.index.objects[object.index()].pool;
+                let counters = &mut self.pool_mut(pool).counters;
+                counters.puts_stored -= 1;
+                counters.puts_refused += 1;
+                counters.refused_no_memory += 1;
+                self.forget(id, Cause::Replaced);
+            }
+        }
+        self.unpin(id);
+    }
+
     /// Returns whether another object would take of the room for pages.
     fn lacks_objects(&self) -> bool {
         self.index.objects_exhausted() && self.index.touched_objects() == self.budget.entries().1
     }
 
-    /// Forgets a linked page. Its room is free at once, or when the last get let it go.
+    /// Forgets a linked page. Its room is free at once, or when the last get or put let it go.
     pub(super) fn forget(&mut self, id: PageId, cause: Cause) {
         let object = self.index.unlink_page(id);
         let Object { pool, pages, .. } = self.index.objects[object.index()];

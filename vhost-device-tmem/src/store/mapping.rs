@@ -131,6 +131,18 @@ impl<T: FromZeros + Copy> Table<T> {
         self.map.prefer_huge_pages();
     }
 
+    /// Lets the processor fetch an entry that will be asked for.
+    pub(super) fn prefetch(&self, index: usize) {
+        let entry: *const T = &raw const self.as_slice()[index];
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: All x86-64 processors have the instruction, which only gives advice.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(entry.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = entry;
+    }
+
     /// Makes entries zero again that lie on pages of memory of their own, and gives that memory
     /// back to the operating system.
     pub(super) fn forget(&mut self, first: usize, count: usize) {

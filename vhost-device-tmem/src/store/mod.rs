@@ -135,6 +135,7 @@ pub struct Store {
     inner: Mutex<Inner>,
     arena: Arc<Arena>,
     compression: Compression,
+    useful_credits: u32,
     watchers: Mutex<Vec<Weak<dyn CreditWatcher>>>,
     /// The length of `watchers`, to be read without its lock.
     watching: AtomicUsize,
@@ -158,10 +159,12 @@ impl Store {
         let bytes = usize::try_from(capacity).map_err(|_| StoreError::TooSmall(capacity))?;
         let budget = Budget::new(bytes, compression);
         let arena = Arc::new(Arena::new(budget.max_spans()).map_err(reserve)?);
+        let useful_credits = u32::try_from(budget.raw_pages() / 32).unwrap_or(u32::MAX);
         let inner = Inner::new(budget, Arc::clone(&arena), faults).map_err(reserve)?;
         Ok(Self {
             arena,
             compression,
+            useful_credits: useful_credits.clamp(1, 256),
             inner: Mutex::new(inner),
             watchers: Mutex::default(),
             watching: AtomicUsize::new(0),
@@ -175,8 +178,7 @@ impl Store {
 
     /// Returns the credits at which they are worth telling of.
     pub fn useful_credits(&self) -> u32 {
-        let pages = self.lock().budget.raw_pages();
-        u32::try_from(pages / 32).unwrap_or(u32::MAX).clamp(1, 256)
+        self.useful_credits
     }
 
     /// Asks to be told, once, when there are [`Self::useful_credits`]; at once if there are. Who

@@ -117,8 +117,6 @@ pub struct PoolReport {
 #[derive(Debug)]
 pub(super) struct Pool {
     pub(super) kind: PoolKind,
-    /// Tells the pool from others that had its place before.
-    pub(super) generation: u64,
     pub(super) pages: u64,
     pub(super) objects: u64,
     pub(super) contents: Contents,
@@ -128,10 +126,9 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(kind: PoolKind, generation: u64) -> Self {
+    pub(super) fn new(kind: PoolKind) -> Self {
         Self {
             kind,
-            generation,
             pages: 0,
             objects: 0,
             contents: Contents::default(),

@@ -8,7 +8,7 @@ use super::{
     codec::{Encoded, Workspace},
     id::PageId,
     index::Body,
-    inner::{Cause, Inner, PoolSlot, Refusal},
+    inner::{Cause, Inner, Refusal},
     Compression, Guest, PageBytes, PoolError, Store, BATCH,
 };
 
@@ -48,7 +48,6 @@ impl Store {
         results: &mut [PageResult],
     ) -> Result<(), PoolError> {
         assert_eq!(keys.len(), results.len());
-        self.pool_kind(guest, number)?;
         let mut much = false;
         let batches = keys.chunks(BATCH).zip(results.chunks_mut(BATCH));
         for (first, (keys, results)) in (0..).step_by(BATCH).zip(batches) {
@@ -59,75 +58,79 @@ impl Store {
                 contents: &mut [Encoded::Failed; BATCH][..keys.len()],
                 pages: &mut [Err(Refusal::NoMemory); BATCH][..keys.len()],
             };
-            much |= if self.compression == Compression::None {
-                self.put_batch(&mut batch, first, source, results)
+            let put = if self.compression == Compression::None {
+                self.put_batch(&mut batch, first, source)
             } else {
-                Workspace::with(|space| {
-                    self.put_compressed(&mut batch, first, source, results, space)
-                })
+                Workspace::with(|space| self.put_compressed(&mut batch, first, source, space))
             };
+            match put {
+                Ok(more) => much |= more,
+                // It was destroyed meanwhile, and with it what was stored.
+                Err(PoolError::NoPool) if first > 0 => {}
+                Err(error) => return Err(error),
+            }
+            for (n, result) in results.iter_mut().enumerate() {
+                *result = match (batch.pages[n], batch.contents[n]) {
+                    (Ok(_), Encoded::Failed) => PageResult::NoMemory,
+                    (Ok(_), _) => PageResult::Stored,
+                    (Err(refusal), _) => refusal.into(),
+                };
+            }
         }
         self.after_free(much);
         Ok(())
     }
 
-    /// Stores pages as they are, which are copied to where they stay.
+    /// Stores pages as they are, which are copied to where they stay. Returns whether there is much
+    /// memory to give back.
     fn put_batch(
         &self,
         batch: &mut Batch<'_>,
         first: usize,
         source: &mut dyn PageSource,
-        results: &mut [PageResult],
-    ) -> bool {
+    ) -> Result<bool, PoolError> {
         batch.contents.fill(Encoded::Raw);
-        let Some((pool, bodies)) = self.lock().reserve_batch(batch) else {
-            results.fill(PageResult::NoMemory);
-            return false;
-        };
-        for (n, body) in bodies[..batch.keys.len()].iter().enumerate() {
-            if let Body::Slot { slot, .. } = body {
-                // SAFETY: It was just allocated, and no key leads to it yet.
-                let bytes = unsafe { self.arena.fill_page(*slot) };
+        let bodies = self.lock().reserve_batch(batch)?;
+        for (n, contents) in batch.contents.iter_mut().enumerate() {
+            if let Body::Slot { slot, .. } = bodies[n] {
+                // SAFETY: It was just allocated, and the page is not found before it is filled.
+                let bytes = unsafe { self.arena.fill_page(slot) };
                 if !source.read_page(first + n, bytes) {
                     // What was half copied is not to stay.
                     bytes.fill(0);
-                    batch.contents[n] = Encoded::Failed;
+                    *contents = Encoded::Failed;
                 }
             }
         }
-        self.lock().link_batch(batch, pool, results)
+        Ok(self.lock().filled_batch(batch))
     }
 
-    /// Stores compressed pages. They are compressed before it is known whether there is room, as
-    /// it is not known how much they need before.
+    /// As [`Self::put_batch`], compressed. That is done before there is room, as only then it is
+    /// known how much they need.
     fn put_compressed(
         &self,
         batch: &mut Batch<'_>,
         first: usize,
         source: &mut dyn PageSource,
-        results: &mut [PageResult],
         space: &mut Workspace,
-    ) -> bool {
+    ) -> Result<bool, PoolError> {
         space.clear();
         for (n, contents) in batch.contents.iter_mut().enumerate() {
             let fill = |page: &mut PageBytes| source.read_page(first + n, page);
             *contents = space.encode(self.compression, fill);
         }
-        let Some((pool, bodies)) = self.lock().reserve_batch(batch) else {
-            results.fill(PageResult::NoMemory);
-            return false;
-        };
+        let bodies = self.lock().reserve_batch(batch)?;
         let mut packed = space.packed();
         for (contents, body) in batch.contents.iter().zip(bodies) {
             let len = contents.packed_len();
             let (bytes, rest) = packed.split_at(len);
             packed = rest;
             if let Body::Slot { slot, .. } = body {
-                // SAFETY: It was just allocated, and no key leads to it yet.
+                // SAFETY: It was just allocated, and the page is not found before it is filled.
                 unsafe { self.arena.fill(slot, len) }.copy_from_slice(bytes);
             }
         }
-        self.lock().link_batch(batch, pool, results)
+        Ok(self.lock().filled_batch(batch))
     }
 }
 
@@ -142,74 +145,50 @@ struct Batch<'b> {
     pages: &'b mut [Result<PageId, Refusal>],
 }
 
-/// The pool that a batch is for, and which of those that had its place.
-type PoolTag = (PoolSlot, u64);
-
 impl Inner {
-    /// Drops what is stored under the keys, and takes an entry for each, and the room that its
-    /// contents need, whose places it returns.
-    fn reserve_batch(&mut self, batch: &mut Batch<'_>) -> Option<(PoolTag, [Body; BATCH])> {
-        let slot = self.pool_slot(batch.guest.id, batch.number)?;
+    /// Drops what is stored under the keys, and makes each lead to a page that has the room which
+    /// its contents need. Returns where that is.
+    fn reserve_batch(&mut self, batch: &mut Batch<'_>) -> Result<[Body; BATCH], PoolError> {
+        let slot = self.require_pool(batch.guest, batch.number)?;
         let mut bodies = [Body::Nothing; BATCH];
+        let (mut over_quota, mut no_memory) = (0, 0);
         for (n, key) in batch.keys.iter().enumerate() {
-            // First, so that a page which is put anew finds the room that it had.
-            self.replace(slot, key);
-            batch.pages[n] = self.reserve(batch.contents[n]);
-            if let Ok(id) = batch.pages[n] {
-                bodies[n] = self.index.pages[id.index()].body();
+            // First, so that a page which is put anew finds the room that it had. The same key may
+            // stand twice in one batch.
+            if let Some(older) = self.find(slot, &key.object, key.index.get()) {
+                self.forget(older, Cause::Replaced);
+                self.pool_mut(slot).counters.puts_replaced += 1;
             }
+            let reserved = self.reserve(batch.contents[n]).and_then(|id| {
+                self.link(id, slot, key)
+                    .inspect_err(|_| self.release(id))
+                    .map(|()| id)
+            });
+            match reserved {
+                Ok(id) => bodies[n] = self.index.pages[id.index()].body(),
+                Err(Refusal::OverQuota) => over_quota += 1,
+                Err(Refusal::NoMemory) => no_memory += 1,
+            }
+            batch.pages[n] = reserved;
         }
-        Some(((slot, self.pool(slot).generation), bodies))
+        let counters = &mut self.pool_mut(slot).counters;
+        let puts = batch.keys.len() as u64;
+        counters.puts += puts;
+        counters.puts_stored += puts - over_quota - no_memory;
+        counters.puts_refused += over_quota + no_memory;
+        counters.refused_over_quota += over_quota;
+        counters.refused_no_memory += no_memory;
+        Ok(bodies)
     }
 
-    /// Makes the keys lead to the pages whose contents are there, and frees the others. Returns
-    /// whether there is much memory to give back.
-    fn link_batch(
-        &mut self,
-        batch: &Batch<'_>,
-        (slot, generation): PoolTag,
-        results: &mut [PageResult],
-    ) -> bool {
-        let same = self.pool_slot(batch.guest.id, batch.number) == Some(slot)
-            && self.pool(slot).generation == generation;
-        for (n, (key, result)) in batch.keys.iter().zip(results).enumerate() {
-            let stored = batch.pages[n].and_then(|id| {
-                let linked = if same && batch.contents[n] != Encoded::Failed {
-                    // The same key may stand twice in one batch.
-                    self.replace(slot, key);
-                    self.link(id, slot, key)
-                } else {
-                    Err(Refusal::NoMemory)
-                };
-                linked.inspect_err(|_| self.release(id))
-            });
-            *result = stored.map_or_else(PageResult::from, |()| PageResult::Stored);
-            if !same {
-                continue;
-            }
-            if stored.is_err() {
-                self.replace(slot, key);
-            }
-            let counters = &mut self.pool_mut(slot).counters;
-            counters.puts += 1;
-            match stored {
-                Ok(()) => counters.puts_stored += 1,
-                Err(refusal) => {
-                    counters.puts_refused += 1;
-                    match refusal {
-                        Refusal::OverQuota => counters.refused_over_quota += 1,
-                        Refusal::NoMemory => counters.refused_no_memory += 1,
-                    }
-                }
+    /// Makes the pages be found, but for those whose contents could not be had. Returns whether
+    /// there is much memory to give back.
+    fn filled_batch(&mut self, batch: &Batch<'_>) -> bool {
+        for (page, contents) in batch.pages.iter().zip(&*batch.contents) {
+            if let Ok(id) = page {
+                self.filled(*id, *contents != Encoded::Failed);
             }
         }
         self.much_to_release()
-    }
-
-    fn replace(&mut self, slot: PoolSlot, key: &Key) {
-        if let Some(older) = self.find(slot, &key.object, key.index.get()) {
-            self.forget(older, Cause::Replaced);
-            self.pool_mut(slot).counters.puts_replaced += 1;
-        }
     }
 }

@@ -105,6 +105,7 @@ impl Arena {
 
 const WORDS: usize = MAX_SLOTS / 32;
 
+const _: () = assert!(CLASSES.len() <= u128::BITS as usize);
 const _: () = assert!(WORDS >= CLASSES[RAW as usize].slots as usize);
 
 /// What is known of a span that is in use.
@@ -138,9 +139,8 @@ pub(super) const NO_LIST: u8 = 2;
 pub(super) struct Bin {
     /// Those that have free slots.
     pub(super) lists: [Link; 2],
-    pub(super) spans: usize,
-    /// Slots in use.
-    pub(super) used: usize,
+    /// Free slots of all spans.
+    free: usize,
     fixed: Packing,
 }
 
@@ -185,6 +185,8 @@ impl Packing {
 ///
 /// - Every span in use has a slot in use, and is in the list of its class that it belongs to.
 /// - The owner of every slot in use is the page that it was allocated for, or moved with.
+/// - Each bin's `free` is the number of free slots of the spans of its class, and `loose` says which
+///   of them are not less than the slots of a span.
 /// - `fixed_spans` is the sum of all classes' `fixed.spans()`.
 #[derive(Debug)]
 pub(super) struct Slots {
@@ -193,6 +195,8 @@ pub(super) struct Slots {
     pub(super) table: Table<Span>,
     pub(super) bins: [Bin; CLASSES.len()],
     fixed_spans: usize,
+    /// The classes whose free slots are as many as those of a span, a bit for each.
+    pub(super) loose: u128,
 }
 
 impl Slots {
@@ -210,6 +214,7 @@ impl Slots {
             table,
             bins: [Bin::default(); CLASSES.len()],
             fixed_spans: 0,
+            loose: 0,
         })
     }
 
@@ -239,7 +244,8 @@ impl Slots {
                     class,
                     list: NO_LIST,
                 };
-                self.bins[usize::from(class)].spans += 1;
+                self.bins[usize::from(class)].free +=
+                    usize::from(CLASSES[usize::from(class)].slots);
                 span
             }
         };
@@ -309,7 +315,7 @@ impl Slots {
             // SAFETY: In bounds and aligned. An owner is only touched under the store's lock.
             unsafe { addr.write(owner) };
         }
-        self.bins[usize::from(class)].used += 1;
+        self.add_free(class, -1);
         self.file(span);
         slot
     }
@@ -344,10 +350,19 @@ impl Slots {
     /// Frees a span that is in no list, whatever is in its slots.
     pub(super) fn forget_span(&mut self, span: SpanId) {
         let Span { class, used, .. } = self.table[span.index()];
-        let bin = &mut self.bins[usize::from(class)];
-        bin.used -= usize::from(used);
-        bin.spans -= 1;
+        let slots = CLASSES[usize::from(class)].slots;
+        self.add_free(class, -((slots - used) as isize));
         self.spans.free(span);
+    }
+
+    fn add_free(&mut self, class: ClassId, more: isize) {
+        let bin = &mut self.bins[usize::from(class)];
+        bin.free = bin.free.wrapping_add_signed(more);
+        if bin.free >= usize::from(CLASSES[usize::from(class)].slots) {
+            self.loose |= 1 << class;
+        } else {
+            self.loose &= !(1 << class);
+        }
     }
 
     fn drop_slot(&mut self, slot: Slot) {
@@ -362,7 +377,7 @@ impl Slots {
         }
         entry.used -= 1;
         let empty = entry.used == 0;
-        self.bins[usize::from(slot.class)].used -= 1;
+        self.add_free(slot.class, 1);
         if empty {
             self.relist(slot.span, NO_LIST);
             self.forget_span(slot.span);
