@@ -15,7 +15,27 @@ MIB = 320
 PAGES = MIB * 256
 FILESYSTEMS = ["ext4", "xfs", "btrfs"]
 
+# Files whose last folios are smaller than those before them, which take several requests each: one
+# readahead is for both.
+SIZES = "33 65 97 131 259 515 1029 2053"
+
 SCRIPT = f"""
+tails() {{
+	local folder=/tmp/$1/tails pages round
+	disk "$1" && blockdev --setra 16384 "$DISK" && mkdir "$folder" && cd "$folder" || return
+	for pages in {SIZES}; do
+		head -c $((pages * 4096)) /dev/urandom >"$pages"
+	done
+	md5sum * >/tmp/sums
+	for round in 1 2 3; do
+		drop_caches
+		snapshot "$1 before tails"
+		md5sum --quiet -c /tmp/sums || return
+		snapshot "$1 after tails"
+	done
+	cd / && rm -r "$folder"
+}}
+
 must udev wait_for 30 bound
 for fs in {" ".join(FILESYSTEMS)}; do
 	must "mount $fs" mounted "$fs" "/tmp/$fs"
@@ -28,6 +48,7 @@ for fs in {" ".join(FILESYSTEMS)}; do
 		step "read $fs $round" "$WORKLOAD" file-set verify --dir "/tmp/$fs" --mib {MIB} --files 10
 		snapshot "$fs after $round"
 	done
+	step "tails $fs" tails "$fs"
 	mark "read $fs"
 	wait_for 60 told "leave $fs"
 	step "umount $fs" umount "/tmp/$fs"
@@ -110,3 +131,11 @@ def test_R3_a_page_that_came_back_is_not_in_the_host_too(run: Run, fs: str) -> N
 def test_R8_umount_empties_the_host(run: Run, fs: str) -> None:
     # The fixture has waited for it.
     run.guest.step(f"umount {fs}")
+
+
+@pytest.mark.parametrize("fs", FILESYSTEMS)
+def test_folios_of_all_sizes_come_in_one_readahead(run: Run, fs: str) -> None:
+    run.guest.step(f"tails {fs}")
+    before, after = (run.guest.snapshot(f"{fs} {when} tails").driver for when in ("before", "after"))
+    found = sum(after[f"cleancache/{hit}"] - before[f"cleancache/{hit}"] for hit in ("hits", "staged_hits"))
+    assert found > sum(map(int, SIZES.split())) // 2

@@ -226,6 +226,7 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
         };
         if client.room(batch) < pages {
             // It takes several requests, which somebody has to wait for.
+            submit(context, &mut gets, request.take());
             gets = None;
             // SAFETY: By the safety requirements, and it is the one that was looked at.
             unsafe {
@@ -261,11 +262,13 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
     submit(context, &mut gets, request);
 }
 
-fn submit(context: &Entered, gets: &mut Option<Gets<'_>>, request: Option<Batch<Origin>>) {
-    match (request, gets) {
-        (Some(batch), Some(gets)) if batch.len() > 0 => gets.submit(batch, Origin::Readahead),
-        (Some(batch), _) => context.client.cancel(batch),
-        (None, _) => (),
+fn submit<'a>(context: &'a Entered, gets: &mut Option<Gets<'a>>, request: Option<Batch<Origin>>) {
+    match request {
+        Some(batch) if batch.len() > 0 => gets
+            .get_or_insert_with(|| context.client.gets())
+            .submit(batch, Origin::Readahead),
+        Some(batch) => context.client.cancel(batch),
+        None => (),
     }
 }
 
