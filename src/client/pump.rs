@@ -35,7 +35,6 @@ use crate::{
 
 use super::{
     batch::crc_of,
-    half::ShardGuard,
     logic::index::Flush,
     request::{
         object_id,
@@ -150,12 +149,12 @@ impl<O: Origin> Client<O> {
         }
     }
 
-    /// Has staged pages sent, now that there are so many more. Any context.
-    pub(super) fn staged(&self, more: usize) {
-        let waiting = self.staging.waiting();
+    /// Has staged pages sent, now that so many more wait than did before. Any context.
+    pub(super) fn staged(&self, before: usize, more: usize) {
+        let requests = |pages: usize| pages.checked_div(self.max_pages);
 
-        // The first ones, or enough for a request.
-        if more > 0 && (waiting == more || waiting % self.max_pages.max(1) < more) {
+        // The first ones, or enough for one more request.
+        if more > 0 && (before == 0 || requests(before) != requests(before.wrapping_add(more))) {
             self.bell.ring();
         }
     }
@@ -223,33 +222,36 @@ impl<O: Origin> Client<O> {
 
     /// Gives up the pages that have changed, or were taken back, while they waited.
     fn drop_outdated(&self, staged: &mut [Option<Staged>]) {
-        let mut locked: Option<(u64, ShardGuard<'_>)> = None;
-        let mut slots = [const { None }; MAX_PAGES];
-        let mut count = 0;
+        let mut dropped = 0;
+        let mut n = 0;
 
-        for (place, slot) in staged.iter_mut().zip(&mut slots) {
-            let Some(page) = place else {
-                continue;
+        while let Some(Some(first)) = staged.get(n) {
+            let (tag, wire, index, version) = (first.tag, first.wire, first.index, first.version);
+            let Some(mut shard) = self.cleancache.shard(tag) else {
+                break;
             };
-            let (tag, wire, index, version) = (page.tag, page.wire, page.index, page.version);
+            let run = staged.iter().skip(n).flatten();
+            let versions = (index..)
+                .zip(run)
+                .take_while(|(i, page)| (page.tag, page.wire, page.index) == (tag, wire, *i))
+                .map(|(_, page)| page.version);
+            // CAST: There are at most 32.
+            let current = shard.current_run(tag, wire, index, versions) as usize;
 
-            if locked.as_ref().is_none_or(|&(locked, _)| locked != tag) {
-                drop(locked.take());
-                locked = self.cleancache.shard(tag).map(|shard| (tag, shard));
+            n += current.max(1);
+            if current > 0 || shard.is_current(tag, wire, index, version) {
+                continue;
             }
-            let Some((_, shard)) = &mut locked else {
-                continue;
-            };
-            if !shard.is_current(tag, wire, index, version) {
+            let outdated = staged.get_mut(n - 1).and_then(Option::take);
+            if let Some(page) = outdated {
                 shard.abandon(tag, wire, index, version, page.covers);
-                *slot = place.take().map(|page| page.slot);
-                count += 1;
+                drop(shard);
+                // The slot is free once the index does not name it any more.
+                self.staging.pages.give([page.slot]);
+                dropped += 1;
             }
         }
-        drop(locked);
-        // The slots are free once the index does not name them any more.
-        self.staging.pages.give(slots.into_iter().flatten());
-        self.cleancache.credits.settle(count);
+        self.cleancache.credits.settle(dropped);
     }
 
     /// Tells the device of flushes; returns in how many jiffies to look again.

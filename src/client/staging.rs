@@ -191,7 +191,7 @@ impl Staging {
 }
 
 impl<O: Origin> Client<O> {
-    /// Puts copies of neighbouring pages, at most [`MAX_PAGES`], into the ephemeral pool.
+    /// Puts copies of `count` neighbouring pages, at most [`MAX_PAGES`], into the ephemeral pool.
     ///
     /// Returns how many of the first can be got from now on. Earlier pages in the places of all of
     /// them cannot be got any more, whatever happens. With `checked` what comes back later is
@@ -201,12 +201,12 @@ impl<O: Origin> Client<O> {
         &self,
         tag: u64,
         index: u64,
-        pages: &[Option<PageRef>],
+        count: usize,
+        pages: impl Iterator<Item = PageRef>,
         checked: bool,
         refuse: u8,
     ) -> usize {
         let half = &self.cleancache;
-        let count = pages.len();
         let last = index.wrapping_add(count as u64).wrapping_sub(1);
         let mut slots = [const { None }; MAX_PAGES];
 
@@ -222,12 +222,12 @@ impl<O: Origin> Client<O> {
             self.flush_range(Pool::Cleancache, tag, index, last);
             return 0;
         };
-        for (slot, page) in slots.iter_mut().flatten().zip(pages.iter().flatten()) {
-            self.staging.pages.copy_in(slot, *page);
+        for (slot, page) in slots.iter_mut().flatten().zip(pages) {
+            self.staging.pages.copy_in(slot, page);
         }
 
         let lane = Half::shard_of(tag) % self.staging.queues().max(1);
-        let mut staged = 0;
+        let (mut staged, mut before) = (0, 0);
         if shard.flags(tag) & refuse != 0 {
             half.counters.unsafe_inode.add(taken);
         } else if let Some(mut fifo) = self.staging.fifos.get(lane).map(|fifo| fifo.lock()) {
@@ -252,7 +252,7 @@ impl<O: Origin> Client<O> {
                 number
             }) as usize;
             // Before the lock is let go of: then somebody may take them out.
-            self.staging.waiting.add(staged, Relaxed);
+            before = self.staging.waiting.fetch_add(staged, Relaxed);
             drop(fifo);
             half.counters.no_memory.add(taken - staged);
         }
@@ -272,7 +272,7 @@ impl<O: Origin> Client<O> {
         if staged < count {
             self.flush_later();
         }
-        self.staged(staged);
+        self.staged(before, staged);
         staged
     }
 

@@ -257,17 +257,13 @@ unsafe extern "C" fn removed(_data: *mut c_void, folio: *mut bindings::folio) {
         params::Crc::Always => true,
     };
     for n in (0..folio.pages()).step_by(MAX_PAGES) {
-        let count = (folio.pages() - n).min(MAX_PAGES as u64);
-        let mut pages = [None; MAX_PAGES];
+        // CAST: It is at most `MAX_PAGES`.
+        let count = (folio.pages() - n).min(MAX_PAGES as u64) as usize;
+        let index = first.saturating_add(n);
 
-        for (page, n) in pages.iter_mut().zip(n..n + count) {
-            *page = folio.page(n).ok();
-        }
-        // CAST: There are at most `MAX_PAGES`.
-        let pages = pages.get(..count as usize).unwrap_or_default();
         context
             .client
-            .stage(tag, first.saturating_add(n), pages, checked, BANNED);
+            .stage(tag, index, count, folio.pages_at(n, count), checked, BANNED);
     }
 }
 

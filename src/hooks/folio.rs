@@ -66,6 +66,17 @@ impl Folio {
         Ok(unsafe { PageRef::new(NonNull::new(page).ok_or(EINVAL)?) })
     }
 
+    /// Returns the `count` pages from page `n` on, as far as there are so many.
+    pub(super) fn pages_at(self, n: u64, count: usize) -> impl Iterator<Item = PageRef> {
+        // CAST: A folio has fewer pages.
+        let count = count.min(self.pages().saturating_sub(n) as usize);
+        let first = self.page(n).ok();
+
+        first
+            .into_iter()
+            .flat_map(move |first| (0..count).map(move |n| first.offset(n)))
+    }
+
     /// Returns the index of the first page in the file.
     pub(super) fn index(self) -> u64 {
         // SAFETY: By the type invariants it is valid.

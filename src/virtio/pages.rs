@@ -41,7 +41,7 @@ impl PageRef {
     /// Returns the page that is `n` pages further in the kernel's map of pages.
     ///
     /// It is only an address: to be used where such a page was borrowed too.
-    pub(super) fn offset(self, n: usize) -> Self {
+    pub(crate) fn offset(self, n: usize) -> Self {
         // INVARIANT: By what the caller knows.
         Self(NonNull::new(self.0.as_ptr().wrapping_add(n)).unwrap_or(self.0))
     }

@@ -15,7 +15,6 @@ use super::{
     node::{
         child,
         link,
-        Node,
         Nodes,
         LEVEL_BITS,
         PLACES, //
@@ -259,7 +258,7 @@ impl Tree {
 
     /// Returns the node of level 0 that has an index, if there is one.
     #[inline]
-    pub(super) fn leaf_of<'a>(&self, nodes: &'a mut Nodes, index: u64) -> Option<&'a mut Node> {
+    pub(super) fn leaf_of(&self, nodes: &Nodes, index: u64) -> Option<u32> {
         if self.height == 0 || index > last_index(self.height) {
             return None;
         }
@@ -270,7 +269,7 @@ impl Tree {
                 return None;
             }
         }
-        nodes.get_mut(child(value))
+        Some(child(value))
     }
 
     /// Makes the tree high enough for an index that is too high.

@@ -135,6 +135,19 @@ impl Twins {
             })
             .map(|(_, put)| *put)
             .collect();
+        let current = run
+            .iter()
+            .take_while(|put| {
+                let Inserted { wire, version, .. } = put.inserted;
+                self.pages.is_current(put.tag, wire, put.index, version)
+            })
+            .count() as u64;
+        let versions = run.iter().map(|put| put.inserted.version);
+        let by_run = self
+            .runs
+            .current_run(first.tag, first.inserted.wire, first.index, versions);
+        // As far as the first leaf goes, and there is one.
+        assert!(by_run == current.min(64 - first.index % 64) || by_run == 0 && first.index == 0);
         let versions = run.iter().map(|put| (put.inserted.version, 5));
         let done = self
             .runs

@@ -163,7 +163,8 @@ impl Shard {
         let Some(object) = self.objects.get_mut(at) else {
             return 0;
         };
-        let Some(leaf) = object.tree.leaf_of(&mut self.nodes, index) else {
+        let leaf = object.tree.leaf_of(&self.nodes, index);
+        let Some(leaf) = leaf.and_then(|leaf| self.nodes.get_mut(leaf)) else {
             return 0;
         };
         let mut place = index % PLACES as u64;
@@ -185,6 +186,41 @@ impl Shard {
         object.pending = object.pending.wrapping_sub(done);
         self.pending = self.pending.wrapping_sub(done.into());
         done.into()
+    }
+
+    /// Returns how many of the first puts of pages at `index..`, of an object that goes by `wire`,
+    /// are still to be submitted, as far as they are in one leaf.
+    ///
+    /// The next one, if there is one, is for [`Shard::is_current()`].
+    pub fn current_run(
+        &self,
+        tag: u64,
+        wire: u64,
+        index: u64,
+        versions: impl IntoIterator<Item = u32>,
+    ) -> u64 {
+        let Some((_, object)) = self.find_wire(tag, wire) else {
+            return 0;
+        };
+        let leaf = object.tree.leaf_of(&self.nodes, index);
+        let Some(leaf) = leaf.and_then(|leaf| self.nodes.get(leaf)) else {
+            return 0;
+        };
+        let mut place = index % PLACES as u64;
+        let mut count = 0u64;
+
+        for version in versions {
+            match Entry::unpack(leaf.get(place)) {
+                Some(Entry::Pending { version: v, .. }) if v == version => (),
+                _ => break,
+            }
+            count = count.wrapping_add(1);
+            place = place.wrapping_add(1);
+            if place == PLACES as u64 {
+                break;
+            }
+        }
+        count
     }
 
     /// Takes pages at `index..` that can be had out of the index, up to `count`, and calls `f` with
