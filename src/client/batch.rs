@@ -331,7 +331,7 @@ impl<O: Origin> Client<O> {
         let flush = request.is_flush();
 
         match self.queues.submit(queue, request) {
-            Ok(()) if flush => self.kick_later(),
+            Ok(()) if flush => self.kick_later(queue),
             Ok(()) => {
                 self.queues.kick(queue);
                 self.watch();

@@ -132,13 +132,19 @@ impl<O: Origin> Client<O> {
     }
 
     /// Has the device notified, some time, of a request with flushes. For the thread itself.
-    pub(super) fn kick_later(&self) {
-        if self.pump.silent.fetch_add(1, Relaxed) == 0 {
+    pub(super) fn kick_later(&self, queue: usize) {
+        let silent = self.pump.silent.fetch_add(1, Relaxed);
+
+        if silent == 0 {
             let delay = msecs_to_jiffies(KICK_DELAY).min(self.timeout / 4);
 
             self.pump
                 .kick_at
                 .store(thread::jiffies().wrapping_add(delay), Relaxed);
+        }
+        if self.queues.outstanding(queue) > u64::from(silent) + 1 {
+            // The interrupt for a put may wait for this request too.
+            self.queues.kick(queue);
         }
     }
 

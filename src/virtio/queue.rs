@@ -340,6 +340,15 @@ impl<H: Handler> Queues<H> {
         }
     }
 
+    /// Returns how many tokens the device has. Any context.
+    pub(crate) fn outstanding(&self, queue: usize) -> u64 {
+        self.queues().get(queue).map_or(0, |queue| {
+            let added = queue.ring.lock().added;
+
+            added.saturating_sub(queue.used.load(Relaxed))
+        })
+    }
+
     /// Looks for used tokens from now on, rather than have the device interrupt.
     ///
     /// Any context in which the [`Handler`] may be called; does not sleep.
