@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """What guests do with many pages while it is measured what these cost."""
 
+# The slots of a device whose host has room, and of one whose host has next to none.
+ROOMY, FULL = 0x10, 0x11
+
 # Functions for scripts in guests. They need MIB, the size of what is worked on, and CORPUS, files
 # that content is taken from.
-FUNCTIONS = """
+FUNCTIONS = f"""
+ROOMY={ROOMY:02x}
+FULL={FULL:02x}
+""" + """
 # phases WHAT LABEL [OPTION...]: goes through the phases of one thing.
 phases() {
 	local what=$1 label=$2
@@ -18,6 +24,15 @@ swap_phases() {
 	must "${1}swap on" swap_on swap
 	phases swap "$1"
 	must "${1}swap off" swap_off swap
+}
+
+# only SLOT: gives the driver that device alone, of the two that there are.
+only() {
+	local slot
+	for slot in "$ROOMY" "$FULL"; do
+		unbind_device "$slot" 2>/dev/null
+	done
+	bind_device "$1"
 }
 
 # file_phases LABEL [COMMAND]: with a file on the disk "files", on which the command succeeds first.

@@ -4,6 +4,7 @@
 import json
 import signal
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,14 @@ class Device:
     """Something that serves a vhost-user socket, run as a process of its own."""
 
     def __init__(
-        self, folder: Path, name: str, data_queues: int = DATA_QUEUES, slot: int | None = None
+        self,
+        folder: Path,
+        name: str,
+        data_queues: int = DATA_QUEUES,
+        slot: int | None = None,
+        properties: str = "",
     ) -> None:
+        self.properties = properties
         self.name = name
         self.data_queues = data_queues
         self.slot = slot
@@ -114,13 +121,14 @@ class Device:
 
     def qemu_options(self) -> list[str]:
         """What QEMU has to be told to have it as a device, in a PCI slot if one was named."""
-        address = "" if self.slot is None else f",addr={self.slot:#x}"
+        more = "" if self.slot is None else f",addr={self.slot:#x}"
+        more += f",{self.properties}" if self.properties else ""
         return [
             "-chardev",
             f"socket,id={self.name},path={self.socket}",
             "-device",
             f"vhost-user-test-device-pci,chardev={self.name},virtio-id=6,"
-            f"num_vqs={2 + self.data_queues},vq_size=256,config_size=64{address}",
+            f"num_vqs={2 + self.data_queues},vq_size=256,config_size=64{more}",
         ]
 
 
@@ -135,8 +143,11 @@ class Daemon(Device):
         data_queues: int = DATA_QUEUES,
         refuse_percent: int = 0,
         slot: int | None = None,
+        options: Sequence[str] = (),
+        properties: str = "",
     ) -> None:
-        super().__init__(folder, name, data_queues, slot)
+        super().__init__(folder, name, data_queues, slot, properties)
+        self._options = options
         self.control = folder / f"{name}.control"
         self._capacity = capacity
         self._refuse_percent = refuse_percent
@@ -155,7 +166,7 @@ class Daemon(Device):
         ]
         if self._refuse_percent:
             command += ["--fault-refuse-percent", str(self._refuse_percent)]
-        return command
+        return [*command, *self._options]
 
     def ready(self) -> bool:
         return super().ready() and self.control.exists()

@@ -4,16 +4,17 @@
 import base64
 import gzip
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from harness import paths
 from harness.guest import Guest, Machine
 from harness.lab import Lab
 
+from ..pages import FULL, ROOMY
 from ..report import TCG, Report
 from ..sample import Sample
 from . import guest as work
+from .marks import Found, back_end, kernel, marks, module
 from .record import Counted, count, read
 from .symbols import Symbols
 
@@ -22,9 +23,6 @@ PARAMETERS = os.environ.get("TMEM_BENCH_PARAMETERS", "")
 SECONDS = 1800
 
 SUBJECTS = ("disk", "zram", "zswap", "tmem", "refused")
-
-# What was counted, by phase and by subject, once for each round.
-Found = dict[str, dict[str, list[Counted]]]
 
 
 def run(report: Report, folder: Path) -> None:
@@ -36,12 +34,14 @@ def run(report: Report, folder: Path) -> None:
     finally:
         lab.close()
     symbols = Known(guest)
-    found: Found = {}
+    found: dict[str, dict[str, list[Counted]]] = {}
     for raw in read(out):
         subject, _, phase = raw["region"].split("/")
         counted = count(raw, symbols.of(raw["region"]))
         found.setdefault(phase, {}).setdefault(subject, []).append(counted)
     tables(report, found)
+    marks(report, found, work.PAGES)
+    plots(report, found)
     profiles(report, found)
 
 
@@ -49,8 +49,8 @@ def boot(report: Report, lab: Lab, out: Path) -> Guest:
     """Runs the guest to its end."""
     paths.module()
     daemons = [
-        lab.daemon(name="roomy", slot=work.ROOMY),
-        lab.daemon(name="full", slot=work.FULL, capacity="1MiB"),
+        lab.daemon(name="roomy", slot=ROOMY),
+        lab.daemon(name="full", slot=FULL, capacity="1MiB"),
     ]
     disks = [lab.disk("swap", 256), lab.disk("files", 128, "ext4")]
     plugin = paths.plugin("tmem_insn_plugin")
@@ -95,10 +95,10 @@ class Known:
 
 def tables(report: Report, found: Found) -> None:
     """All instructions of the kernel, and those of them that are a back-end's."""
-    which: dict[str, tuple[str, Callable[[Counted], int]]] = {
-        "kernel": ("all that the kernel does", lambda counted: counted.kernel),
-        "back_end": ("what keeps the page, and interrupts", lambda counted: counted.back_end),
-        "module": ("in virtio_tmem and what it calls", lambda counted: counted.module),
+    which = {
+        "kernel": ("all that the kernel does", kernel),
+        "back_end": ("what keeps the page, and interrupts", back_end),
+        "module": ("in virtio_tmem and what it calls", module),
     }
     for name, (title, insns) in which.items():
         table = report.table(name, f"Instructions for each page: {title}", SUBJECTS, TCG)
@@ -111,6 +111,23 @@ def tables(report: Report, found: Found) -> None:
             ]
             if any(cells):
                 table.add(phase, *cells)
+
+
+def plots(report: Report, found: Found) -> None:
+    """The same as bars."""
+    for name, title, insns in (
+        ("kernel", "All that the kernel does", kernel),
+        ("back_end", "What keeps the page, and interrupts", back_end),
+    ):
+        phases = [phase for phase in found if phase.startswith("swap")]
+        series = {
+            subject: [
+                Sample.of(insns(counted) / work.PAGES for counted in found[phase][subject])
+                for phase in phases
+            ]
+            for subject in SUBJECTS
+        }
+        report.bars(name, title, phases, series, "instructions for each page", log=True)
 
 
 def profiles(report: Report, found: Found) -> None:

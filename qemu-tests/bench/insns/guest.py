@@ -39,15 +39,6 @@ zswap() {
 	echo "$1" >/sys/module/zswap/parameters/enabled
 }
 
-# only SLOT: gives the driver that device alone.
-only() {
-	local slot
-	for slot in "$ROOMY" "$FULL"; do
-		unbind_device "$slot" 2>/dev/null
-	done
-	bind_device "$1"
-}
-
 modprobe -a zram lz4
 echo 0 >/proc/sys/kernel/kptr_restrict
 step symbols kernel_symbols
@@ -75,19 +66,13 @@ for round in $(seq "$ROUNDS"); do
 	step "refused/$round/symbols" module_symbols
 	must "no room" only "$FULL"
 	swap_phases "refused/$round/"
-	file_phases "refused/$round/"
 	snapshot "refused/$round"
 	must "unload" modprobe -r virtio_tmem
 done
 """
 
 
-# The slots of a device whose host has room, and of one whose host has next to none.
-ROOMY, FULL = 0x10, 0x11
-
-
 def script(rounds: int, parameters: str) -> str:
     """The script of the guest."""
     head = f"MIB={MIB}\nROUNDS={rounds}\nPARAMETERS={shlex.quote(parameters)}\n"
-    head += f"ROOMY={ROOMY:02x}\nFULL={FULL:02x}\n"
     return head + CORPUS + FUNCTIONS + SCRIPT
