@@ -3,6 +3,7 @@
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..pages import FUNCTIONS
@@ -14,12 +15,12 @@ PAGES = MIB * 256
 START = "start/"
 
 EVENTS = ("exit", "entry", "mmio", "pio", "msr", "inj_virq", "cpuid")
+BUFFER_KIB = 65536
 
-# The guest in the guest.
+# The guest in the guest. On its command line are the module's parameters and what to measure.
 INNER = """
 CORPUS=$(ls /corpus/*)
-MIB={mib}
-PARAMETERS={parameters}
+
 modules() {{
 	local file
 	for file in /modules/*; do
@@ -33,33 +34,32 @@ modules() {{
 devices() {{
 	local folder
 	for folder in /sys/bus/pci/devices/*; do
-		echo "device ${{folder##*/}} $(cat "$folder/vendor" "$folder/device" | tr '\\n' ' ')" \\
-			"$(ls "$folder" | grep '^virtio')" "$(tr '\\n' ';' <"$folder/resource")"
+		echo "device ${{folder##*/}}" $(cat "$folder/vendor" "$folder/device") \\
+			"$(tr '\\n' ';' <"$folder/resource")"
 	done
-	grep . /sys/block/vd*/serial
-	ls -d /sys/bus/virtio/devices/*/block/* 2>/dev/null
-	cat /proc/interrupts
 }}
 
+MIB={mib}
 must modules modules
 step devices devices
 phases copy {start}
-for subject in {subjects}; do
-	if [ "$subject" = tmem ]; then
+for subject in $SUBJECTS; do
+	case $subject in
+	disk) ;;
+	tmem)
 		# shellcheck disable=SC2086
 		must load insmod /modules/*-virtio_tmem.ko $PARAMETERS
-		must bound wait_for 30 bound
-		step devices devices
-	fi
+		must room only "$ROOMY"
+		;;
+	refused) must "no room" only "$FULL" ;;
+	esac
 	swap_phases "$subject/"
-	if [ "$subject" = tmem ]; then
-		file_phases "$subject/" warmed_up
-	else
-		file_phases "$subject/"
-	fi
+	case $subject in
+	disk) file_phases "$subject/" ;;
+	tmem) file_phases "$subject/" warmed_up ;;
+	esac
 	snapshot "$subject"
 done
-cat /proc/interrupts
 """
 
 # The guest that is its host.
@@ -69,68 +69,89 @@ kvm() {{
 	modprobe kvm_amd && [ -c /dev/kvm ]
 }}
 
+# Makes ready for a trace; the first marker begins it.
 trace() {{
-	local event
+	local event trigger=$T/events/kvm/kvm_cpuid/trigger
 	mountpoint -q $T || mount -t tracefs tracefs $T
 	echo 0 >$T/tracing_on
 	echo {buffer} >$T/buffer_size_kb
+	echo >$T/trace
 	for event in {events}; do
 		echo 1 >$T/events/kvm/kvm_$event/enable || return
 	done
-	echo 'traceon if function == 0x6d656d74' >$T/events/kvm/kvm_cpuid/trigger
+	grep -q '^traceon' $trigger || echo 'traceon if function == 0x6d656d74' >$trigger
+}}
+
+# A trace that lacks events is none.
+complete() {{
+	! grep 'overrun: [^0]' $T/per_cpu/cpu*/stats
 }}
 
 pack() {{
-	tar -cf "$1" trace.dat console.log output.log daemon.log
-}}
-
-guest() {{
-	{qemu}
+	tar -C {inside} -cf "$1" .
 }}
 
 must kvm kvm
-mkdir -p {folder}
-cd {folder}
+{runs}
+must results with_disk results pack
+"""
+
+RUN = """
+mkdir -p {folder} && cd {folder}
 for disk in {disks}; do
 	truncate -s 256M $disk.img
 done
 must mkfs mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 files.img
-{daemon} >daemon.log 2>&1 &
-must daemon wait_for 60 [ -S {socket} ]
+{daemons}
 must trace trace
 touch console.log output.log
 tail -qF console.log output.log | sed -u 's/^/inside: /' &
-step guest guest
+step {name} {qemu}
 echo 0 >$T/tracing_on
-# A trace that lacks events is none.
-must complete sh -c "! grep 'overrun: [^0]' $T/per_cpu/cpu*/stats"
+kill $(jobs -p)
+must complete complete
 must extract trace-cmd extract -o trace.dat
-must results with_disk results pack
+rm -f *.img
 """
 
 
-def inner(parameters: str, subjects: Sequence[str]) -> str:
+@dataclass(frozen=True)
+class Inside:
+    """One guest in the guest: what it is started with, and where."""
+
+    name: str
+    folder: Path
+    disks: Sequence[str]
+    # Each with the socket that it makes.
+    daemons: Sequence[tuple[Sequence[str], Path]]
+    qemu: Sequence[str]
+
+    def script(self) -> str:
+        """How its host runs it."""
+        daemons = [
+            f"{shlex.join(command)} >>daemon.log 2>&1 &\n"
+            f"must daemon wait_for 60 [ -S {socket} ]"
+            for command, socket in self.daemons
+        ]
+        return RUN.format(
+            name=shlex.quote(self.name),
+            folder=self.folder,
+            disks=" ".join(self.disks),
+            daemons="\n".join(daemons),
+            qemu=shlex.join(self.qemu),
+        )
+
+
+def inner() -> str:
     """The script of the guest in the guest."""
-    text = INNER.format(
-        mib=MIB, start=START, parameters=shlex.quote(parameters), subjects=" ".join(subjects)
-    )
-    return FUNCTIONS + text
+    return FUNCTIONS + INNER.format(mib=MIB, start=START)
 
 
-def outer(
-    folder: Path,
-    disks: Sequence[str],
-    daemon: Sequence[str],
-    socket: Path,
-    qemu: Sequence[str],
-) -> str:
+def outer(inside: Path, runs: Sequence[Inside]) -> str:
     """The script of its host."""
     return OUTER.format(
-        folder=folder,
-        disks=" ".join(disks),
-        daemon=shlex.join(daemon),
-        socket=socket,
-        qemu=shlex.join(qemu),
-        buffer=65536,
+        inside=inside,
+        buffer=BUFFER_KIB,
         events=" ".join(EVENTS),
+        runs="\n".join(run.script() for run in runs),
     )

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Ways to set up the module, the daemon and the device, to be compared."""
+
+import os
+from dataclasses import dataclass
+
+# Others than DEFAULTS may be asked for: NAME|module parameters|daemon options|device properties,
+# separated by semicolons.
+VARIABLE = "TMEM_BENCH_SETTINGS"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way."""
+
+    name: str
+    # Of the module, such as "poll_us=0".
+    parameters: str = ""
+    # Of the daemon.
+    options: tuple[str, ...] = ()
+    # Of QEMU's device, such as "packed=on".
+    properties: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Setting":
+        """A setting as the variable names it."""
+        name, parameters, options, properties, *_ = [*text.split("|"), "", "", ""]
+        return cls(name.strip(), parameters, tuple(options.split()), properties.strip())
+
+
+DEFAULTS = (
+    Setting("no polling", "poll_us=0"),
+    # Time in an emulated host is long: what takes a real one microseconds takes milliseconds.
+    Setting("polling for as long as it takes", "poll_us=10000"),
+    Setting("packed ring", properties="packed=on"),
+    Setting("no event index", properties="event_idx=off"),
+)
+
+
+def asked_for() -> list[Setting]:
+    """The settings to compare with the one that is there without any."""
+    if (text := os.environ.get(VARIABLE)) is None:
+        return list(DEFAULTS)
+    return [Setting.parse(part) for part in text.split(";") if part.strip()]
