@@ -111,16 +111,17 @@ impl FileSet {
         Ok(())
     }
 
-    /// Reads single pages, by their numbers in the whole set, and looks at nothing.
-    pub fn read_pages(&self, pages: &[u64]) -> Result<()> {
+    /// Reads pieces of `each` pages, by their numbers in the whole set, and looks at nothing.
+    pub fn read_pieces(&self, pieces: &[u64], each: u64) -> Result<()> {
         let files: Vec<File> = (0..self.files)
             .map(|number| self.open(number))
             .collect::<Result<_>>()?;
-        let mut bytes = buffer(1);
-        for &page in pages {
-            // One after the other the files have the pages, dealt out like cards.
-            let (file, place) = (page % u64::from(self.files), page / u64::from(self.files));
-            files[usize::try_from(file)?].read_exact_at(&mut bytes, place * PAGE_SIZE as u64)?;
+        let mut bytes = buffer(each);
+        let size = each * PAGE_SIZE as u64;
+        for &piece in pieces {
+            // One after the other the files have the pieces, dealt out like cards.
+            let (file, place) = (piece % u64::from(self.files), piece / u64::from(self.files));
+            files[usize::try_from(file)?].read_exact_at(&mut bytes, place * size)?;
         }
         Ok(())
     }
@@ -211,12 +212,15 @@ mod tests {
     }
 
     #[test]
-    fn every_page_can_be_read_by_its_number() {
+    fn every_piece_can_be_read_by_its_number() {
         let dir = tempfile::tempdir().unwrap();
         let set = set(dir.path(), 1);
         set.create().unwrap();
-        set.read_pages(&(0..100).rev().collect::<Vec<_>>()).unwrap();
-        assert!(set.read_pages(&[102]).is_err());
+        set.read_pieces(&(0..100).rev().collect::<Vec<_>>(), 1)
+            .unwrap();
+        set.read_pieces(&[0, 23], 4).unwrap();
+        assert!(set.read_pieces(&[102], 1).is_err());
+        assert!(set.read_pieces(&[25], 4).is_err());
     }
 
     #[test]

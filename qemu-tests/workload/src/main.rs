@@ -67,14 +67,17 @@ enum Command {
         #[command(flatten)]
         set: SetArgs,
     },
-    /// Read single pages of a set of files in a random order.
+    /// Read pieces of a set of files in a random order.
     RandomRead {
         #[command(flatten)]
         set: SetArgs,
-        /// How many pages to read.
+        /// How many pieces to read.
         #[arg(long)]
         reads: u64,
-        /// Read popular pages again, by Zipf's law with this exponent, and not each page once.
+        /// How many pages a piece has.
+        #[arg(long, default_value_t = 1)]
+        pages: u64,
+        /// Read popular pieces again, by Zipf's law with this exponent, and not each once.
         #[arg(long)]
         zipf: Option<f64>,
         /// What the order depends on.
@@ -247,16 +250,17 @@ fn run(command: Command) -> Result<u64> {
         Command::RandomRead {
             set,
             reads,
+            pages,
             zipf,
             order_seed,
         } => {
             let set = FileSet::from(set);
             let order = zipf.map_or(Order::Once, Order::Zipf);
-            let pages = order.pages(set.pages, reads, order_seed)?;
+            let pieces = order.pieces(set.pages / pages.max(1), reads, order_seed)?;
             let start = Instant::now();
-            set.read_pages(&pages)?;
+            set.read_pieces(&pieces, pages.max(1))?;
             let seconds = start.elapsed().as_secs_f64();
-            let outcome = json!({ "pages": reads, "seconds": seconds });
+            let outcome = json!({ "reads": reads, "seconds": seconds });
             print("random-read", &outcome, 0)
         }
         Command::Coherency {
