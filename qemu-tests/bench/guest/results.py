@@ -37,7 +37,11 @@ class Cost:
         return self.swap + self.files
 
 
-def _cost(guest: Guest, cpu: Mapping[str, float], run: Run) -> Cost | None:
+NOT_PUT = "no_credit no_memory no_staging too_large unsafe_inode not_admitted".split()
+
+
+def cost(guest: Guest, cpu: Mapping[str, float], run: Run) -> Cost | None:
+    """What a run cost, if it ended well."""
     step = guest.any_step(run.name)
     if step.status != 0:
         return None
@@ -65,7 +69,7 @@ def _cost(guest: Guest, cpu: Mapping[str, float], run: Run) -> Cost | None:
         files=sectors("files"),
         puts=driver("stored"),
         gets=driver("hits", "staged_hits"),
-        not_put=driver("no_credit", "no_memory", "no_staging", "too_large", "unsafe_inode"),
+        not_put=driver(*NOT_PUT),
     )
 
 
@@ -78,11 +82,11 @@ def _costs(guest: Guest, cpu: Mapping[str, float]) -> Costs:
     failed = set()
     for _, name, runs in works.plan():
         for run in runs:
-            cost = _cost(guest, cpu, run)
-            if cost is None:
+            one = cost(guest, cpu, run)
+            if one is None:
                 failed.add((name, run.work))
             else:
-                costs.setdefault((name, run.work), []).append(cost)
+                costs.setdefault((name, run.work), []).append(one)
     return {key: value for key, value in costs.items() if key not in failed}
 
 
@@ -120,6 +124,7 @@ def tell(report: Report, guest: Guest, cpu: Mapping[str, float]) -> None:
                 "files, 1000 sectors",
                 "1000 pages put",
                 "1000 pages got",
+                "1000 pages not put",
             ],
             TCG,
             ",.2f",
@@ -139,7 +144,7 @@ def tell(report: Report, guest: Guest, cpu: Mapping[str, float]) -> None:
                 _sample(there, "cpu"),
                 *(
                     Sample.of(getattr(cost, counter) / 1000 for cost in there)
-                    for counter in ("swap", "files", "puts", "gets")
+                    for counter in ("swap", "files", "puts", "gets", "not_put")
                 ),
             )
     _plots(report, costs)
@@ -199,14 +204,12 @@ def _marks(report: Report, costs: Costs) -> None:
 
     for work, what in ASKED_WORKS.items():
         if work in LOSERS:
-            add(f"{what.title}: seconds / disk swap", _all(costs, work), LOSS)
+            for counter, title in (("seconds", "seconds"), ("cpu", "CPU seconds")):
+                ratio = _ratio(costs, work, "tmem", "swap", counter)
+                add(f"{what.title}: {title} / disk swap", ratio, LOSS)
             continue
         sectors = _ratio(costs, work, "tmem", "swap", "sectors")
         add(f"{what.title}: sectors / disk swap", sectors, 1 - FEWER_SECTORS)
         for other, mark in (("zram", 1.0), ("zswap", 1.0), ("ram", MORE_RAM)):
             seconds = _ratio(costs, work, "tmem", other, "seconds")
             add(f"{what.title}: seconds / {CONFIGURATIONS[other]}", seconds, mark)
-
-
-def _all(costs: Costs, work: str) -> Sample | None:
-    return _ratio(costs, work, "tmem", "swap", "seconds")
