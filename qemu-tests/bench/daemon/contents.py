@@ -36,7 +36,7 @@ def collect(folder: Path) -> dict[str, Path]:
         "text": _files(TEXT, TEXT_ENDINGS),
         "binary": _files(BINARY, None),
         "random": random.Random(1).randbytes(SIZE),
-        "process": _memory(),
+        "process": _memory(folder),
     }
     kinds = {}
     for kind, pages in made.items():
@@ -75,10 +75,11 @@ def _walk(folders: tuple[str, ...]) -> Iterator[Path]:
                     yield path
 
 
-def _memory() -> bytes:
+def _memory(folder: Path) -> bytes:
     """What swap would get: the anonymous memory of programs at work, without empty pages."""
     pages = bytearray()
-    for process in (_interpreter(), _database()):
+    for start in (_interpreter, lambda: _database(folder / "database.sock")):
+        process = start()
         try:
             pages += _anonymous(process.pid)
         finally:
@@ -101,14 +102,13 @@ def _interpreter() -> subprocess.Popen[bytes]:
     return process
 
 
-def _database() -> subprocess.Popen[bytes]:
+def _database(socket: Path) -> subprocess.Popen[bytes]:
     """A database with small records in memory."""
     process = subprocess.Popen(
-        ["valkey-server", "--port", "0", "--save", "", "--unixsocket", "/tmp/tmem-bench.valkey"],
+        ["valkey-server", "--port", "0", "--save", "", "--unixsocket", str(socket)],
         stdout=subprocess.DEVNULL,
     )
-    socket = Path("/tmp/tmem-bench.valkey")
-    wait_until("the database to listen", 20, socket.exists)
+    wait_until("the database to listen", 20, socket.is_socket)
     script = (
         "for i = 1, 200000 do redis.call('hset', 'user:' .. i, 'name', 'user ' .. i * 7919, "
         "'mail', i .. '@example.org', 'visits', i % 97) end"

@@ -224,6 +224,10 @@ class Driver:
         """Plain copies of pages."""
         return Outcome(self._run("copy", out=out, huge=huge))
 
+    def compress(self, method: str, decompress: bool) -> "Outcome":
+        """Plain compression of the pages, or decompression."""
+        return Outcome(self._run("compress", method=method, decompress=decompress))
+
     def end(self) -> None:
         """Ends the driver."""
         self._process.kill()

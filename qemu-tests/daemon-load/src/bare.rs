@@ -78,7 +78,11 @@ impl<'a> Bare<'a> {
 }
 
 /// Runs `work` on a processor, and measures it.
-fn timed(cpu: usize, pages: u32, work: impl FnOnce() -> Result<()> + Send) -> Result<Speed> {
+pub(crate) fn timed(
+    cpu: usize,
+    pages: u32,
+    work: impl FnOnce() -> Result<()> + Send,
+) -> Result<Speed> {
     thread::scope(|scope| {
         let run = scope.spawn(|| {
             pin(cpu)?;

@@ -8,6 +8,7 @@
 
 mod bare;
 mod blk;
+mod compress;
 mod layout;
 mod load;
 mod tmem;
@@ -89,6 +90,11 @@ enum Run {
         /// Whether the other memory is asked for in huge pages.
         huge: bool,
     },
+    /// Plain compression, or decompression, page by page.
+    Compress {
+        method: compress::Method,
+        decompress: bool,
+    },
 }
 
 fn one() -> usize {
@@ -141,6 +147,10 @@ fn main() -> Result<()> {
             } => {
                 let disk = disks.get_mut(device).context("no such block device")?;
                 serde_json::to_value(disk.run(write, &pace)?)?
+            }
+            Run::Compress { method, decompress } => {
+                let speed = compress::run(method, decompress, &mem, &layout, args.device_cpu)?;
+                serde_json::to_value(speed)?
             }
             Run::Copy { out, huge } => serde_json::to_value(bare.copy(out, huge)?)?,
         };
