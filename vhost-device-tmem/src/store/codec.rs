@@ -193,3 +193,94 @@ fn zstd_contexts() -> (CCtx<'static>, DCtx<'static>) {
     }
     (compress, DCtx::create())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMPRESSORS: [Compression; 2] = [Compression::Lz4, Compression::Zstd];
+
+    /// A page of which little repeats, but enough.
+    fn page() -> PageBytes {
+        let mut page = [0; PAGE_SIZE];
+        for (at, byte) in page.iter_mut().enumerate() {
+            *byte = (at * at / 7) as u8;
+        }
+        page
+    }
+
+    #[test]
+    fn a_page_that_repeats_a_word_is_that_word() {
+        let mut page = [0xa5; PAGE_SIZE];
+        assert_eq!(same_filled(&page), Some(0xa5a5_a5a5_a5a5_a5a5));
+        for at in [0, 7, 8, 2048, PAGE_SIZE - 1] {
+            page[at] ^= 1;
+            assert_eq!(same_filled(&page), None, "{at}");
+            page[at] ^= 1;
+        }
+        for bytes in page.chunks_exact_mut(8) {
+            bytes.copy_from_slice(&0x0123_4567_89ab_cdef_u64.to_ne_bytes());
+        }
+        assert_eq!(same_filled(&page), Some(0x0123_4567_89ab_cdef));
+        Workspace::with(|space| assert_eq!(*space.repeat(0x0123_4567_89ab_cdef), page));
+    }
+
+    #[test]
+    fn what_is_compressed_comes_back() {
+        for compression in COMPRESSORS {
+            Workspace::with(|space| {
+                space.clear();
+                let encoded = space.encode(compression, |into| {
+                    *into = page();
+                    true
+                });
+                let Encoded::Packed(len) = encoded else {
+                    panic!("{encoded:?}");
+                };
+                let packed = space.packed().to_vec();
+                assert_eq!(packed.len(), usize::from(len));
+                assert_eq!(space.decode(compression, &packed), Some(&page()));
+            });
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_whole_page_is_none() {
+        let more = [page(), page()].concat();
+        for compression in COMPRESSORS {
+            for bytes in [&more[..PAGE_SIZE / 2], &more[..PAGE_SIZE - 1], &more] {
+                let packed = packed(compression, bytes);
+                Workspace::with(|space| assert_eq!(space.decode(compression, &packed), None));
+            }
+            let mut whole = packed(compression, &page());
+            whole.pop();
+            Workspace::with(|space| {
+                assert_eq!(space.decode(compression, &whole), None);
+                assert_eq!(space.decode(compression, &[]), None);
+                // What cannot be had is not the page before.
+                assert_eq!(space.encode(compression, |_| false), Encoded::Failed);
+            });
+        }
+    }
+
+    fn packed(compression: Compression, bytes: &[u8]) -> Vec<u8> {
+        let mut packed = vec![0; 3 * PAGE_SIZE];
+        let len = match compression {
+            Compression::Zstd => zstd_safe::compress(&mut packed[..], bytes, 1).unwrap(),
+            _ => {
+                // SAFETY: The lengths are those of what the pointers point to.
+                let len = unsafe {
+                    lz4_sys::LZ4_compress_default(
+                        bytes.as_ptr().cast(),
+                        packed.as_mut_ptr().cast(),
+                        bytes.len() as c_int,
+                        packed.len() as c_int,
+                    )
+                };
+                len as usize
+            }
+        };
+        packed.truncate(len);
+        packed
+    }
+}

@@ -39,6 +39,7 @@ impl Store {
             let mut inner = self.lock();
             let slot = inner.require_pool(guest, number)?;
             inner.pool_mut(slot).counters.flushes += keys.len() as u64;
+            inner.index.fetch_pages(slot, keys);
             for (key, result) in keys.iter().zip(results) {
                 *result = flushed(inner.flush_page(slot, key));
             }

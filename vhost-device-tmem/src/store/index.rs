@@ -370,24 +370,35 @@ impl Index {
 
     /// Finds the pages of a pool under some keys, at most a batch, in whatever version.
     pub(super) fn find_pages(&mut self, pool: u32, keys: &[Key], found: &mut [Option<PageId>]) {
-        // Each look-up waits for memory twice, at least. Where there are many, they wait together.
-        let mut buckets = [None; BATCH];
-        for (key, bucket) in keys.iter().zip(&mut buckets) {
+        let places = self.fetch_pages(pool, keys);
+        for ((key, place), found) in keys.iter().zip(places).zip(found) {
+            *found = place
+                .and_then(|(object, bucket)| self.find_in_bucket(bucket, object, key.index.get()));
+        }
+    }
+
+    /// Lets the processor fetch what leads to the pages of a pool under some keys, at most a batch.
+    /// Each look-up waits for memory twice, at least; after this, all wait together. Returns the
+    /// objects and the buckets of those whose objects there are.
+    pub(super) fn fetch_pages(
+        &mut self,
+        pool: u32,
+        keys: &[Key],
+    ) -> [Option<(ObjectSlot, usize)>; BATCH] {
+        let mut places = [None; BATCH];
+        for (key, place) in keys.iter().zip(&mut places) {
             let object = self.find_object(pool, &key.object);
-            *bucket = object.map(|object| (object, self.page_bucket(object, key.index.get())));
-            if let Some((_, bucket)) = *bucket {
+            *place = object.map(|object| (object, self.page_bucket(object, key.index.get())));
+            if let Some((_, bucket)) = *place {
                 self.page_buckets.prefetch(bucket);
             }
         }
-        for (_, bucket) in buckets.iter().flatten() {
+        for (_, bucket) in places.iter().flatten() {
             if let Some(page) = PageId::from_link(self.page_buckets.head(*bucket)) {
                 self.pages.prefetch(page.index());
             }
         }
-        for ((key, bucket), found) in keys.iter().zip(buckets).zip(found) {
-            *found = bucket
-                .and_then(|(object, bucket)| self.find_in_bucket(bucket, object, key.index.get()));
-        }
+        places
     }
 
     /// Finds a page of an object, in whatever version.

@@ -152,6 +152,7 @@ impl Inner {
         let slot = self.require_pool(batch.guest, batch.number)?;
         let mut bodies = [Body::Nothing; BATCH];
         let (mut over_quota, mut no_memory) = (0, 0);
+        self.index.fetch_pages(slot, batch.keys);
         for (n, key) in batch.keys.iter().enumerate() {
             // First, so that a page which is put anew finds the room that it had. The same key may
             // stand twice in one batch.
