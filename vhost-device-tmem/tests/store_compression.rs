@@ -166,25 +166,30 @@ fn eviction_makes_room_for_pages_of_any_size() {
 
 #[test]
 fn what_is_left_scattered_does_not_take_the_room_of_others() {
-    for world in World::each(4 << 20) {
-        let stored = world.fill(0, |n| n - n % KINDS + 2 + 5 * (n % 2));
-        let number = |n: u64| n - n % KINDS + 2 + 5 * (n % 2);
-        for index in (0..stored).filter(|index| index % 16 != 0) {
-            world.flush(PERSISTENT, index);
-        }
-        let left = world.store.report();
-        let credits = u64::from(world.store.credits().persistent);
-        let free = left.capacity_bytes - left.used_bytes;
-        assert!(credits * PAGE_SIZE as u64 > free * 85 / 100, "{left:?}");
-        for n in 0..credits {
-            let put = world.put(PERSISTENT, stored + n, random_page(n));
-            assert_eq!(put, Stored, "{n} of {credits}");
-        }
-        for index in (0..stored).step_by(16) {
-            assert_eq!(world.get(PERSISTENT, index, number(index)), Hit);
-        }
-        for n in 0..credits {
-            assert_eq!(world.get(PERSISTENT, stored + n, random_page(n)), Hit);
+    let number = |n: u64| n - n % KINDS + 2 + 5 * (n % 2);
+    // Little of each span is left, or most.
+    for (every, left) in [(16, 1), (8, 5)] {
+        for world in World::each(16 << 20) {
+            let stored = world.fill(0, number);
+            let (kept, flushed): (Vec<_>, Vec<_>) =
+                (0..stored).partition(|index| index % every < left);
+            for index in flushed {
+                world.flush(PERSISTENT, index);
+            }
+            let report = world.store.report();
+            let credits = u64::from(world.store.credits().persistent);
+            let free = report.capacity_bytes - report.used_bytes;
+            assert!(credits * PAGE_SIZE as u64 > free * 65 / 100, "{report:?}");
+            for n in 0..credits {
+                let put = world.put(PERSISTENT, stored + n, random_page(n));
+                assert_eq!(put, Stored, "{n} of {credits}");
+            }
+            for index in kept {
+                assert_eq!(world.get(PERSISTENT, index, number(index)), Hit);
+            }
+            for n in 0..credits {
+                assert_eq!(world.get(PERSISTENT, stored + n, random_page(n)), Hit);
+            }
         }
     }
 }
