@@ -7,6 +7,23 @@
 //! until their guest forgets them or goes away; ephemeral ones are evicted, the one used longest
 //! ago first whosesoever it is, when room is needed.
 //!
+//! # Memory
+//!
+//! A page is an entry, which is found by its key, and its contents. Those are a word that repeats,
+//! or they are in a slot: 4 KiB, or one of many sizes less than that where pages are compressed.
+//! The slots of one span of 32 KiB are all of one size. Spans, entries and what finds them are
+//! together never more than the capacity, and what is free goes back to the operating system.
+//!
+//! Free slots of one size are of no use to pages of another, until all of a span are free. So where
+//! there is no free span, one whose size has free slots enough is emptied into others of its size;
+//! if that is of no avail, the oldest ephemeral page is evicted, and so on. A put is refused when
+//! there is neither. That leaves no more than a span of each size that is not full.
+//!
+//! The credits count how often a page that cannot be compressed would find room in this way. They
+//! are not an estimate by how pages turned out so far: a guest that sends pages which are refused
+//! pays for it twice, and one that sends pages which turn out smaller has new credits with the next
+//! answer.
+//!
 //! # Locking
 //!
 //! One lock guards all that is known *about* pages. It is taken per batch of keys and held for a
