@@ -90,7 +90,7 @@ step "umount at last" umount /tmp/data
 step unload modprobe -r virtio_tmem
 """
 
-OPS = 500
+OPS = 300
 
 
 @dataclass

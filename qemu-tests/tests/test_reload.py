@@ -6,7 +6,7 @@ import pytest
 from harness.guest import Guest, Machine
 from harness.lab import Lab
 
-TIMES = 10
+TIMES = 6
 
 # With pages out the module cannot go, so the swap is off while it does.
 SCRIPT = f"""
