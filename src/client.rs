@@ -38,7 +38,6 @@ use kernel::{
         },
         Arc, //
     },
-    time::Delta,
     workqueue::{
         self,
         impl_has_work,
@@ -67,6 +66,7 @@ use crate::{
         frame::MAX_PAGES,
         queue::{
             Handler,
+            Notify,
             Queues, //
         },
     },
@@ -74,6 +74,7 @@ use crate::{
 
 use self::{
     control::Control,
+    gets::Polling,
     half::Half,
     request::{
         News,
@@ -116,8 +117,8 @@ pub(crate) struct Limits {
     pub(crate) staging_pages: u32,
     /// How long the device may take to complete a request, in milliseconds.
     pub(crate) timeout_ms: u32,
-    /// For how long to look for the answer to a get, before an interrupt has to tell of it, in
-    /// microseconds.
+    /// For how long at most to look for the answer to a get, before an interrupt has to tell of it,
+    /// in microseconds.
     pub(crate) poll_us: u32,
 }
 
@@ -142,7 +143,7 @@ pub(crate) struct Client<O: Origin> {
     state: Atomic<u32>,
     epoch: Atomic<u64>,
     timeout: usize,
-    poll: Delta,
+    polling: Polling,
     /// Pages, or flushes, in one request.
     max_pages: usize,
     max_flushes: usize,
@@ -182,7 +183,7 @@ impl<O: Origin> Client<O> {
         let max_pages = (config.max_pages.get() as usize).clamp(1, MAX_PAGES);
         let max_flushes = (config.max_flushes.get() as usize).clamp(1, MAX_PAGES);
         let timeout = kernel::time::msecs_to_jiffies(limits.timeout_ms) as usize;
-        let poll = Delta::from_micros(limits.poll_us.into());
+        let polling = Polling::new(limits.poll_us);
         let staging_pages = limits.staging_pages;
         let pages = limits.max_pages;
         let epoch = config.epoch.get();
@@ -195,7 +196,7 @@ impl<O: Origin> Client<O> {
                 state: Atomic::new(state::NEW),
                 epoch: Atomic::new(epoch),
                 timeout: timeout.max(1),
-                poll,
+                polling,
                 max_pages,
                 max_flushes,
                 requests <- RequestPool::new(REQUESTS),
@@ -225,7 +226,8 @@ impl<O: Origin> Client<O> {
             event
                 .frame
                 .reset(size_of::<Event>(), crate::virtio::frame::Direction::Out);
-            if self.queues.submit(usize::from(QUEUE_EVENT), event).is_err() {
+            let queue = usize::from(QUEUE_EVENT);
+            if self.queues.submit(queue, event, Notify::Later).is_err() {
                 break;
             }
         }
@@ -492,9 +494,10 @@ impl<O: Origin> Client<O> {
         buffer
             .frame
             .reset(size_of::<Event>(), crate::virtio::frame::Direction::Out);
-        if self.queues.submit(usize::from(QUEUE_EVENT), buffer).is_ok() {
-            self.queues.kick(usize::from(QUEUE_EVENT));
-        }
+        // If the device does not take it, there are no more events to hear of.
+        let _ = self
+            .queues
+            .submit(usize::from(QUEUE_EVENT), buffer, Notify::Now);
     }
 
     /// Takes a request about pages back, tells the index and whoever asked.

@@ -99,8 +99,8 @@ module! {
             description: "How long the host may take to answer before it is given up, 100 to 600000 (default: 10000)",
         },
         poll_us: u32 {
-            default: 50,
-            description: "For how long whoever wants a page looks for it, before the host has to interrupt, 0 to 10000 (default: 50)",
+            default: 200,
+            description: "For how long at most whoever wants a page looks for it, before the host has to interrupt, 0 to 10000; less where pages come sooner, not at all where they take longer (default: 200)",
         },
     },
 }

@@ -17,6 +17,7 @@
 #include <linux/static_call.h>
 #include <linux/swapops.h>
 #include <linux/tracepoint.h>
+#include <linux/virtio_ring.h>
 
 #include "helpers.h"
 
@@ -40,6 +41,13 @@ bool tmem_virtio_has_feature(const struct virtio_device *vdev,
 			     unsigned int fbit)
 {
 	return virtio_has_feature(vdev, fbit);
+}
+
+const u16 *tmem_virtqueue_used_index(const struct virtqueue *vq)
+{
+	if (virtio_has_feature(vq->vdev, VIRTIO_F_RING_PACKED))
+		return NULL;
+	return (const u16 *)&virtqueue_get_vring(vq)->used->idx;
 }
 
 void tmem_virtio_cread_bytes(struct virtio_device *vdev, unsigned int offset,

@@ -20,6 +20,7 @@ void tmem_virtio_del_vqs(struct virtio_device *vdev);
 void tmem_virtio_device_ready(struct virtio_device *vdev);
 bool tmem_virtio_has_feature(const struct virtio_device *vdev,
 			     unsigned int fbit);
+const u16 *tmem_virtqueue_used_index(const struct virtqueue *vq);
 void tmem_virtio_cread_bytes(struct virtio_device *vdev, unsigned int offset,
 			     void *buf, size_t len);
 void tmem_sg_init_one(struct scatterlist *sg, const void *buf,

@@ -12,7 +12,10 @@ use crate::{
     bindings::trace,
     virtio::{
         pages::PageRef,
-        queue::Rejected, //
+        queue::{
+            Notify,
+            Rejected, //
+        },
     },
 };
 
@@ -330,12 +333,11 @@ impl<O: Origin> Client<O> {
     ) -> Result<(), (usize, KBox<Request<O>>)> {
         let flush = request.is_flush();
 
-        match self.queues.submit(queue, request) {
+        let notify = if flush { Notify::Later } else { Notify::Now };
+
+        match self.queues.submit(queue, request, notify) {
             Ok(()) if flush => self.kick_later(queue),
-            Ok(()) => {
-                self.queues.kick(queue);
-                self.watch();
-            }
+            Ok(()) => self.watch(),
             Err(Rejected::Full(request)) => return Err((queue, request)),
             Err(Rejected::Stopped(request)) => self.fail(request),
         }

@@ -22,6 +22,8 @@ use virtio_tmem_abi::{
 };
 use zerocopy::IntoBytes;
 
+use crate::virtio::queue::Notify;
+
 use super::{
     request::{
         Origin,
@@ -119,8 +121,9 @@ impl<O: Origin> Client<O> {
             .frame
             .set_answer_len(size_of::<virtio_tmem_abi::ResponseHeader>());
         request.seal();
-        self.queues.submit(queue, request).map_err(|_| ENODEV)?;
-        self.queues.kick(queue);
+        self.queues
+            .submit(queue, request, Notify::Now)
+            .map_err(|_| ENODEV)?;
 
         let mut answer = self.control.answer.lock();
         let mut patience = self.timeout;

@@ -2,7 +2,14 @@
 
 //! Gets, and how their answers are waited for.
 
-use kernel::cpu::CpuId;
+use kernel::{
+    cpu::CpuId,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+    time::Delta, //
+};
 use virtio_tmem_abi::{
     request_flags,
     Opcode, //
@@ -12,10 +19,66 @@ use crate::virtio::queue::Poller;
 
 use super::{
     batch::Batch,
+    logic::patience::Patience,
     request::Origin,
     Client,
     Pool, //
 };
+
+/// For how long whoever makes gets looks for the answers.
+///
+/// All CPUs share what was learned, without a lock. An update that is lost to another one is an
+/// answer that nothing was learned from.
+pub(super) struct Polling {
+    limit: u32,
+    learned: Atomic<u64>,
+}
+
+impl Polling {
+    /// For no longer than so many microseconds.
+    pub(super) fn new(limit_us: u32) -> Self {
+        let limit = limit_us.saturating_mul(1000);
+
+        Self {
+            limit,
+            learned: Atomic::new(Patience::new(limit).to_word()),
+        }
+    }
+
+    /// Returns for how long to look for an answer, if at all.
+    fn window(&self) -> Option<Delta> {
+        if self.limit == 0 {
+            return None;
+        }
+        let old = Patience::from_word(self.learned.load(Relaxed));
+        let (window, new) = old.look(self.limit);
+
+        self.learn(old, new);
+        window.map(|window| Delta::from_nanos(window.into()))
+    }
+
+    /// Takes note of how long an answer took, if it came in time.
+    fn waited(&self, waited: Option<Delta>) {
+        let old = Patience::from_word(self.learned.load(Relaxed));
+        let new = match waited {
+            // CAST: Clamped.
+            Some(waited) => old.answered(
+                waited.as_nanos().clamp(0, self.limit.into()) as u32,
+                self.limit,
+            ),
+            None => old.gave_up(self.limit),
+        };
+
+        self.learn(old, new);
+    }
+
+    fn learn(&self, old: Patience, new: Patience) {
+        // What does not change is not written: the word is shared with other CPUs.
+        if new != old {
+            self.learned.store(new.to_word(), Relaxed);
+        }
+    }
+}
 
 /// Gets that are made together.
 ///
@@ -25,7 +88,7 @@ use super::{
 pub(crate) struct Gets<'a, O: Origin> {
     client: &'a Client<O>,
     queue: usize,
-    poller: Option<Poller<'a, Client<O>>>,
+    poller: Option<(Poller<'a, Client<O>>, Delta)>,
 }
 
 impl<O: Origin> Client<O> {
@@ -35,11 +98,10 @@ impl<O: Origin> Client<O> {
     pub(crate) fn gets(&self) -> Gets<'_, O> {
         // CAST: To more bits.
         let queue = self.lanes.get(CpuId::current().as_u32() as usize);
-        let poller = if self.poll.is_zero() {
-            None
-        } else {
-            self.queues.poll(queue)
-        };
+        let poller = self
+            .polling
+            .window()
+            .and_then(|window| Some((self.queues.poll(queue)?, window)));
 
         Gets {
             client: self,
@@ -94,8 +156,8 @@ impl<O: Origin> Gets<'_, O> {
 
 impl<O: Origin> Drop for Gets<'_, O> {
     fn drop(&mut self) {
-        if let Some(poller) = &self.poller {
-            poller.spin(self.client.poll);
+        if let Some((poller, window)) = &self.poller {
+            self.client.polling.waited(poller.spin(*window));
         }
     }
 }

@@ -13,6 +13,8 @@
 //!
 //! C header: [`include/linux/virtio.h`](srctree/include/linux/virtio.h)
 
+mod poll;
+
 use core::{
     cell::UnsafeCell,
     ptr, //
@@ -29,15 +31,14 @@ use kernel::{
             Atomic,
             Relaxed, //
         },
+        lock::{
+            spinlock::SpinLockIrqBackend,
+            Guard, //
+        },
         rcu,
         Arc,
         Mutex,
         SpinLockIrq, //
-    },
-    time::{
-        Delta,
-        Instant,
-        Monotonic, //
     },
 };
 
@@ -47,6 +48,8 @@ use super::{
     frame::Frame,
     Device, //
 };
+
+pub(crate) use self::poll::Poller;
 
 /// What a virtqueue carries.
 pub(crate) trait Token: Send + 'static {
@@ -69,6 +72,15 @@ pub(crate) trait Handler: Send + Sync + Sized + 'static {
     fn done(&self, queue: usize, token: KBox<Self::Token>, written: Option<usize>);
 }
 
+/// When the device is to be told of a token.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Notify {
+    /// At once.
+    Now,
+    /// By somebody's [`Queues::kick`].
+    Later,
+}
+
 /// When the device is to interrupt.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Interrupts {
@@ -79,10 +91,21 @@ pub(crate) enum Interrupts {
 }
 
 /// One virtqueue.
+///
+/// # Invariants
+///
+/// The ring's virtqueue, and what `used_index` points to, are valid while `open` is true, and until
+/// an RCU grace period after that.
 #[pin_data]
 struct Queue {
     index: usize,
     interrupts: Interrupts,
+    /// Changed with the lock of the ring held.
+    open: Atomic<bool>,
+    /// Where the device counts what it has used, in a split virtqueue; otherwise null.
+    used_index: *const u16,
+    /// How many tokens were added. Changed with the lock of the ring held.
+    added: Atomic<u64>,
     /// How many tokens the device has used.
     used: Atomic<u64>,
     #[pin]
@@ -90,21 +113,42 @@ struct Queue {
 }
 
 /// A virtqueue of the C portion of the kernel.
-///
-/// # Invariants
-///
-/// `vq` is a valid virtqueue while `open` is true, and until an RCU grace period after that.
 struct Ring {
     vq: *mut bindings::virtqueue,
-    open: bool,
     /// How many look for used tokens themselves; if any do, the device does not interrupt.
     pollers: u32,
-    /// How many tokens were added.
-    added: u64,
 }
 
 // SAFETY: A virtqueue may be used from any thread.
 unsafe impl Send for Ring {}
+// SAFETY: As above; `used_index` is only read.
+unsafe impl Send for Queue {}
+// SAFETY: As above.
+unsafe impl Sync for Queue {}
+
+impl Queue {
+    /// Returns whether tokens go in and out. It stays true as long as the lock of the ring is held.
+    fn is_open(&self) -> bool {
+        self.open.load(Relaxed)
+    }
+
+    /// Has the device interrupt again, unless somebody polls.
+    ///
+    /// Returns false if there is something to take back already.
+    fn enable_interrupts(&self, ring: &Guard<'_, Ring, SpinLockIrqBackend>) -> bool {
+        if !self.is_open() || ring.pollers > 0 {
+            // Whoever polls will look again.
+            return true;
+        }
+        // SAFETY: The ring is open, and its lock is held.
+        unsafe {
+            match self.interrupts {
+                Interrupts::Soon => bindings::virtqueue_enable_cb(ring.vq),
+                Interrupts::Late => bindings::virtqueue_enable_cb_delayed(ring.vq),
+            }
+        }
+    }
+}
 
 /// The virtqueues of a device.
 ///
@@ -213,11 +257,15 @@ impl<H: Handler> Queues<H> {
                 pin_init!(Queue {
                     index,
                     interrupts,
-                    used: Atomic::new(0),
                     // INVARIANT: `tmem_virtio_find_vqs()` returned `vq`, and only `stop()`
                     // deletes it.
+                    open: Atomic::new(true),
+                    // SAFETY: As above.
+                    used_index: unsafe { bindings::tmem_virtqueue_used_index(vq) },
+                    added: Atomic::new(0),
+                    used: Atomic::new(0),
                     ring <- new_spinlock_irq!(
-                        Ring { vq, open: true, pollers: 0, added: 0 },
+                        Ring { vq, pollers: 0 },
                         "Queue::ring"
                     ),
                 }),
@@ -257,14 +305,15 @@ impl<H: Handler> Queues<H> {
         unsafe { &*self.queues.get() }
     }
 
-    /// Gives a token to the device; [`Self::kick`] tells the device of it.
+    /// Gives a token to the device, and tells the device of it if `notify` says so.
     ///
-    /// Any context; does not sleep. May allocate a table of descriptors, without sleeping and
+    /// As [`Self::kick`] it does that, and may take tokens back then. Does not sleep. May allocate a table of descriptors, without sleeping and
     /// without touching the reserves; where that fails, the descriptors go into the ring itself.
     pub(crate) fn submit(
         &self,
         queue: usize,
         mut token: KBox<H::Token>,
+        notify: Notify,
     ) -> Result<(), Rejected<H::Token>> {
         let Some(queue) = self.queues().get(queue) else {
             return Err(Rejected::Stopped(token));
@@ -274,8 +323,10 @@ impl<H: Handler> Queues<H> {
         let (first, outs) = if out.is_null() { (1, 0) } else { (0, 1) };
         let token = KBox::into_raw(token);
 
-        let mut ring = queue.ring.lock();
-        let result = if !ring.open {
+        // The notification is an exit, and so made without the lock; RCU keeps the virtqueue.
+        let _guard = rcu::read_lock();
+        let ring = queue.ring.lock();
+        let result = if !queue.is_open() {
             Err(ENODEV)
         } else {
             // SAFETY: The ring is open, so that the virtqueue is valid, and its lock is held. The
@@ -293,7 +344,11 @@ impl<H: Handler> Queues<H> {
             })
         };
         if result.is_ok() {
-            ring.added = ring.added.wrapping_add(1);
+            queue.added.add(1, Relaxed);
+            if notify == Notify::Now {
+                self.notify(queue, ring);
+            }
+            return Ok(());
         }
         drop(ring);
 
@@ -318,12 +373,15 @@ impl<H: Handler> Queues<H> {
             return;
         };
 
-        // The notification is an exit, and so made without the lock; RCU keeps the virtqueue.
         let _guard = rcu::read_lock();
         let ring = queue.ring.lock();
-        if !ring.open {
-            return;
+        if queue.is_open() {
+            self.notify(queue, ring);
         }
+    }
+
+    /// Notifies the device of a virtqueue that is open, within an RCU read-side critical section.
+    fn notify(&self, queue: &Queue, ring: Guard<'_, Ring, SpinLockIrqBackend>) {
         let vq = ring.vq;
         // SAFETY: The ring is open, and its lock is held.
         let wanted = unsafe { bindings::virtqueue_kick_prepare(vq) };
@@ -343,27 +401,11 @@ impl<H: Handler> Queues<H> {
     /// Returns how many tokens the device has. Any context.
     pub(crate) fn outstanding(&self, queue: usize) -> u64 {
         self.queues().get(queue).map_or(0, |queue| {
-            let added = queue.ring.lock().added;
+            // Used before added: what is used in between has been added before.
+            let used = queue.used.load(Relaxed);
 
-            added.saturating_sub(queue.used.load(Relaxed))
+            queue.added.load(Relaxed).saturating_sub(used)
         })
-    }
-
-    /// Looks for used tokens from now on, rather than have the device interrupt.
-    ///
-    /// Any context in which the [`Handler`] may be called; does not sleep.
-    pub(crate) fn poll(&self, queue: usize) -> Option<Poller<'_, H>> {
-        let queue = self.queues().get(queue)?;
-        let mut ring = queue.ring.lock();
-
-        if !ring.open {
-            return None;
-        }
-        ring.pollers += 1;
-        // SAFETY: The ring is open, and its lock is held.
-        unsafe { bindings::virtqueue_disable_cb(ring.vq) };
-        // INVARIANT: Counted now.
-        Some(Poller { set: self, queue })
     }
 
     extern "C" fn callback(vq: *mut bindings::virtqueue) {
@@ -383,27 +425,14 @@ impl<H: Handler> Queues<H> {
         loop {
             {
                 let ring = queue.ring.lock();
-                if !ring.open {
+                if !queue.is_open() {
                     return;
                 }
                 // SAFETY: The ring is open, and its lock is held.
                 unsafe { bindings::virtqueue_disable_cb(ring.vq) };
             }
             self.take_back(queue);
-
-            let ring = queue.ring.lock();
-            if !ring.open || ring.pollers > 0 {
-                // Whoever polls will look again.
-                return;
-            }
-            // SAFETY: The ring is open, and its lock is held.
-            let quiet = unsafe {
-                match queue.interrupts {
-                    Interrupts::Soon => bindings::virtqueue_enable_cb(ring.vq),
-                    Interrupts::Late => bindings::virtqueue_enable_cb_delayed(ring.vq),
-                }
-            };
-            if quiet {
+            if queue.enable_interrupts(&queue.ring.lock()) {
                 return;
             }
         }
@@ -425,7 +454,7 @@ impl<H: Handler> Queues<H> {
 
     fn pop(queue: &Queue) -> Option<(KBox<H::Token>, usize)> {
         let ring = queue.ring.lock();
-        if !ring.open {
+        if !queue.is_open() {
             return None;
         }
 
@@ -457,7 +486,9 @@ impl<H: Handler> Queues<H> {
         *stopped = true;
 
         for queue in self.queues() {
-            queue.ring.lock().open = false;
+            let _ring = queue.ring.lock();
+
+            queue.open.store(false, Relaxed);
         }
 
         // SAFETY: The device is bound: it is not unbound before this function has returned once.
@@ -499,52 +530,6 @@ impl<H: Handler> Queues<H> {
             if !set.is_null() {
                 drop(Arc::from_raw(set.cast::<Self>().cast_const()));
             }
-        }
-    }
-}
-
-/// Somebody who looks for used tokens; until it is dropped, the device does not interrupt.
-///
-/// # Invariants
-///
-/// It is counted in the ring's `pollers`.
-pub(crate) struct Poller<'a, H: Handler> {
-    set: &'a Queues<H>,
-    queue: &'a Queue,
-}
-
-impl<H: Handler> Poller<'_, H> {
-    /// Spins until the device has used as many tokens as were added, but no longer than `limit`.
-    ///
-    /// What has been used is given to the handler. Any context in which that may be called; does
-    /// not sleep.
-    pub(crate) fn spin(&self, limit: Delta) {
-        let added = self.queue.ring.lock().added;
-        let start = Instant::<Monotonic>::now();
-
-        loop {
-            self.set.take_back(self.queue);
-            // Others may have taken some of them back. That more are used than were added then, or
-            // in another order, does no harm: it is only a matter of how long to spin.
-            let left = added.wrapping_sub(self.queue.used.load(Relaxed)) as i64;
-            if left <= 0 || start.elapsed() >= limit {
-                return;
-            }
-            core::hint::spin_loop();
-        }
-    }
-}
-
-impl<H: Handler> Drop for Poller<'_, H> {
-    fn drop(&mut self) {
-        let mut ring = self.queue.ring.lock();
-
-        ring.pollers -= 1;
-        let last = ring.pollers == 0;
-        drop(ring);
-        if last {
-            // Interrupts come again.
-            self.set.reap(self.queue);
         }
     }
 }

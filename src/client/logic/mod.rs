@@ -26,3 +26,4 @@
 
 pub mod index;
 pub mod mem;
+pub mod patience;
