@@ -349,6 +349,8 @@ struct Free<O: Origin> {
     requests: KVec<KBox<Request<O>>>,
     /// How many requests have come back so far.
     returned: u64,
+    /// How many wait for one.
+    waiters: u32,
     closed: bool,
 }
 
@@ -379,6 +381,7 @@ impl<O: Origin> RequestPool<O> {
             let free = Free {
                 requests,
                 returned: 0,
+                waiters: 0,
                 closed: false,
             };
             Ok(try_pin_init!(Self {
@@ -414,7 +417,9 @@ impl<O: Origin> RequestPool<O> {
             if let Some(request) = free.requests.pop() {
                 return Some(request);
             }
+            free.waiters += 1;
             self.came_back.wait(&mut free);
+            free.waiters -= 1;
         }
     }
 
@@ -424,9 +429,11 @@ impl<O: Origin> RequestPool<O> {
     pub(super) fn wait_after(&self, seen: u64) {
         let mut free = self.free.lock();
 
+        free.waiters += 1;
         while free.returned == seen && !free.closed && free.requests.len() < self.total {
             self.came_back.wait(&mut free);
         }
+        free.waiters -= 1;
     }
 
     /// Returns how many requests have come back so far.
@@ -444,8 +451,11 @@ impl<O: Origin> RequestPool<O> {
         // The vector has room for all requests that there are.
         let _ = free.requests.push_within_capacity(request);
         free.returned = free.returned.wrapping_add(1);
+        let wanted = free.waiters > 0;
         drop(free);
-        self.came_back.notify_all();
+        if wanted {
+            self.came_back.notify_all();
+        }
     }
 
     /// Lets nobody take a request any more, and wakes who waits for one.

@@ -98,8 +98,6 @@ impl Frame {
         self.out_len = 0;
         // INVARIANT: Bounded here.
         self.in_len = in_len.min(IN_BYTES);
-        // The device may write less than it says, so that nothing old may be left to be read.
-        self.answer.fill(0);
         self.direction = direction;
         self.count = 0;
     }
@@ -222,6 +220,11 @@ impl Frame {
         let readable = usize::from(self.out_len > 0) + out_pages;
         let total = readable + 1 + self.count - out_pages;
         let table = self.table.as_mut_ptr();
+
+        // The device may write less than it says, so that nothing old may be left to be read.
+        if let Some(answer) = self.answer.get_mut(..self.in_len) {
+            answer.fill(0);
+        }
 
         // SAFETY: `total <= MAX_PAGES + 2` by the type invariants, so that it is within `table`.
         unsafe { bindings::sg_init_table(table, total as c_uint) };
