@@ -63,6 +63,9 @@ const KICK_CREDITS: i64 = 1024;
 /// How often to look after requests, in milliseconds.
 const WATCH_PERIOD: u32 = 1000;
 
+/// How many requests with staged pages are sent in one go, where pages come fast.
+const BURST: usize = 4;
+
 /// What the thread remembers.
 pub(super) struct State {
     /// Whether staged pages have waited for more to come.
@@ -157,12 +160,20 @@ impl<O: Origin> Client<O> {
 
     /// Has staged pages sent, now that so many more wait than did before. Any context.
     pub(super) fn staged(&self, before: usize, more: usize) {
-        let requests = |pages: usize| pages.checked_div(self.max_pages);
+        let bursts = |pages: usize| pages.checked_div(self.burst());
 
-        // The first ones, or enough for one more request.
-        if more > 0 && (before == 0 || requests(before) != requests(before.wrapping_add(more))) {
+        // The first ones, or enough for one more burst.
+        if more > 0 && (before == 0 || bursts(before) != bursts(before.wrapping_add(more))) {
             self.bell.ring();
         }
+    }
+
+    /// Returns for how many staged pages to wake the thread: waking it costs as much as sending
+    /// some pages.
+    fn burst(&self) -> usize {
+        let most = self.staging.pages.total() / 4;
+
+        (BURST * self.max_pages).min(most).max(1)
     }
 
     /// Sends staged pages; returns in how many jiffies to look again.
@@ -173,13 +184,13 @@ impl<O: Origin> Client<O> {
             self.pump.lingered.store(false, Relaxed);
             return None;
         }
-        if waiting < self.max_pages && !self.pump.lingered.xchg(true, Relaxed) {
+        if waiting < self.burst() && !self.pump.lingered.xchg(true, Relaxed) {
             return Some(1);
         }
         self.pump.lingered.store(false, Relaxed);
 
         for n in 0..self.staging.queues() {
-            while self.send_staged(n) {}
+            while self.staging.any() && self.send_staged(n) {}
         }
         // Of the rest, the next pages that come, or a request that comes back, ring the bell; if
         // neither does, nobody waits for it.
@@ -318,6 +329,10 @@ impl<O: Origin> Client<O> {
     ///
     /// Returns whether there may be more, or [`None`] if there are not enough requests.
     fn send_flushes(&self, pool: Pool, n: usize) -> Option<bool> {
+        if !self.half(pool).nth_shard(n)?.has_work() {
+            return Some(false);
+        }
+
         let opcodes = [Opcode::FlushPage, Opcode::FlushRange, Opcode::FlushObject];
         let mut batches = opcodes.map(|opcode| self.begin_spare(opcode, pool));
 

@@ -157,6 +157,11 @@ impl PagePool {
         }
     }
 
+    /// Returns how many pages there are, in the pool or not.
+    pub(crate) fn total(&self) -> usize {
+        self.pages.len()
+    }
+
     /// Returns how many pages are in the pool. Any context.
     pub(crate) fn free(&self) -> usize {
         self.left.load(Relaxed)
