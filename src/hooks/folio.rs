@@ -83,6 +83,13 @@ impl Folio {
         unsafe { bindings::tmem_folio_index(self.as_ptr()) as u64 }
     }
 
+    /// Returns the swap area and the offset in it of the first page as one number, which is by one
+    /// higher for the next page.
+    pub(super) fn swap_entry(self) -> u64 {
+        // SAFETY: By the type invariants it is valid.
+        unsafe { bindings::tmem_folio_swap(self.as_ptr()).val as u64 }
+    }
+
     /// Returns the swap area and the offset in it of the first page.
     pub(super) fn swap(self) -> (u32, u64) {
         // SAFETY: By the type invariants it is valid.

@@ -12,6 +12,8 @@
 //! All of them are removed when they are dropped. Somebody may be inside a replacement for much
 //! longer; see [`super::teardown`].
 
+use core::ptr;
+
 use kernel::{
     error::to_result,
     prelude::*, //
@@ -138,6 +140,31 @@ impl Redirect {
                 bindings::tmem_regs_set_ip(regs, (*ops.cast::<Hook>()).code.addr());
             }
         }
+    }
+}
+
+/// Returns where a function goes on after it has called ftrace: who calls that is not redirected,
+/// and does not even have to be looked at.
+///
+/// It must be called directly: it is no place that an indirect call may go to.
+///
+/// # Safety
+///
+/// `addr` must be that of a function of the kernel's.
+pub(super) unsafe fn body(addr: usize) -> usize {
+    /// What there is in the place of the call while nobody wants it.
+    const NOP: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
+    /// What the call begins with.
+    const CALL: u8 = 0xe8;
+
+    // SAFETY: By the safety requirements there is code.
+    let code = unsafe { ptr::with_exposed_provenance::<[u8; 5]>(addr).read_volatile() };
+    let begins_with_it = code == NOP || code[0] == CALL;
+
+    if cfg!(CONFIG_X86_64) && begins_with_it {
+        addr + code.len()
+    } else {
+        addr
     }
 }
 

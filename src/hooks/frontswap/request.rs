@@ -91,6 +91,8 @@ pub(super) struct Run {
     pub(super) tag: u64,
     pub(super) index: u64,
     pub(super) len: u64,
+    /// Where the next one begins.
+    next: Position,
 }
 
 impl Request {
@@ -167,6 +169,7 @@ impl Request {
     pub(super) fn run(&self, from: Position) -> Option<Run> {
         let folio = self.folio(from.place)?;
         let (area, offset) = folio.swap();
+        let entry = folio.swap_entry().wrapping_add(from.n);
         let (tag, index) = key(area, offset + from.n);
         let most = OBJECT_PAGES - index;
         let mut len = folio.pages() - from.n;
@@ -176,16 +179,27 @@ impl Request {
             let Some(folio) = self.folio(place) else {
                 break;
             };
-            if folio.swap() != (area, offset + from.n + len) {
+            if folio.swap_entry() != entry.wrapping_add(len) {
                 break;
             }
             len += folio.pages();
             place += 1;
         }
+        // The last folio may go on in the next object.
+        let over = len.saturating_sub(most);
+        let last = self.folio(place - 1).filter(|_| over > 0);
+        let next = match last {
+            None => Position { place, n: 0 },
+            Some(folio) => Position {
+                place: place - 1,
+                n: folio.pages() - over,
+            },
+        };
         Some(Run {
             tag,
             index,
             len: len.min(most),
+            next,
         })
     }
 
@@ -347,11 +361,23 @@ impl Request {
         self.complete(len as c_long);
     }
 
+    /// Makes sure that nothing that the host has of the request's pages can be got any more.
+    fn forget(&self, context: &Entered) {
+        let client = &context.client;
+        let mut at = Position::START;
+
+        if client.pages(Pool::Frontswap).load(Relaxed) == 0 {
+            return;
+        }
+        while let Some(run) = self.run(at) {
+            client.flush_range(Pool::Frontswap, run.tag, run.index, run.index + run.len - 1);
+            at = run.next;
+        }
+    }
+
     /// Writes the request to the swap area, and forgets what the host has of it. Sleeps.
     pub(super) fn write_to_area(self, context: &Entered) {
-        for folio in self.folios() {
-            forget(context, folio);
-        }
+        self.forget(context);
 
         let area = self.transfer().area;
         let mut ctx = bindings::swap_io_ctx {
@@ -435,19 +461,5 @@ pub(super) unsafe fn submit(ctx: *mut bindings::swap_io_ctx, rw: c_int) {
         if let Some(submit) = submit {
             submit(ctx.cast());
         }
-    }
-}
-
-/// Makes sure that nothing that the host has of a folio can be got any more. Any context.
-fn forget(context: &Entered, folio: Folio) {
-    let (area, offset) = folio.swap();
-
-    if context.client.pages(Pool::Frontswap).load(Relaxed) == 0 {
-        return;
-    }
-    for n in 0..folio.pages() {
-        let (tag, index) = key(area, offset + n);
-
-        context.client.flush_page(Pool::Frontswap, tag, index);
     }
 }
