@@ -53,6 +53,7 @@ use super::{
     filesystem::Filesystem,
     folio::Folio,
     ftrace::{
+        self,
         Code,
         Probe,
         Redirect, //
@@ -118,7 +119,9 @@ fn hold_up_reclaim() -> Option<Redirect> {
 
     // SAFETY: It is the address of the function, and the replacement is of its type.
     unsafe {
-        bindings::tmem_set_remove_mapping(ptr::with_exposed_provenance_mut(addr));
+        let body = ftrace::body(addr);
+
+        bindings::tmem_set_remove_mapping(ptr::with_exposed_provenance_mut(body));
         Redirect::new(NAME, remove_mapping as Code).ok()
     }
 }
@@ -137,15 +140,14 @@ unsafe extern "C" fn remove_mapping(
     let context = Context::enter();
 
     if let (Some(context), Some(folio)) = (&context, NonNull::new(folio)) {
-        // SAFETY: The kernel calls with a locked folio of a valid mapping.
-        let folio = unsafe { Folio::new(folio) };
-        let count = folio.pages() as usize;
+        // As good as always there is memory for the largest.
+        if !context.client.can_stage(1 << params::max_order()) {
+            // SAFETY: The kernel calls with a locked folio of a valid mapping.
+            let (file, folio) = unsafe { (File::new(mapping), Folio::new(folio)) };
+            let count = folio.pages() as usize;
+            let wants = file.is_some_and(|file| wants_put(context, file, folio));
 
-        if !context.client.can_stage(count) {
-            // SAFETY: As above.
-            let file = unsafe { File::new(mapping) };
-
-            if file.is_some_and(|file| wants_put(context, file, folio)) {
+            if wants && !context.client.can_stage(count) {
                 context.client.await_staging(count);
             }
         }
