@@ -54,7 +54,6 @@ def marks(report: Report, found: Found, pages: int) -> None:
     for phase, subject, what in (
         ("file first read", "tmem", "a miss"),
         ("file dirty", "tmem", "a flush of what is not there"),
-        # Some of the pages have room all the same: what 1 MiB holds of them.
         ("swap put", "refused", "a swapped page, the host being full"),
     ):
         table.add(f"{what}: in the module", Sample.of(values(phase, subject, module)), "≤ 200")

@@ -145,7 +145,7 @@ class _Tree:
         name = self.name(entry)
         caller = self.name(site) if site else ""
         new = {name, caller} if caller else {name}
-        if MODULE in caller and name in HOOKED:
+        if (MODULE in caller and name in HOOKED) or (caller in HOOKED and not is_module(name)):
             module = False
         else:
             module = above.module or any(is_module(function) for function in new)
@@ -187,7 +187,8 @@ def count(raw: dict[str, Any], symbols: Symbols) -> Counted:
         helps = context.interrupt or context.task.startswith(HELPERS)
         if helps or context.back_end or is_back_end({name}):
             found.back_end += insns
-        if context.module or is_module(name):
+        # The module may have jumped to what it hooks rather than called it.
+        if (context.module and name not in HOOKED) or is_module(name):
             found.module += insns
         found.own[name] += insns
         if block in entries:

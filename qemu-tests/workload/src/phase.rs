@@ -14,6 +14,9 @@ use serde_json::json;
 use crate::{evict::cgroup, page::PAGE_SIZE, sys::mark};
 
 /// Times that reclaim is asked for what is left.
+/// Bytes more than wanted that do not matter. Counters of the kernel's are not exact.
+const SLACK: u64 = 64 << 10;
+
 const TRIES: u32 = 200;
 
 /// The time that writes are given to end, before reclaim is asked again.
@@ -87,7 +90,7 @@ impl Group {
         };
         for _ in 0..TRIES {
             let more = self.current()?.saturating_sub(bytes);
-            if more == 0 {
+            if more < SLACK {
                 return Ok(());
             }
             let asked = format!("{more} swappiness={swappiness}");
