@@ -14,6 +14,7 @@
 //! flush                         index; the device learns of it from the pump thread
 //! ```
 
+mod admission;
 mod batch;
 mod control;
 mod counters;
@@ -73,6 +74,7 @@ use crate::{
 };
 
 use self::{
+    admission::Admission,
     control::Control,
     gets::Polling,
     half::Half,
@@ -120,6 +122,8 @@ pub(crate) struct Limits {
     /// For how long at most to look for the answer to a get, before an interrupt has to tell of it,
     /// in microseconds.
     pub(crate) poll_us: u32,
+    /// Pages of memory by which to judge which clean pages are worth being put, if that is done.
+    pub(crate) admission: Option<u64>,
 }
 
 /// What state the device is in.
@@ -157,6 +161,7 @@ pub(crate) struct Client<O: Origin> {
     frontswap: Half,
     #[pin]
     cleancache: Half,
+    admission: Option<Admission>,
     bell: Bell,
     pump: pump::State,
     growing: Atomic<bool>,
@@ -204,6 +209,7 @@ impl<O: Origin> Client<O> {
                 staging <- Staging::new(staging_pages, lanes.puts()),
                 frontswap <- Half::new(Pool::Frontswap, pages, module),
                 cleancache <- Half::new(Pool::Cleancache, pages, module),
+                admission: limits.admission.map(Admission::new).transpose()?,
                 bell: Bell::new(),
                 pump: pump::State::new(),
                 growing: Atomic::new(false),

@@ -105,5 +105,6 @@ pub(crate) fn limits(total_pages: u64) -> Limits {
         staging_pages,
         timeout_ms: module_parameters::timeout_ms.value(),
         poll_us: module_parameters::poll_us.value(),
+        admission: module_parameters::admission.value().then_some(total_pages),
     }
 }

@@ -82,6 +82,10 @@ module! {
             default: 1,
             description: "Compare clean pages that come back with what was put: 0 never, 1 where the filesystem checks sums itself, 2 always (default: 1)",
         },
+        admission: bool {
+            default: true,
+            description: "Put clean pages of files only as long as such pages come back, and a sample of the others (default: on)",
+        },
         max_order: u32 {
             default: 9,
             description: "Largest folio of the page cache to put, as a power of two of pages, 0 to 9; it is copied with interrupts off (default: 9)",

@@ -192,6 +192,11 @@ bool tmem_folio_putable(const struct folio *folio)
 	       !folio_contain_hwpoisoned_page((struct folio *)folio);
 }
 
+bool tmem_folio_workingset(const struct folio *folio)
+{
+	return folio_test_workingset(folio);
+}
+
 /* No content yet, and no state of the filesystem's on it. */
 bool tmem_folio_fillable(const struct folio *folio)
 {

@@ -56,6 +56,7 @@ unsigned int tmem_folio_order(const struct folio *folio);
 struct page *tmem_folio_page(struct folio *folio, unsigned long n);
 int tmem_folio_ref_count(const struct folio *folio);
 bool tmem_folio_putable(const struct folio *folio);
+bool tmem_folio_workingset(const struct folio *folio);
 bool tmem_folio_fillable(const struct folio *folio);
 struct address_space *tmem_folio_mapping(const struct folio *folio);
 unsigned long tmem_folio_index(const struct folio *folio);

@@ -92,6 +92,8 @@ counters! {
     too_large,
     /// Pages not put because their inode may be changed around the page cache.
     unsafe_inode,
+    /// Pages not put because such pages do not come back.
+    not_admitted,
     /// Inodes that were seen to be written around the page cache.
     bans,
 }

@@ -258,14 +258,19 @@ unsafe extern "C" fn removed(_data: *mut c_void, folio: *mut bindings::folio) {
         params::Crc::Checksummed => filesystem.checks,
         params::Crc::Always => true,
     };
+    let mut staged = 0;
     for n in (0..folio.pages()).step_by(MAX_PAGES) {
         // CAST: It is at most `MAX_PAGES`.
         let count = (folio.pages() - n).min(MAX_PAGES as u64) as usize;
         let index = first.saturating_add(n);
 
-        context
-            .client
-            .stage(tag, index, count, folio.pages_at(n, count), checked, BANNED);
+        staged +=
+            context
+                .client
+                .stage(tag, index, count, folio.pages_at(n, count), checked, BANNED);
+    }
+    if !folio.is_workingset() {
+        context.client.spend_trust(tag, first, staged as u64);
     }
 }
 
@@ -275,7 +280,15 @@ fn wants_put(context: &Entered, file: File, folio: Folio) -> bool {
         && folio.order() <= params::max_order()
         && file.is_cacheable()
         && file.filesystem(context).is_some()
+        && is_worth_putting(context, file, folio)
         && context.client.marks(Pool::Cleancache, file.tag()) & BANNED == 0
+}
+
+/// Returns whether a folio is likely to be read again.
+///
+/// The kernel knows so of some; of all others the client says what became of those before.
+fn is_worth_putting(context: &Entered, file: File, folio: Folio) -> bool {
+    folio.is_workingset() || context.client.is_worth_putting(file.tag(), folio.index())
 }
 
 /// Returns the filesystem of a folio that is to be put.
@@ -290,6 +303,10 @@ fn may_put(context: &Entered, file: File, folio: Folio) -> Option<&'static Files
     let filesystem = file.filesystem(context)?;
     if folio.order() > params::max_order() {
         counters.too_large.add(pages);
+        return None;
+    }
+    if !is_worth_putting(context, file, folio) {
+        counters.not_admitted.add(pages);
         return None;
     }
 
@@ -434,8 +451,9 @@ unsafe extern "C" fn clear_inode(inode: *mut bindings::inode) {
         // SAFETY: The kernel calls with a valid inode.
         let mapping = unsafe { &raw mut (*inode).i_data };
 
-        context
-            .client
-            .flush_object(Pool::Cleancache, mapping.addr() as u64);
+        let tag = mapping.addr() as u64;
+
+        context.client.flush_object(Pool::Cleancache, tag);
+        context.client.forget_trust(tag);
     }
 }

@@ -109,6 +109,12 @@ impl Folio {
         unsafe { bindings::tmem_folio_putable(self.as_ptr()) }
     }
 
+    /// Returns whether the kernel has seen it in use for longer than at one time.
+    pub(super) fn is_workingset(self) -> bool {
+        // SAFETY: By the type invariants it is valid.
+        unsafe { bindings::tmem_folio_workingset(self.as_ptr()) }
+    }
+
     /// Returns whether there is no content, and nothing that a filesystem knows about it.
     pub(super) fn is_fillable(self) -> bool {
         // SAFETY: By the type invariants it is valid.

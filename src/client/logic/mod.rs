@@ -24,6 +24,7 @@
 )]
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod index;
 pub mod mem;
 pub mod patience;

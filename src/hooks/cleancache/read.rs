@@ -153,12 +153,16 @@ impl Waiter {
 /// Returns whether all of a folio can be got, and may be.
 fn may_get(context: &Entered, file: File, folio: Folio) -> bool {
     let pages = folio.pages();
-
-    folio.is_fillable()
+    let may = folio.is_fillable()
         && context
             .client
             .present(Pool::Cleancache, file.tag(), folio.index(), pages)
-            == pages
+            == pages;
+
+    if may {
+        context.client.earn_trust(file.tag(), pages);
+    }
+    may
 }
 
 /// Asks for pages of a folio until the batch is full.
