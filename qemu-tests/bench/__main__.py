@@ -5,6 +5,7 @@ import argparse
 import importlib
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,12 +37,12 @@ def run(part: str) -> bool:
     parent = paths.BUILD / "qemu"
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"bench-{part}-", dir=parent))
-    report = Report(part, time.monotonic())
+    report = Report(part, PARTS[part], time.monotonic())
     report.say(PARTS[part])
     try:
         importlib.import_module(f"bench.{part}").run(report, folder)
         report.save()
-    except (paths.Missing, AssertionError, Deadline, OSError) as error:
+    except (paths.Missing, AssertionError, Deadline, OSError, subprocess.SubprocessError) as error:
         report.say(f"error: {error}")
         return False
     finally:
@@ -49,20 +50,35 @@ def run(part: str) -> bool:
     return True
 
 
+def measure(parts: list[str]) -> int:
+    """Runs parts; returns the status to end with."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stopped)
+    start = time.monotonic()
+    took = {}
+    failed = []
+    for part in parts:
+        begin = time.monotonic()
+        if not run(part):
+            failed.append(part)
+        took[part] = time.monotonic() - begin
+    if len(parts) > 1:
+        each = ", ".join(f"{part} {seconds / 60:.1f}" for part, seconds in took.items())
+        print(f"bench: {(time.monotonic() - start) / 60:.1f} minutes: {each}", flush=True)
+    if failed:
+        print(f"bench: error: not measured: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
 def main() -> int:
     """Runs the parts that are asked for."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
-    asked = parser.parse_args().parts
-    for part in asked:
+    asked = parser.parse_args()
+    for part in asked.parts:
         if part not in PARTS:
             parser.error(f"there is no part {part}; the parts are: {', '.join(PARTS)}")
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stopped)
-    failed = [part for part in asked or PARTS if not run(part)]
-    if failed:
-        print(f"bench: error: not measured: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    return measure(asked.parts or list(PARTS))
 
 
 sys.exit(main())

@@ -4,112 +4,35 @@
 import json
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from harness import paths
 
 from .sample import Sample
+from .table import Mark, Missing, Table, table_of
 
 RESULTS = paths.BUILD / "bench"
 
-NATIVE = "native"
-TCG = "emulated by TCG: counts are those of a real CPU, times are not"
-NESTED = "real KVM in a guest emulated by TCG: exits are real, times mean nothing"
-
-Cell = str | int | float | Sample | None
-
-
-@dataclass(frozen=True)
-class Missing:
-    """A cell, or a row, that could not be measured, and why."""
-
-    why: str
-
-
-@dataclass
-class Table:
-    """Rows beneath columns; the first column names the row."""
-
-    name: str
-    title: str
-    columns: Sequence[str]
-    how: str
-    number: str = ",.1f"
-    rows: list[tuple[str, Sequence[Cell] | Missing]] = field(default_factory=list)
-
-    def add(self, row: str, *cells: Cell) -> None:
-        """Adds a row."""
-        assert len(cells) == len(self.columns), f"{row} has {len(cells)} cells"
-        self.rows.append((row, cells))
-
-    def cannot(self, row: str, why: str) -> None:
-        """Adds a row for what could not be run, and why."""
-        self.rows.append((row, Missing(why)))
-
-    def _show(self, cell: Cell) -> str:
-        match cell:
-            case None:
-                return "–"
-            case str():
-                return cell
-            case int():
-                return format(cell, ",d")
-            case _:
-                return format(cell, self.number)
-
-    def text(self) -> str:
-        """The table, for a terminal."""
-        shown = [
-            (row, [self._show(cell) for cell in cells] if not isinstance(cells, Missing) else None)
-            for row, cells in self.rows
-        ]
-        first = max((len(row) for row, _ in shown), default=0)
-        widths = [
-            max([len(column)] + [len(cells[n]) for _, cells in shown if cells is not None])
-            for n, column in enumerate(self.columns)
-        ]
-        head = [f"{column:>{width}}" for column, width in zip(self.columns, widths, strict=True)]
-        lines = [self.title, f"  ({self.how})", "  ".join([" " * first, *head])]
-        for (row, cells), (_, given) in zip(shown, self.rows, strict=True):
-            if cells is None:
-                assert isinstance(given, Missing)
-                lines.append(f"{row:<{first}}  not run: {given.why}")
-                continue
-            body = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
-            lines.append("  ".join([f"{row:<{first}}", *body]))
-        return "\n".join(lines)
-
-    def as_json(self) -> dict[str, object]:
-        """For programs."""
-
-        def cell(value: Cell) -> object:
-            return value.as_json() if isinstance(value, Sample) else value
-
-        return {
-            "title": self.title,
-            "how": self.how,
-            "columns": list(self.columns),
-            "rows": {
-                row: {"missing": cells.why}
-                if isinstance(cells, Missing)
-                else [cell(value) for value in cells]
-                for row, cells in self.rows
-            },
-        }
+# Where what is measured, and what measures, lies below the repository.
+CODE = ("Cargo.toml", "Cargo.lock", "src", "virtio_tmem_abi", "vhost-device-tmem", "qemu-tests")
 
 
 class Report:
     """All that one part has measured."""
 
-    def __init__(self, part: str, start: float) -> None:
+    def __init__(self, part: str, about: str, start: float) -> None:
         self.part = part
+        self.about = about
         self.folder = RESULTS / part
         self._start = start
         self._tables: list[Table] = []
-        self._plots: list[str] = []
+        self._marks: list[Mark] = []
+        self._plots: dict[str, str] = {}
+        self._machine = machine()
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.iterdir():
             if old.is_file():
@@ -127,6 +50,11 @@ class Report:
         table = Table(name, title, columns, how, number)
         self._tables.append(table)
         return table
+
+    def mark(self, what: str, figure: Sample | None, how: str, **bounds: Any) -> None:
+        """Says what should be reached, and what was: see `Mark` for the bounds."""
+        given = figure or Missing("one of the two was not measured")
+        self._marks.append(Mark(what, given, how, **bounds))
 
     def bars(
         self,
@@ -146,7 +74,7 @@ class Report:
         plot.axes.set_xticks(range(len(groups)), groups)
         if log:
             plot.axes.set_yscale("log")
-        self._keep(name, plot)
+        self._keep(name, title, plot)
 
     def lines(
         self,
@@ -164,23 +92,27 @@ class Report:
         plot.axes.set_xlabel(across)
         if log:
             plot.axes.set_xscale("log", base=2)
-        self._keep(name, plot)
+        self._keep(name, title, plot)
 
-    def _keep(self, name: str, plot: "_Plot") -> None:
+    def _keep(self, name: str, title: str, plot: "_Plot") -> None:
         for kind in ("svg", "png"):
             plot.save(self.folder / f"{name}.{kind}")
-        self._plots.append(name)
+        self._plots[name] = title
 
     def save(self) -> None:
         """Writes everything down, and prints the tables."""
-        text = "\n\n".join(table.text() for table in self._tables)
+        shown = [*self._tables, table_of(self._marks)] if self._marks else self._tables
+        text = "\n\n".join(table.text() for table in shown)
         (self.folder / "tables.txt").write_text(text + "\n")
         document = {
-            "version": 1,
+            "version": 2,
             "part": self.part,
+            "about": self.about,
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "seconds": round(time.monotonic() - self._start),
-            "machine": machine(),
+            "machine": self._machine,
+            "asked": {k: v for k, v in sorted(os.environ.items()) if k.startswith("TMEM_BENCH_")},
+            "marks": [mark.as_json() for mark in self._marks],
             "tables": {table.name: table.as_json() for table in self._tables},
             "plots": self._plots,
         }
@@ -191,18 +123,33 @@ class Report:
 
 
 def machine() -> dict[str, object]:
-    """What the numbers were measured on."""
+    """What the numbers are measured on, and what is measured."""
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "cpu": model,
         "cores": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
         "kernel": platform.release(),
         "guest_kernel": paths.kernel_release(),
+        "qemu": _output("qemu-system-x86_64", "--version").split()[3],
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    """What is measured, and whether it is all of that."""
+    commit = _output("git", "-C", str(paths.REPO), "rev-parse", "--short=12", "HEAD").strip()
+    changed = _output("git", "-C", str(paths.REPO), "status", "--porcelain", "--", *CODE)
+    return f"{commit}, with changes" if changed else commit
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 class _Plot:

@@ -26,4 +26,3 @@ def run(report: Report, folder: Path) -> None:
             tables.guests,
         ):
             part(report, bench, kinds)
-    tables.marks(report)

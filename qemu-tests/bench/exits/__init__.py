@@ -15,7 +15,8 @@ from harness.lab import Lab
 from harness.steps import Transcript
 
 from ..pages import FULL, ROOMY
-from ..report import NESTED, Report
+from ..report import Report
+from ..table import NESTED
 from . import initramfs, scripts
 from .settings import Setting, asked_for
 from .trace import KINDS, WORK, Devices, Phase, exits, phases

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from harness.guest import Guest
 
-from ..report import TCG, Report
+from ..report import Report
 from ..sample import Sample, ratios
+from ..table import TCG
 from . import works
 from .works import ASKED_CONFIGURATIONS, ASKED_WORKS, CONFIGURATIONS, LOSERS, Run
 
@@ -188,28 +189,16 @@ def _plots(report: Report, costs: Costs) -> None:
 
 
 def _marks(report: Report, costs: Costs) -> None:
-    table = report.table(
-        "marks",
-        "What should be reached",
-        ["tmem", "mark", ""],
-        TCG,
-        ",.2f",
-    )
-
-    def add(row: str, ratio: Sample | None, mark: float) -> None:
-        if ratio is None:
-            table.cannot(row, "one of the two was not measured")
-        else:
-            table.add(row, ratio, f"≤ {mark:.2f}", "" if ratio.median <= mark else "missed")
-
     for work, what in ASKED_WORKS.items():
         if work in LOSERS:
-            for counter, title in (("seconds", "seconds"), ("cpu", "CPU seconds")):
+            for counter, unit in (("seconds", "seconds"), ("cpu", "CPU seconds")):
                 ratio = _ratio(costs, work, "tmem", "swap", counter)
-                add(f"{what.title}: {title} / disk swap", ratio, LOSS)
+                report.mark(f"{what.title}: {unit}, to disk swap", ratio, TCG, most=LOSS)
             continue
         sectors = _ratio(costs, work, "tmem", "swap", "sectors")
-        add(f"{what.title}: sectors / disk swap", sectors, 1 - FEWER_SECTORS)
+        title = f"{what.title}: sectors, to disk swap"
+        report.mark(title, sectors, TCG, most=1 - FEWER_SECTORS)
         for other, mark in (("zram", 1.0), ("zswap", 1.0), ("ram", MORE_RAM)):
             seconds = _ratio(costs, work, "tmem", other, "seconds")
-            add(f"{what.title}: seconds / {CONFIGURATIONS[other]}", seconds, mark)
+            title = f"{what.title}: seconds, to {CONFIGURATIONS[other]}"
+            report.mark(title, seconds, TCG, most=mark)

@@ -11,10 +11,11 @@ from harness.guest import Guest, Machine
 from harness.lab import Lab
 
 from ..pages import FULL, ROOMY
-from ..report import TCG, Report
+from ..report import Report
 from ..sample import Sample
+from ..table import TCG
 from . import guest as work
-from .marks import Found, back_end, kernel, marks, module
+from .marks import Found, back_end, index, kernel, marks, module
 from .record import Counted, count, read
 from .symbols import Symbols
 
@@ -41,6 +42,7 @@ def run(report: Report, folder: Path) -> None:
         found.setdefault(phase, {}).setdefault(subject, []).append(counted)
     tables(report, found)
     marks(report, found, work.PAGES)
+    index(report)
     plots(report, found)
     profiles(report, found)
 

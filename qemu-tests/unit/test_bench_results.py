@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What was measured comes back from the JSON that it is written down as."""
+
+import json
+
+from bench.sample import Sample
+from bench.table import Mark, Missing, Table, table_of
+
+HOW = "native"
+
+
+def _table() -> Table:
+    table = Table("times", "Times", ["pages", "rate"], HOW, ",.2f")
+    table.add("put", 1, Sample.of([1.0, 2.0, 4.0]))
+    # A name may come again.
+    table.add("put", 32, Sample.of([1000.5]))
+    table.add("get | all", 1, None)
+    table.cannot("zram", "there is none")
+    return table
+
+
+def _mark(*values: float, **bounds: float) -> Mark:
+    return Mark("a page", Sample.of(values), HOW, **bounds)
+
+
+def test_a_table_comes_back_from_json() -> None:
+    table = _table()
+    again = Table.from_json("times", json.loads(json.dumps(table.as_json())))
+    assert again == table
+    assert again.text() == table.text()
+
+
+def test_a_table_on_a_page() -> None:
+    assert _table().markdown().splitlines() == [
+        "|  | pages | rate |",
+        "| --- | --: | --: |",
+        "| put | 1 | 2.00 (1.00–4.00) |",
+        "| put | 32 | 1,000.50 |",
+        "| get &#124; all | 1 | – |",
+        "| zram | *not run: there is none* |  |",
+    ]
+
+
+def test_the_median_has_to_reach_the_mark() -> None:
+    assert _mark(0.5, 1.0, 9.0, most=1.0).reached
+    assert not _mark(0.5, 1.1, 1.2, most=1.0).reached
+    assert _mark(0.5, 1.0, 9.0, least=1.0).reached
+    assert not _mark(0.5, 0.9, 9.0, least=1.0).reached
+    assert not _mark(0.001, most=0.0).reached
+    assert _mark(1.0).reached is None
+    assert Mark("a page", Missing("no reason"), HOW, most=1.0).reached is None
+
+
+def test_marks_come_back_from_json() -> None:
+    missing = Mark("a page", Missing("no reason"), HOW, least=2.0)
+    for mark in (_mark(1.0, 2.0, most=1.5), missing):
+        assert Mark.from_json(json.loads(json.dumps(mark.as_json()))) == mark
+    assert table_of([missing]).rows == [
+        ("a page", ("not run: no reason", "≥ 2", "–", "native"))
+    ]
