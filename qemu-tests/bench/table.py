@@ -70,7 +70,8 @@ class Table:
             for n, column in enumerate(self.columns)
         ]
         head = [f"{column:>{width}}" for column, width in zip(self.columns, widths, strict=True)]
-        lines = [self.title, f"  ({self.how})", "  ".join([" " * first, *head])]
+        title = [self.title, f"  ({self.how})"] if self.how else [self.title]
+        lines = [*title, "  ".join([" " * first, *head])]
         for row, cells in shown:
             if isinstance(cells, Missing):
                 lines.append(f"{row:<{first}}  {cells}")

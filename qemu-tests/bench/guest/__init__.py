@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Work that needs more memory than the guest has, beside what a user could choose instead.
 
-One guest is booted; see `works` for what it does and how it is switched. Its disks are slowed down
-to what a cheap SSD would be to a CPU as slow as the emulated one, or they would be as fast as the
-host's page cache is.
+One guest is booted; see `works` for what it does, how it is switched, and how far its disks are
+slowed down: they would be as fast as the host's page cache is.
 """
 
 import os
@@ -12,7 +11,6 @@ from pathlib import Path
 
 from harness import paths
 from harness.daemon import Daemon
-from harness.disks import MIB
 from harness.guest import Guest, Machine
 from harness.lab import Lab
 from harness.process import Deadline, cpu_seconds
@@ -21,10 +19,6 @@ from harness.qmp import Qmp
 from ..report import Report
 from . import image, results, works
 from .works import EXTRA_MIB, MEMORY_MIB
-
-# A SATA SSD of 500 MB/s and 80,000 requests/s, for a CPU that is 16 times slower than a real one.
-BYTES_PER_SECOND = 32 * MIB
-REQUESTS_PER_SECOND = 5_000
 
 LIMIT_SECONDS = float(os.environ.get("TMEM_BENCH_GUEST_SECONDS", 7200))
 
@@ -85,8 +79,8 @@ def _watch(report: Report, guest: Guest, qmp: Qmp, daemon: Daemon) -> dict[str, 
         for mark in guest.transcript.marks - answered:
             answered.add(mark)
             match mark.partition(" ")[0]:
-                case "slow" | "fast" as speed:
-                    _limit(qmp, speed == "slow")
+                case speed if speed in works.DISKS:
+                    _limit(qmp, works.DISKS[speed])
                 case "begin" | "end":
                     cpu[mark] = cpu_seconds(qmp.pid) + cpu_seconds(daemon.pid)
                 case _:
@@ -108,6 +102,6 @@ def _watch(report: Report, guest: Guest, qmp: Qmp, daemon: Daemon) -> dict[str, 
     return cpu
 
 
-def _limit(qmp: Qmp, slow: bool) -> None:
-    for disk in ("files", "swap"):
-        qmp.limit(disk, slow * BYTES_PER_SECOND, slow * REQUESTS_PER_SECOND)
+def _limit(qmp: Qmp, disk: works.Disk) -> None:
+    for name in ("files", "swap"):
+        qmp.limit(name, disk.bytes_per_second, disk.requests_per_second)

@@ -14,7 +14,8 @@ zram_on() {
 }
 
 zram_off() {
-	swapoff /dev/zram0 && modprobe -r zram
+	# udev may have it open for a moment.
+	swapoff /dev/zram0 && wait_for 30 modprobe -r zram
 }
 
 zswap_on() {
@@ -34,18 +35,26 @@ memory() {
 	done
 }
 
+# module_on [PARAMETER=VALUE...]
 module_on() {
-	modprobe virtio_tmem && wait_for 30 bound && fresh && wait_for 30 warmed_up "$DATA"
+	modprobe virtio_tmem "$@" && wait_for 30 bound && fresh && wait_for 30 warmed_up "$DATA"
+}
+
+# admit_all: the parameter that has the module put all clean pages, if it does not anyway.
+admit_all() {
+	! modinfo -F parm virtio_tmem | grep -q '^admission:' || echo admission=0
 }
 
 # configure NAME: sets the guest up so.
 configure() {
+	# shellcheck disable=SC2046
 	case $1 in
 	nothing) ;;
 	swap) swap_on swap ;;
 	zram) zram_on && swap_on swap ;;
 	zswap) zswap_on && swap_on swap ;;
 	tmem) module_on && swap_on swap ;;
+	tmem-all) module_on $(admit_all) && swap_on swap ;;
 	tmem-zswap) zswap_on && module_on && swap_on swap ;;
 	ram) memory online_movable && swap_on swap ;;
 	esac
@@ -59,7 +68,7 @@ deconfigure() {
 	swap) swap_off swap ;;
 	zram) zram_off && swap_off swap ;;
 	zswap) swap_off swap && zswap_off ;;
-	tmem) swap_off swap && modprobe -r virtio_tmem ;;
+	tmem | tmem-all) swap_off swap && modprobe -r virtio_tmem ;;
 	tmem-zswap) swap_off swap && zswap_off && modprobe -r virtio_tmem ;;
 	ram) swap_off swap && wait_for 60 memory offline ;;
 	esac
@@ -92,6 +101,17 @@ measured() {
 ask() {
 	mark "$1"
 	wait_for 60 told "$1"
+}
+
+# both COMMAND... -- COMMAND...: one after the other.
+both() {
+	local -a first=()
+	while [ "$1" != -- ]; do
+		first+=("$1")
+		shift
+	done
+	shift
+	"${first[@]}" && "$@"
 }
 
 # build JOBS: compiles what is on the disk.

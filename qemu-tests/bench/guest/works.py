@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.disks import MIB
+
 MEMORY_MIB = 384
 EXTRA_MIB = 512
 
@@ -36,6 +38,7 @@ CONFIGURATIONS = {
     "zram": "zram, before disk swap",
     "zswap": "zswap, before disk swap",
     "tmem": "tmem",
+    "tmem-all": "tmem, whatever comes back",
     "tmem-zswap": "tmem behind zswap",
     "ram": f"{EXTRA_MIB} MiB more RAM",
 }
@@ -78,6 +81,40 @@ ONCE_READS = 48_000 * PERCENT // 100
 
 
 @dataclass(frozen=True)
+class Disk:
+    """How fast the disks are made; 0 is as fast as the host's page cache."""
+
+    title: str
+    bytes_per_second: int = 0
+    requests_per_second: int = 0
+
+    @property
+    def text(self) -> str:
+        """What they are, in words."""
+        if not self.bytes_per_second:
+            return f"disks {self.title}"
+        return (
+            f"disks of {self.bytes_per_second // MIB} MiB and {self.requests_per_second:,} requests a"
+            f" second, {SLOWER} times slower than {self.title}, as the CPU is"
+        )
+
+
+# The emulated CPU is some 16 times slower than a real one, and so are these: an SSD at SATA of
+# 500 MB/s and 80,000 requests/s, and one at PCIe of 2 GB/s and 320,000 requests/s. Disks without a
+# limit are as one of 16 GB/s would be.
+SLOWER = 16
+FASTEST = "fastest"
+DISKS = {
+    "sata": Disk("an SSD at SATA", 512 * MIB // SLOWER, 80_000 // SLOWER),
+    "pcie": Disk("an SSD at PCIe", 2048 * MIB // SLOWER, 320_000 // SLOWER),
+    FASTEST: Disk("as fast as the host's memory"),
+}
+
+# Which configurations there are where something cannot be gained, but only lost.
+OF_LOSERS = ("nothing", "swap", "tmem", "tmem-all")
+
+
+@dataclass(frozen=True)
 class Work:
     """Something that is done, under every configuration that can do it."""
 
@@ -86,9 +123,16 @@ class Work:
     # Done before, and not measured: what it leaves in memory, or in the host, is what matters.
     before: str = ""
     without_swap: bool = True
-    disk: str = "slow"
+    disk: str = "sata"
     # How often in a row, each time as if for the first time.
     times: int = 1
+    configurations: tuple[str, ...] = tuple(CONFIGURATIONS)
+
+    def under(self, configuration: str) -> bool:
+        """Whether it is done under a configuration."""
+        if configuration == "nothing" and not self.without_swap:
+            return False
+        return configuration in self.configurations
 
 
 def _set(name: str) -> str:
@@ -101,6 +145,7 @@ def _random(reads: int, more: str) -> str:
 
 _REREAD = f'"$WORKLOAD" file-set read {_set("reread")}'
 _ZIPF = f"{_set('database')} --zipf {ZIPF} --pages {DATABASE_PAGES}"
+_DATABASE = f'"$WORKLOAD" file-set read {_set("database")}'
 _STREAM = f'"$WORKLOAD" file-set read {_set("large")}'
 _ONCE = _random(ONCE_READS, _set("large"))
 
@@ -110,25 +155,45 @@ WORKS = {
             f"building {UNITS} units of a kernel module, -j {jobs}",
             f"build {jobs}",
             without_swap=False,
+            # What is read once is little beside what is read again and again.
+            configurations=tuple(name for name in CONFIGURATIONS if name != "tmem-all"),
         )
         for jobs in JOBS
     },
     "reread": Work(
         f"reading {SETS['reread'].mib} MiB of files again", _REREAD, before=_REREAD
     ),
+    # All of it has been read once, and what is popular more often.
     "zipf": Work(
         f"{DATABASE_READS:,} random reads of 16 KiB out of {SETS['database'].mib} MiB, by Zipf's law",
         _random(DATABASE_READS, f"{_ZIPF} --order-seed 2"),
-        before=_random(DATABASE_READS, _ZIPF),
+        before=f"both {_DATABASE} -- {_random(DATABASE_READS, _ZIPF)}",
     ),
     "stream": Work(
-        f"streaming {SETS['large'].mib} MiB once", _STREAM, disk="fast", times=2
+        f"streaming {SETS['large'].mib} MiB once",
+        _STREAM,
+        disk="pcie",
+        configurations=OF_LOSERS,
     ),
     "once": Work(
         f"{ONCE_READS:,} random reads of {SETS['large'].mib} MiB, each page once",
         _ONCE,
-        disk="fast",
+        configurations=OF_LOSERS,
+    ),
+    # The same on disks that cost no time, where all that it takes is the CPU's.
+    "stream-cpu": Work(
+        f"streaming {SETS['large'].mib} MiB once, the CPU alone",
+        _STREAM,
+        disk=FASTEST,
         times=2,
+        configurations=OF_LOSERS,
+    ),
+    "once-cpu": Work(
+        f"{ONCE_READS:,} random reads of {SETS['large'].mib} MiB, the CPU alone",
+        _ONCE,
+        disk=FASTEST,
+        times=2,
+        configurations=OF_LOSERS,
     ),
 }
 
@@ -136,7 +201,7 @@ WORKS = {
 ASKED_WORKS = _asked_for("WORKS", WORKS)
 
 # Which of them cannot gain from memory elsewhere.
-LOSERS = ("stream", "once")
+LOSERS = ("stream", "once", "stream-cpu", "once-cpu")
 
 
 @dataclass(frozen=True)
@@ -164,7 +229,7 @@ def plan() -> list[tuple[int, str, list[Run]]]:
             runs = [
                 Run(number, name, work, time)
                 for work, what in ASKED_WORKS.items()
-                if what.without_swap or name != "nothing"
+                if what.under(name)
                 for time in range(what.times)
             ]
             visits.append((number, name, runs))
@@ -179,17 +244,18 @@ def script(folder: str, build: str) -> str:
         f"BUILD={build}",
         "EXTRA=$(grep -lx offline /sys/devices/system/memory/memory*/state)",
     ]
-    speed = ""
     for number, name, runs in plan():
         lines.append(f'must "{number} {name}: set up" configure {name}')
         for run in runs:
             work = WORKS[run.work]
-            if work.disk != speed:
-                speed = work.disk
-                lines.append(f'ask "{speed} {run.name}"')
             lines.append(f'must "{run.name}: fresh" fresh')
+            # Nothing that is not measured has to take its time.
             if work.before:
                 lines.append(f'step "{run.name}: before" {work.before}')
-            lines.append(f'measured "{run.name}" {work.command}')
+            lines += [
+                f'ask "{work.disk} {run.name}"',
+                f'measured "{run.name}" {work.command}',
+                f'ask "{FASTEST} after {run.name}"',
+            ]
         lines.append(f'must "{number} {name}: undo" deconfigure {name}')
     return "\n".join(lines)
