@@ -26,6 +26,32 @@ swap_phases() {
 	must "${1}swap off" swap_off swap
 }
 
+# fill: has somebody else keep what the host has room for.
+fill() {
+	local group=/sys/fs/cgroup/filler
+	rm -f /tmp/enough
+	mkdir -p "$group" && echo 4M >"$group/memory.max" || return
+	(
+		echo "$BASHPID" >"$group/cgroup.procs"
+		exec "$WORKLOAD" anon --mib 16 --passes 0 --wait-for /tmp/enough
+	) >/tmp/filler 2>&1 &
+	wait_for 60 grep -q filled /tmp/filler
+}
+
+give_back() {
+	: >/tmp/enough
+	wait "$!" && cat /tmp/filler
+}
+
+# refused_phases LABEL: swap_phases, once a host with next to no room has none left.
+refused_phases() {
+	must "${1}swap on" swap_on swap
+	must "${1}fill" fill
+	phases swap "$1"
+	must "${1}give back" give_back
+	must "${1}swap off" swap_off swap
+}
+
 # only SLOT: gives the driver that device alone, of the two that there are.
 only() {
 	local slot

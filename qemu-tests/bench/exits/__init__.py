@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Exits of a guest for each page, as KVM traces them in a guest that is emulated."""
 
+import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness import paths
@@ -16,9 +17,10 @@ from harness.steps import Transcript
 
 from ..pages import FULL, ROOMY
 from ..report import Report
+from ..sample import Sample
 from ..table import NESTED
 from . import initramfs, scripts
-from .settings import Setting, asked_for
+from .settings import MISSING, Setting, asked_for
 from .trace import KINDS, WORK, Devices, Phase, exits, phases
 
 SECONDS = 1700
@@ -31,11 +33,36 @@ CPU = "EPYC,+svm,+npt"
 MEMORY_MIB = 2048
 INNER_MIB = 256
 
-# What is measured first, by the beginning of phases' names.
+ROUNDS = int(os.environ.get("TMEM_BENCH_ROUNDS", "3"))
+
+# What is measured with the first setting, by the beginning of phases' names.
 SUBJECTS = {
     "disk": "virtio-blk",
     "tmem": "virtio-tmem",
     "refused": "virtio-tmem, the host being full",
+}
+
+# What should be reached, and by which of all exits: those for the work, or the notifications and
+# interrupts of our device alone where there should be none.
+MARKS = {
+    ("tmem", "swap put"): 0.1,
+    ("tmem", "swap get"): 1.2,
+    ("tmem", "swap get readahead"): 0.1,
+    ("tmem", "file put"): 0.1,
+    ("tmem", "file get"): 1.2,
+    ("tmem", "file get readahead"): 0.1,
+    ("tmem", "file first read"): 0,
+    ("tmem", "swap free"): 0,
+    ("tmem", "file dirty"): 0,
+    ("tmem", "file remove"): 0,
+    ("refused", "swap put"): 0,
+}
+FLUSH = "flush"
+MEANS = {
+    "file first read": "miss",
+    "swap free": FLUSH,
+    "file dirty": FLUSH,
+    "file remove": FLUSH,
 }
 
 # What was traced, by subject and phase.
@@ -44,13 +71,13 @@ Found = dict[tuple[str, str], Phase]
 
 def run(report: Report, folder: Path) -> None:
     """Traces, and makes tables of it."""
-    first = Setting("as it is")
-    settings = [first, *asked_for()]
+    settings = [Setting("as it is"), *asked_for()]
     lab = Lab("bench-exits", folder)
     try:
         found = trace(report, lab, folder, settings)
     finally:
         lab.close()
+    first = found[settings[0].name]
     table = report.table(
         "exits",
         "Exits for each page, by what they are for",
@@ -58,26 +85,64 @@ def run(report: Report, folder: Path) -> None:
         NESTED,
         number=",.3f",
     )
-    for (subject, name), phase in found[0].items():
-        kinds = [phase.kinds[kind] / scripts.PAGES for kind in KINDS]
-        table.add(f"{name}, {SUBJECTS[subject]}", work(phase), *kinds)
-    names = [name for subject, name in found[0] if subject == "tmem"]
+    for subject, name in first[0]:
+        phases = [each[subject, name] for each in first]
+        kinds = [Sample.of(phase.kinds[kind] / scripts.PAGES for phase in phases) for kind in KINDS]
+        table.add(f"{name}, {SUBJECTS[subject]}", work(phases), *kinds)
+    beside(report, first)
+    names = [name for subject, name in first[0] if subject == "tmem"]
     compared = report.table(
         "settings", "Exits for each page, by how it is set up", names, NESTED, number=",.3f"
     )
-    for setting, traced in zip(settings, found, strict=True):
-        compared.add(setting.name, *(work(traced["tmem", name]) for name in names))
+    for name, each in found.items():
+        compared.add(name, *(work([one["tmem", phase] for one in each]) for phase in names))
+    for name, why in MISSING.items():
+        compared.cannot(name, why)
     details = [
-        text(f"{setting.name}: {subject}/{name}", phase)
-        for setting, traced in zip(settings, found, strict=True)
-        for (subject, name), phase in traced.items()
+        text(f"{setting}: {subject}/{name}", phase)
+        for setting, each in found.items()
+        for (subject, name), phase in each[-1].items()
     ]
     (report.folder / "details.txt").write_text("\n".join(details))
 
 
-def work(phase: Phase) -> float:
+def beside(report: Report, found: Sequence[Found]) -> None:
+    """Everything beside the disk, and what should be reached."""
+    names = [name for subject, name in found[0] if subject == "disk"]
+    table = report.table(
+        "beside",
+        "Exits for each page, without the clock's and those of memory that is touched first",
+        list(SUBJECTS.values()),
+        NESTED,
+        number=",.3f",
+    )
+    series: dict[str, list[float | Sample | None]] = {title: [] for title in SUBJECTS.values()}
+    for name in names:
+        cells = [
+            work([each[subject, name] for each in found]) if (subject, name) in found[0] else None
+            for subject in SUBJECTS
+        ]
+        table.add(name, *cells)
+        for title, cell in zip(series, cells, strict=True):
+            series[title].append(cell)
+    report.bars("beside", "Exits for each page", names, series, "exits for each page")
+    for (subject, name), most in MARKS.items():
+        phases = [each[subject, name] for each in found]
+        figure = work(phases) if most else Sample.of(own(phase) for phase in phases)
+        what = f"{name} ({MEANS[name]})" if name in MEANS else name
+        what += ", the host being full" if subject == "refused" else ""
+        what += "" if most else ": notifications and interrupts of the device"
+        report.mark(f"exits a page, {what}", figure, NESTED, most=most, number=",.3f")
+
+
+def work(phases: Iterable[Phase]) -> Sample:
     """Exits a page, without the clock's and those of memory that is touched first."""
-    return sum(phase.kinds[kind] for kind in WORK) / scripts.PAGES
+    return Sample.of(sum(phase.kinds[kind] for kind in WORK) / scripts.PAGES for phase in phases)
+
+
+def own(phase: Phase) -> float:
+    """Exits a page for notifications of the device, and to see which interrupt of it there was."""
+    return sum(phase.details[f"{kind}: tmem"] for kind in ("notify", "ISR")) / scripts.PAGES
 
 
 def text(title: str, phase: Phase) -> str:
@@ -86,13 +151,18 @@ def text(title: str, phase: Phase) -> str:
     return "\n".join([title, *lines, ""])
 
 
-def trace(report: Report, lab: Lab, folder: Path, settings: Sequence[Setting]) -> list[Found]:
-    """Runs a guest in a guest for each setting, and returns what was traced."""
+def trace(
+    report: Report, lab: Lab, folder: Path, settings: Sequence[Setting]
+) -> dict[str, list[Found]]:
+    """Runs a guest in a guest for each setting, round by round, and returns what was traced."""
     archive = initramfs.make(folder, scripts.inner())
-    runs = [
-        inside(archive, number, setting, SUBJECTS if number == 0 else ["tmem"])
+    runs = {
+        (round_, setting.name): inside(
+            archive, f"{round_}-{number}", setting, ["tmem"] if number else list(SUBJECTS)
+        )
+        for round_ in range(ROUNDS)
         for number, setting in enumerate(settings)
-    ]
+    }
     results = lab.disk("results", 1024)
     machine = Machine(
         MEMORY_MIB,
@@ -102,23 +172,26 @@ def trace(report: Report, lab: Lab, folder: Path, settings: Sequence[Setting]) -
         options=["-cpu", CPU],
     )
     report.say("booting an emulated guest that is a host")
-    guest = lab.prepare(scripts.outer(INSIDE, runs), machine)
+    guest = lab.prepare(scripts.outer(INSIDE, list(runs.values())), machine)
     guest.boot()
-    for setting in settings:
-        guest.wait_for(setting.name, SECONDS, lambda said, name=setting.name: name in said.steps)
-        report.say(f"its guest is traced: {setting.name}")
+    for done, ((round_, name), run_) in enumerate(runs.items()):
+        guest.wait_for(name, SECONDS, lambda said, step=run_.name: step in said.steps)
+        report.say(f"{done + 1}/{len(runs)} round {round_ + 1}/{ROUNDS}: its guest is traced: {name}")
     guest.finish(SECONDS)
     with tarfile.open(results.path) as tar:
         tar.extractall(folder / "results", filter="data")
     report.say("reading the traces")
-    return [read(folder / "results" / run.folder.name, lab.name) for run in runs]
+    found: dict[str, list[Found]] = {}
+    for (_, name), run_ in runs.items():
+        found.setdefault(name, []).append(read(folder / "results" / run_.folder.name, lab.name))
+    return found
 
 
 def inside(
-    archive: Path, number: int, setting: Setting, subjects: Sequence[str]
+    archive: Path, name: str, setting: Setting, subjects: Sequence[str]
 ) -> scripts.Inside:
     """A guest in the guest."""
-    folder = INSIDE / str(number)
+    folder = INSIDE / name
     daemons = [
         Daemon(
             folder,
@@ -143,7 +216,7 @@ def inside(
         *(word for device in (*disks, *daemons) for word in device.qemu_options()),
     ]
     return scripts.Inside(
-        setting.name,
+        f"{name} {setting.name}",
         folder,
         [disk.name for disk in disks],
         [
@@ -161,7 +234,8 @@ def read(folder: Path, name: str) -> Found:
     said = Transcript()
     for line in (folder / "output.log").read_text(errors="replace").splitlines():
         said.add(line)
-    assert "finished" in said.marks, "\n".join(said.lines[-30:])
+    gave_up = [mark for mark in said.marks if mark.startswith("gave up")]
+    assert "finished" in said.marks and not gave_up, "\n".join([*gave_up, *said.lines[-30:]])
     names = [
         obj["phase"]
         for step in said.steps.values()

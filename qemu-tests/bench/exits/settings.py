@@ -32,9 +32,17 @@ DEFAULTS = (
     Setting("no polling", "poll_us=0"),
     # Time in an emulated host is long: what takes a real one microseconds takes milliseconds.
     Setting("polling for as long as it takes", "poll_us=10000"),
-    Setting("packed ring", properties="packed=on"),
     Setting("no event index", properties="event_idx=off"),
+    Setting("all clean pages are put", "admission=0"),
+    Setting("64 pages for staging", "staging_pages=64"),
+    Setting("4096 pages for staging", "staging_pages=4096"),
 )
+
+# What cannot be compared, and why.
+MISSING = {
+    "packed ring": "the daemon's virtqueues (rust-vmm) are split ones",
+    "in order": "the daemon's virtqueues (rust-vmm) do not offer it",
+}
 
 
 def asked_for() -> list[Setting]:

@@ -39,23 +39,6 @@ zswap() {
 	echo "$1" >/sys/module/zswap/parameters/enabled
 }
 
-# Has somebody else keep what the host has room for.
-fill() {
-	local group=/sys/fs/cgroup/filler
-	rm -f /tmp/enough
-	mkdir -p "$group" && echo 4M >"$group/memory.max" || return
-	(
-		echo "$BASHPID" >"$group/cgroup.procs"
-		exec "$WORKLOAD" anon --mib 16 --passes 0 --wait-for /tmp/enough
-	) >/tmp/filler 2>&1 &
-	wait_for 60 grep -q filled /tmp/filler
-}
-
-give_back() {
-	: >/tmp/enough
-	wait "$!" && cat /tmp/filler
-}
-
 modprobe -a zram lz4
 echo 0 >/proc/sys/kernel/kptr_restrict
 step symbols kernel_symbols
@@ -82,12 +65,8 @@ for round in $(seq "$ROUNDS"); do
 
 	step "refused/$round/symbols" module_symbols
 	must "no room" only "$FULL"
-	must "refused/$round/swap on" swap_on swap
-	must "refused/$round/fill" fill
-	phases swap "refused/$round/"
+	refused_phases "refused/$round/"
 	snapshot "refused/$round"
-	must "refused/$round/give back" give_back
-	must "refused/$round/swap off" swap_off swap
 	must "unload" modprobe -r virtio_tmem
 done
 """
