@@ -79,7 +79,7 @@ bench-tools: module-install programs
 	@scripts/toolbox --bench
 
 .PHONY: bench
-bench: bench-tools ## Measure what pages cost, beside the alternatives (some hours)
+bench: bench-tools ## Measure what pages cost, beside the alternatives (about an hour)
 	@scripts/bench
 
 .PHONY: bench-exits bench-insns bench-daemon bench-guest

@@ -16,6 +16,7 @@ from typing import NoReturn
 from harness import paths
 from harness.process import Deadline
 
+from . import publish
 from .report import Report
 
 # Each is a module of this package with a function `run(report, folder)`.
@@ -71,13 +72,31 @@ def measure(parts: list[str]) -> int:
 
 
 def main() -> int:
-    """Runs the parts that are asked for."""
+    """Does what is asked for."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--publish", action="store_true", help="write down what was measured last")
+    what.add_argument("--check", action="store_true", help="see whether pages show the results")
     asked = parser.parse_args()
     for part in asked.parts:
         if part not in PARTS:
             parser.error(f"there is no part {part}; the parts are: {', '.join(PARTS)}")
+    try:
+        if asked.check:
+            if stale := publish.stale(list(PARTS)):
+                raise publish.NotPublished(
+                    f"not what results/ says: {', '.join(stale)}; `scripts/bench --publish` helps"
+                )
+            return 0
+        if asked.publish:
+            parts = asked.parts or publish.measured(list(PARTS))
+            publish.publish(parts, list(PARTS))
+            print(f"bench: results/ has what was measured of: {' '.join(parts) or 'nothing new'}")
+            return 0
+    except publish.NotPublished as error:
+        print(f"bench: error: {error}", file=sys.stderr)
+        return 1
     return measure(asked.parts or list(PARTS))
 
 

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""What was measured comes back from the JSON that it is written down as."""
+"""What was measured comes back from the JSON that it is written down as, and onto pages."""
 
 import json
+from pathlib import Path
 
+import pytest
+
+from bench import publish
 from bench.sample import Sample
 from bench.table import Mark, Missing, Table, table_of
 
@@ -21,6 +25,17 @@ def _table() -> Table:
 
 def _mark(*values: float, **bounds: float) -> Mark:
     return Mark("a page", Sample.of(values), HOW, **bounds)
+
+
+def _results(folder: Path) -> publish.Results:
+    (folder / "daemon").mkdir()
+    document = {
+        "marks": [_mark(0.3, most=1.0).as_json()],
+        "tables": {"times": _table().as_json()},
+        "plots": {"rates": "Rates"},
+    }
+    (folder / "daemon" / "results.json").write_text(json.dumps(document))
+    return publish.Results(folder, ["daemon", "guest"])
 
 
 def test_a_table_comes_back_from_json() -> None:
@@ -58,3 +73,28 @@ def test_marks_come_back_from_json() -> None:
     assert table_of([missing]).rows == [
         ("a page", ("not run: no reason", "≥ 2", "–", "native"))
     ]
+
+
+def test_blocks_of_a_page_are_made_of_the_results(tmp_path: Path) -> None:
+    results = _results(tmp_path)
+    page = "a\n<!-- results: {} -->\nold\n<!-- end -->\nb\n"
+
+    def filled(what: str) -> str:
+        return results.fill(page.format(what), "results/")
+
+    assert "![Rates](results/daemon/rates.svg)" in filled("plot daemon rates")
+    assert "| put | 32 | 1,000.50 |" in filled("table daemon times")
+    assert "| a page | 0.30 | ≤ 1 | yes | native |" in filled("marks")
+    for what in ("plot daemon rates", "table daemon times", "marks"):
+        text = filled(what)
+        assert text.startswith("a\n<!-- results: ") and text.endswith("<!-- end -->\nb\n")
+        assert "old" not in text
+        assert results.fill(text, "results/") == text
+
+
+def test_a_block_of_what_is_not_there_yet(tmp_path: Path) -> None:
+    results = _results(tmp_path)
+    assert "not published yet" in results.block("table guest zipf", "")
+    for what in ("table daemon zipf", "plot daemon zipf", "table nobody zipf", "nothing"):
+        with pytest.raises(publish.NotPublished):
+            results.block(what, "")
