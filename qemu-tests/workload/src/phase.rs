@@ -13,10 +13,10 @@ use serde_json::json;
 
 use crate::{evict::cgroup, page::PAGE_SIZE, sys::mark};
 
-/// Times that reclaim is asked for what is left.
 /// Bytes more than wanted that do not matter. Counters of the kernel's are not exact.
 const SLACK: u64 = 64 << 10;
 
+/// Times that reclaim is asked for what is left.
 const TRIES: u32 = 200;
 
 /// The time that writes are given to end, before reclaim is asked again.
