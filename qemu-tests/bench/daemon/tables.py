@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """What is measured, and the tables that it goes into."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,10 @@ from ..table import NATIVE
 from .contents import PAGE
 from .processes import COMPRESSIONS, DEPTH, FILE, NULL, Bench, Driver, Outcome
 
-ROUNDS = 9
+ROUNDS = int(os.environ.get("TMEM_BENCH_ROUNDS", "9"))
+
+# Where the tables do not answer to marks.
+FEWER = min(5, ROUNDS)
 
 BATCHES = (1, 4, 8, 16, 32)
 
@@ -172,7 +176,7 @@ def batches(report: Report, bench: Bench, kinds: Mapping[str, Path]) -> None:
     for batch in BATCHES:
         steps |= operations(f"{batch} ", batch=batch)
         steps |= operations(f"{batch} alone ", batch=batch, depth=1, pages=FEW)
-    found = rounds(driver, steps, 5)
+    found = rounds(driver, steps, FEWER)
     for alone, name, title in (
         ("", "batches", f"By pages of a request, {DEPTH} requests in flight"),
         ("alone ", "alone", "By pages of a request, one request at a time"),
@@ -215,7 +219,7 @@ def queues(report: Report, bench: Bench, kinds: Mapping[str, Path]) -> None:
     for way, pace in ways.items():
         for batch in (1, 32):
             steps |= operations(f"{way} {batch} ", batch=batch, **pace)
-    found = rounds(driver, steps, 5)
+    found = rounds(driver, steps, FEWER)
     table = report.table(
         "queues",
         f"By virtqueues, {DEPTH} requests in flight on each: thousands of pages a second",
@@ -237,7 +241,7 @@ def waiting(report: Report, bench: Bench, kinds: Mapping[str, Path]) -> None:
     for wait in (False, True):
         for depth in (1, DEPTH):
             steps |= operations(f"{wait} {depth} ", wait=wait, depth=depth, pages=FEW)
-    found = rounds(driver, steps, 5)
+    found = rounds(driver, steps, FEWER)
     table = report.table(
         "waiting",
         "One page a request: thousands of requests a second, microseconds that one takes, and "
@@ -276,7 +280,7 @@ def kinds(report: Report, bench: Bench, files: Mapping[str, Path]) -> None:
                     steps[f"bare {name}"] = lambda driver, back=back: driver.compress(
                         compression, back
                     )
-            found = rounds(driver, steps, 5)
+            found = rounds(driver, steps, FEWER)
             cells: list[Sample | None] = [rate(found[PUT]), rate(found[GET]), None, None]
             if compression != "none":
                 for n, name in ((2, PUT), (3, GET)):
@@ -312,7 +316,7 @@ def guests(report: Report, bench: Bench, kinds: Mapping[str, Path]) -> None:
     for count in counts:
         for operation in ("put", "get"):
             steps[f"{count} {operation}"] = step(operation, count)
-    found = rounds(driver, steps, 5)
+    found = rounds(driver, steps, FEWER)
     table = report.table(
         "guests",
         "By guests, one page a request: thousands of pages a second, microseconds that a request "
