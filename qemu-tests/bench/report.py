@@ -71,7 +71,9 @@ class Report:
         for n, (label, values) in enumerate(series.items()):
             at = [g - 0.4 + (n + 0.5) * width for g in range(len(groups))]
             plot.bars(at, values, width, label)
-        plot.axes.set_xticks(range(len(groups)), groups)
+        # Names of many groups would lie over each other.
+        slanted = {"rotation": 20, "ha": "right"} if sum(map(len, groups)) > 80 else {}
+        plot.axes.set_xticks(range(len(groups)), groups, **slanted)
         if log:
             plot.axes.set_yscale("log")
         self._keep(name, title, plot)
