@@ -103,7 +103,8 @@ class Results:
         lines = [HEAD, "## Measured", "", self.block("machine", ""), ""]
         lines += ["## What should be reached", "", self.block("marks", ""), ""]
         for part, found in self.parts.items():
-            lines += [f"## {found['about']}", "", f"`make bench-{part}`", ""]
+            about = found["about"]
+            lines += [f"## {about[0].upper()}{about[1:]}", "", f"`make bench-{part}`", ""]
             for name in found["plots"]:
                 lines += [self.block(f"plot {part} {name}", ""), ""]
             for name, table in found["tables"].items():
