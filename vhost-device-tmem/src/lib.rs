@@ -13,5 +13,6 @@
 pub mod args;
 pub mod control;
 pub mod device;
+mod prefetch;
 pub mod socket;
 pub mod store;

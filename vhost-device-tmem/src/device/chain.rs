@@ -3,7 +3,9 @@
 //! The two parts of a descriptor chain, however they are spread over descriptors.
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
+use vm_memory::{GuestMemory, GuestMemoryBackend, GuestMemoryMmap, Permissions, VolatileSlice};
+
+use crate::prefetch::{prefetch, LINE};
 
 /// The readable and the writable part of one request, as pieces of guest memory.
 ///
@@ -43,8 +45,14 @@ impl<'m> Parts<'m> {
             if *ends {
                 continue;
             }
-            let Ok(slices) = mem.get_slices(descriptor.addr(), descriptor.len() as usize, access)
-            else {
+            let (addr, size) = (descriptor.addr(), descriptor.len() as usize);
+            // It lies in one region as good as always, and this is the shorter way.
+            if let Ok(slice) = mem.get_slice(addr, size) {
+                *len += size;
+                pieces.push(slice);
+                continue;
+            }
+            let Ok(slices) = GuestMemory::get_slices(mem, addr, size, access) else {
                 *ends = true;
                 continue;
             };
@@ -55,6 +63,16 @@ impl<'m> Parts<'m> {
                 };
                 *len += slice.len();
                 pieces.push(slice);
+            }
+        }
+    }
+
+    /// Says that the request will be carried out soon.
+    pub(super) fn prefetch(&self) {
+        let pieces = self.readable.iter().take(2).chain(self.writable.first());
+        for piece in pieces {
+            if let Ok(start) = piece.subslice(0, piece.len().min(AHEAD)) {
+                will_read(&start);
             }
         }
     }
@@ -77,6 +95,17 @@ impl<'m> Parts<'m> {
     /// Returns the start of the writable part.
     pub(super) fn writer(&self) -> Cursor<'_, 'm> {
         Cursor::new(&self.writable)
+    }
+}
+
+/// Bytes at the start of a piece that are looked at ahead.
+const AHEAD: usize = 128;
+
+/// Says that memory will be read, so that the processor need not be waited for it then.
+pub(super) fn will_read(slice: &VolatileSlice<'_>) {
+    let guard = slice.ptr_guard();
+    for offset in (0..slice.len()).step_by(LINE) {
+        prefetch(guard.as_ptr().wrapping_add(offset));
     }
 }
 

@@ -117,9 +117,6 @@ impl Session {
         results: &mut Vec<PageResult>,
     ) -> Result<Answer, Reject> {
         let (store, guest, pool) = (&*self.store, &self.guest, request.pool);
-        if !matches!(request.command, Command::PoolCreate(_)) {
-            store.pool_kind(guest, pool)?;
-        }
         let mut leading_pages = 0;
         match &request.command {
             Command::Put(keys) => {
@@ -145,6 +142,8 @@ impl Session {
             }
             Command::FlushRanges(ranges) => {
                 if ranges.iter().any(backwards) {
+                    // That there is no pool has the first word.
+                    store.pool_kind(guest, pool)?;
                     return Err(Malformed::Range.into());
                 }
                 results.resize(ranges.len(), PageResult::Absent);

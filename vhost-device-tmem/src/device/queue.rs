@@ -8,13 +8,15 @@ use std::{
 };
 
 use vhost_user_backend::{VringMutex, VringState, VringT};
-use virtio_queue::{Error, QueueOwnedT, QueueT};
+use virtio_queue::{desc::split::Descriptor, Error, QueueOwnedT, QueueT};
 use virtio_tmem_abi::Event;
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap,
+};
 use zerocopy::IntoBytes;
 
 use super::{
-    chain::Parts,
+    chain::{will_read, Parts},
     execute::{serve, Scratch},
     request::QueueKind,
     session::Session,
@@ -25,6 +27,9 @@ pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver wants no interrupt, where there is no event index.
 const NO_INTERRUPT: u16 = 1;
+
+/// Requests that are taken from a virtqueue at once.
+const GROUP: usize = 16;
 
 /// Serves all requests of a virtqueue, until there are none or it is stopped.
 ///
@@ -43,31 +48,117 @@ pub(super) fn serve_queue(
         let snapshot = memory.memory();
         let mem = snapshot.deref();
         vring.get_mut().get_queue_mut().disable_notification(mem)?;
-        let mut parts = Parts::default();
-        let mut changed = false;
-        loop {
-            // The virtqueue's lock is held for the length of a statement only.
-            let Some(chain) = pop(session, &mut vring.get_mut(), mem)? else {
-                break;
-            };
-            // The driver may use memory that was plugged in before it made the chain available.
+        let mut group = Group::default();
+        // The virtqueue's lock is held for the length of a statement only.
+        while group.take(session, &mut vring.get_mut(), mem)? {
+            // The driver may use memory that was plugged in before it made a chain available.
             if !std::ptr::eq(mem, memory.memory().deref()) {
-                vring.get_mut().get_queue_mut().go_to_previous_position();
-                changed = true;
+                group.give_back(&mut vring.get_mut());
                 break;
             }
-            let head = chain.head_index();
-            parts.collect(chain, mem);
-            let len = serve(session, kind, &parts, scratch);
-            push(session, &mut vring.get_mut(), mem, head, len)?;
-        }
-        if changed {
-            continue;
+            for (head, parts) in group.requests(mem) {
+                let len = serve(session, kind, parts, scratch);
+                push(session, &mut vring.get_mut(), mem, head, len)?;
+            }
         }
         let mut vring = vring.get_mut();
         if stopped(session, &vring) || !vring.get_queue_mut().enable_notification(mem)? {
             return Ok(());
         }
+    }
+}
+
+/// Requests that were taken from a virtqueue together.
+///
+/// What a request consists of is in guest memory, and the processor that wrote it last is another
+/// one: each step from the descriptor to the header would be waited for. So each step is made for
+/// all requests before the next, and says ahead what the next will look at.
+#[derive(Default)]
+struct Group<'m> {
+    chains: Vec<Chain<'m>>,
+    /// At least as many, to be used again.
+    parts: Vec<Parts<'m>>,
+    /// Where the descriptors are.
+    table: u64,
+}
+
+impl<'m> Group<'m> {
+    /// Takes what there is, and returns whether there is something.
+    fn take(
+        &mut self,
+        session: &Session,
+        vring: &mut VringState,
+        mem: &'m GuestMemoryMmap,
+    ) -> Result<bool, Error> {
+        self.chains.clear();
+        if !stopped(session, vring) {
+            let queue = vring.get_queue_mut();
+            self.table = queue.desc_table();
+            self.chains.extend(queue.iter(mem)?.take(GROUP));
+        }
+        Ok(!self.chains.is_empty())
+    }
+
+    /// Makes the virtqueue forget that they were taken.
+    fn give_back(&mut self, vring: &mut VringState) {
+        for _ in self.chains.drain(..) {
+            vring.get_queue_mut().go_to_previous_position();
+        }
+    }
+
+    /// Reads the descriptors, and returns the first one and the parts of each request.
+    fn requests(
+        &mut self,
+        mem: &'m GuestMemoryMmap,
+    ) -> impl Iterator<Item = (u16, &Parts<'m>)> + '_ {
+        let count = self.chains.len();
+        if self.parts.len() < count {
+            self.parts.resize_with(count, Parts::default);
+        }
+        // One alone is waited for in any case.
+        let several = count > 1;
+        if several {
+            for chain in &self.chains {
+                will_read_guest(mem, self.descriptor(chain), DESCRIPTOR);
+            }
+            for chain in &self.chains {
+                // What it says is read again by who depends on it.
+                let descriptor = mem.read_obj::<Descriptor>(self.descriptor(chain));
+                if let Ok(table) = descriptor {
+                    if table.refers_to_indirect_table() {
+                        will_read_guest(mem, table.addr(), (table.len() as usize).min(TABLE));
+                    }
+                }
+            }
+        }
+        let parts = &mut self.parts[..count];
+        for (chain, parts) in self.chains.iter().zip(&mut *parts) {
+            parts.collect(chain.clone(), mem);
+            if several {
+                parts.prefetch();
+            }
+        }
+        let heads = self.chains.iter().map(Chain::head_index);
+        heads.zip(&*parts)
+    }
+
+    fn descriptor(&self, chain: &Chain<'_>) -> GuestAddress {
+        let offset = u64::from(chain.head_index()) * DESCRIPTOR as u64;
+        // Whether there is memory is for others to say.
+        GuestAddress(self.table.wrapping_add(offset))
+    }
+}
+
+/// The length of a descriptor.
+const DESCRIPTOR: usize = size_of::<Descriptor>();
+
+/// Bytes of an indirect table that are looked at ahead.
+const TABLE: usize = 256;
+
+/// Says that guest memory will be read.
+fn will_read_guest(mem: &GuestMemoryMmap, addr: GuestAddress, len: usize) {
+    if let Ok(slice) = mem.get_slice(addr, len) {
+        will_read(&slice);
     }
 }
 

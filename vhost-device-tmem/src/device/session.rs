@@ -140,9 +140,12 @@ impl Session {
     /// Returns the credits for a response or an event. Where they are low, an event follows once they are not.
     pub(super) fn credits_to_tell(self: &Arc<Self>) -> Credits {
         let credits = self.store.credits();
-        let low = LOW_CREDITS.min(self.store.useful_credits());
         let lowest = credits.persistent.min(credits.ephemeral);
-        if lowest < low && !self.watching.swap(true, Ordering::SeqCst) {
+        // Asking what is useful takes a lock.
+        if lowest < LOW_CREDITS
+            && lowest < self.store.useful_credits()
+            && !self.watching.swap(true, Ordering::SeqCst)
+        {
             let watcher = Arc::downgrade(self);
             self.store.watch_credits(watcher);
         }

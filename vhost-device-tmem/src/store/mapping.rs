@@ -12,6 +12,7 @@ use std::{
 use zerocopy::FromZeros;
 
 use super::PAGE_SIZE;
+use crate::prefetch::prefetch;
 
 /// A private anonymous mapping. It reads as zeros until written, takes memory only where it was
 /// touched, and is left out of core dumps because it holds what guests stored.
@@ -133,14 +134,7 @@ impl<T: FromZeros + Copy> Table<T> {
 
     /// Lets the processor fetch an entry that will be asked for.
     pub(super) fn prefetch(&self, index: usize) {
-        let entry: *const T = &raw const self.as_slice()[index];
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: All x86-64 processors have the instruction, which only gives advice.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(entry.cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = entry;
+        prefetch(&raw const self.as_slice()[index]);
     }
 
     /// Makes entries zero again that lie on pages of memory of their own, and gives that memory
