@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::Parser;
@@ -46,6 +47,12 @@ pub struct Args {
           value_parser = clap::value_parser!(u16).range(1..=i64::from(Limits::MAX_DATA_QUEUES)))]
     pub data_queues: u16,
 
+    /// Microseconds that a data virtqueue is looked at for its next request before its thread
+    /// sleeps, at most; 0 to sleep at once. It is less, down to nothing, where requests do not come
+    /// so soon.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub poll_us: u32,
+
     /// What to log: off, error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: LevelFilter,
@@ -83,6 +90,8 @@ pub struct Config {
     pub control_path: Option<PathBuf>,
     /// What drivers may ask for.
     pub limits: Limits,
+    /// How long virtqueues are looked at before notifications are waited for.
+    pub poll: Duration,
     /// Misbehaviour on purpose.
     pub faults: Faults,
     /// What to log.
@@ -160,6 +169,7 @@ impl Args {
             compression: self.compression,
             control_path: self.control_path.clone(),
             limits: Limits::new(self.data_queues),
+            poll: Duration::from_micros(self.poll_us.into()),
             faults: Faults {
                 refuse_percent: self.fault_refuse_percent,
                 forget_percent: self.fault_forget_percent,
@@ -318,6 +328,7 @@ mod tests {
             ["--data-queues", "63"],
             ["--fault-refuse-percent", "101"],
             ["--fault-forget-percent", "-1"],
+            ["--poll-us", "-1"],
             ["--log-level", "loud"],
             ["--compression", "lzo"],
         ];

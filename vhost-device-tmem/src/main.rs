@@ -55,7 +55,8 @@ fn run(args: &Args) -> Result<(), Failure> {
     }
     let mut listening = Vec::new();
     for guest in &config.guests {
-        let guest = Listening::start(&guest.name, &guest.path, &store, config.limits)?;
+        let (name, path) = (&guest.name, &guest.path);
+        let guest = Listening::start(name, path, &store, config.limits, config.poll)?;
         listening.push(guest);
     }
     let slots = listening

@@ -5,7 +5,9 @@
 mod support;
 
 use support::{key, stat, wait_until, Daemon, Guest, Place};
+use tmem_driver::EVENT_IDX;
 use virtio_tmem_abi::{pool_flags, request_flags, EventKind, Opcode, PageResult, Status};
+use zerocopy::IntoBytes;
 
 const DATA: usize = 2;
 
@@ -179,4 +181,55 @@ fn a_signal_ends_the_daemon_and_leaves_nothing_behind() {
             assert!(!place.path(name).exists(), "{name}");
         }
     }
+}
+
+/// Makes a request, with a notification only if the device wants one, and returns whether it did.
+fn flush_quietly(guest: &mut Guest) -> bool {
+    let mut request = guest.header(Opcode::FlushPage, 0, 1).as_bytes().to_vec();
+    request.extend(key(1, 1, 1).as_bytes());
+    guest.add(DATA, 1 << 20, &request, 33);
+    let notified = guest.queues[DATA].notify();
+    assert_eq!(guest.wait(DATA), 33);
+    notified
+}
+
+#[test]
+fn a_device_that_polls_needs_no_notification() {
+    let place = Place::new();
+    // So long that each request comes soon.
+    let _daemon = start(&place, &["--poll-us", "3600000000"]);
+    for left_out in [0, EVENT_IDX] {
+        let mut guest = Guest::connect_without(&place.path("guest.sock"), left_out);
+        assert_eq!(guest.create_pool(0, 0), Status::Ok);
+        // It begins with next to nothing.
+        wait_until("a request without a notification", || {
+            !flush_quietly(&mut guest)
+        });
+        let control = place.path("control.sock");
+        let listed = &stat(&control)["guests"][0];
+        assert!(listed["polls_found"].as_u64() > Some(0), "{listed}");
+        // It is in the midst of it, or will be again.
+        assert_eq!(
+            guest.stop_queue(DATA),
+            u32::from(guest.queues[DATA].added())
+        );
+        drop(guest);
+        wait_until("the guest to be gone", || {
+            stat(&control)["guests"][0]["connected"] == false
+        });
+    }
+}
+
+#[test]
+fn a_device_that_does_not_poll_wants_every_notification() {
+    let place = Place::new();
+    let _daemon = start(&place, &["--poll-us", "0"]);
+    let mut guest = Guest::connect_without(&place.path("guest.sock"), 0);
+    assert_eq!(guest.create_pool(0, 0), Status::Ok);
+    for _ in 0..100 {
+        guest.wait_avail_event(DATA);
+        assert!(flush_quietly(&mut guest));
+    }
+    let listed = &stat(&place.path("control.sock"))["guests"][0];
+    assert_eq!(listed["polls"], 0);
 }

@@ -126,12 +126,12 @@ impl TmemDevice {
     }
 
     /// Makes a chain available whose readable part is a copy of `readable` at guest address
-    /// `addr`, with `writable` bytes behind it, and notifies the device.
+    /// `addr`, with `writable` bytes behind it. The device is not notified yet.
     ///
     /// # Panics
     ///
     /// If there is no memory there, or no descriptor is free.
-    pub fn submit(&mut self, queue: usize, addr: u64, readable: &[u8], writable: usize) {
+    pub fn add(&mut self, queue: usize, addr: u64, readable: &[u8], writable: usize) {
         let mem = self.connection.mem();
         let written = mem.write_slice(readable, GuestAddress(addr));
         written.expect("there is memory for the request");
@@ -140,6 +140,15 @@ impl TmemDevice {
         parts.retain(|part| part.len > 0);
         let added = self.queues[queue].add(&parts);
         added.expect("a descriptor is free");
+    }
+
+    /// As [`Self::add`], and notifies the device whether it wants that or not.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::add`].
+    pub fn submit(&mut self, queue: usize, addr: u64, readable: &[u8], writable: usize) {
+        self.add(queue, addr, readable, writable);
         self.queues[queue].kick_now();
     }
 

@@ -108,13 +108,16 @@ fn table(stat: &Stat) -> String {
             (false, _) => "disconnected",
         };
         text += &format!(
-            "{}: {state}, epoch {:#018x}, {} requests ({} malformed), {} kicks, {} calls, \
+            "{}: {state}, epoch {:#018x}, {} requests ({} malformed), {} kicks, \
+             {} of {} polls found some, {} calls, \
              credits {} persistent {} ephemeral\n",
             guest.name,
             guest.epoch,
             guest.requests,
             guest.malformed,
             guest.kicks,
+            guest.polls_found,
+            guest.polls,
             guest.calls,
             guest.persistent_credits,
             guest.ephemeral_credits

@@ -92,6 +92,12 @@ pub struct GuestStat {
     pub epoch: u64,
     /// Notifications received.
     pub kicks: u64,
+    /// Times that a worker looked at a virtqueue for a while before it went to sleep.
+    #[serde(default)]
+    pub polls: u64,
+    /// Of those, the ones that found a request.
+    #[serde(default)]
+    pub polls_found: u64,
     /// Interrupts sent.
     pub calls: u64,
     /// Events sent.

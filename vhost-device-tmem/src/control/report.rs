@@ -54,6 +54,8 @@ fn guest(slot: &Slot) -> GuestStat {
         connected,
         epoch: session.epoch(),
         kicks: counters.kicks.get(),
+        polls: counters.polls.get(),
+        polls_found: counters.polls_found.get(),
         calls: counters.calls.get(),
         events: counters.events.get(),
         requests: counters.requests.get(),

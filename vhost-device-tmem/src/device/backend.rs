@@ -6,6 +6,7 @@ use std::{
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -24,6 +25,7 @@ use zerocopy::IntoBytes;
 
 use super::{
     execute::Scratch,
+    polling::Polling,
     queue::{send_events, serve_queue, Memory},
     request::QueueKind,
     session::Session,
@@ -35,6 +37,21 @@ const QUEUE_SIZE: usize = 1024;
 /// The worker of the control and the event virtqueue; data virtqueue n has worker n + 1.
 const CONTROL_WORKER: usize = 0;
 
+/// What a worker thread has for itself.
+struct Worker {
+    scratch: Scratch,
+    polling: Polling,
+}
+
+impl Worker {
+    fn new(poll: Duration) -> Mutex<Self> {
+        Mutex::new(Self {
+            scratch: Scratch::default(),
+            polling: Polling::new(poll),
+        })
+    }
+}
+
 /// The device of one session.
 ///
 /// # Locking
@@ -45,7 +62,7 @@ const CONTROL_WORKER: usize = 0;
 pub(super) struct Backend {
     session: Arc<Session>,
     memory: Memory,
-    workers: Vec<Mutex<Scratch>>,
+    workers: Vec<Mutex<Worker>>,
     /// What makes each worker exit, until the framework fetches it.
     exits: Mutex<Vec<Option<(EventConsumer, EventNotifier)>>>,
     /// The ends of those that the framework never closes.
@@ -53,12 +70,14 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    /// Makes the device of a session whose guest's memory is `memory`.
+    /// Makes the device of a session whose guest's memory is `memory`. A worker looks at its data
+    /// virtqueue for up to `poll` before it sleeps. What is asked of the control virtqueue is never
+    /// urgent, and its worker would have two to look at.
     ///
     /// # Errors
     ///
     /// The operating system's, where it has no file descriptor left.
-    pub(super) fn new(session: Arc<Session>, memory: Memory) -> io::Result<Self> {
+    pub(super) fn new(session: Arc<Session>, memory: Memory, poll: Duration) -> io::Result<Self> {
         let workers = 1 + usize::from(session.limits.data_queues);
         let flags = EventFlag::NONBLOCK | EventFlag::CLOEXEC;
         let exits: io::Result<_> = (0..workers)
@@ -67,7 +86,11 @@ impl Backend {
         Ok(Self {
             session,
             memory,
-            workers: (0..workers).map(|_| Mutex::default()).collect(),
+            workers: std::iter::once(Duration::ZERO)
+                .chain(std::iter::repeat(poll))
+                .map(Worker::new)
+                .take(workers)
+                .collect(),
             exits: Mutex::new(exits?),
             leaked: Mutex::default(),
         })
@@ -79,10 +102,11 @@ impl Backend {
     }
 
     fn serve(&self, worker: usize, event: u16, vrings: &[VringMutex]) {
-        let Some(scratch) = self.workers.get(worker) else {
+        let Some(own) = self.workers.get(worker) else {
             return;
         };
-        let scratch = &mut *scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = &mut *own.lock().unwrap_or_else(PoisonError::into_inner);
+        own.polling.woken();
         let session = &self.session;
         if u64::from(event) == self.wake_event() {
             // An error says that it was not woken, which does no harm.
@@ -90,25 +114,21 @@ impl Backend {
         } else {
             session.counters.kicks.add(1);
         }
+        let mut serve_first = |kind| {
+            let (scratch, polling) = (&mut own.scratch, &mut own.polling);
+            vrings
+                .first()
+                .map(|vring| serve_queue(session, kind, vring, &self.memory, scratch, polling))
+        };
         let (queue, served) = match (worker, event) {
-            (CONTROL_WORKER, QUEUE_CONTROL) => (
-                "control",
-                vrings.first().map(|vring| {
-                    serve_queue(session, QueueKind::Control, vring, &self.memory, scratch)
-                }),
-            ),
+            (CONTROL_WORKER, QUEUE_CONTROL) => ("control", serve_first(QueueKind::Control)),
             (CONTROL_WORKER, _) => (
                 "event",
                 vrings
                     .get(usize::from(QUEUE_EVENT))
                     .map(|vring| send_events(session, vring, &self.memory)),
             ),
-            _ => (
-                "data",
-                vrings.first().map(|vring| {
-                    serve_queue(session, QueueKind::Data, vring, &self.memory, scratch)
-                }),
-            ),
+            _ => ("data", serve_first(QueueKind::Data)),
         };
         if let Some(Err(error)) = served {
             session.note_ring_error(queue, &error);

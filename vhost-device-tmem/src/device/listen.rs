@@ -11,6 +11,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
     },
     thread,
+    time::Duration,
 };
 
 use vhost::vhost_user::{Error as VhostUserError, Listener};
@@ -86,7 +87,8 @@ pub struct Listening {
 }
 
 impl Listening {
-    /// Listens on `path` for the guest `name`.
+    /// Listens on `path` for the guest `name`, whose virtqueues are looked at for up to `poll`
+    /// before notifications are waited for.
     ///
     /// # Errors
     ///
@@ -96,6 +98,7 @@ impl Listening {
         path: &Path,
         store: &Arc<Store>,
         limits: Limits,
+        poll: Duration,
     ) -> Result<Self, ListenError> {
         let failed = |error| ListenError::Start {
             name: name.to_owned(),
@@ -116,6 +119,7 @@ impl Listening {
             stop: Arc::clone(&stop),
             store: Arc::clone(store),
             limits,
+            poll,
         };
         let thread = thread::Builder::new()
             .name(format!("guest {name}"))
@@ -160,6 +164,7 @@ struct Server {
     stop: Arc<Stop>,
     store: Arc<Store>,
     limits: Limits,
+    poll: Duration,
 }
 
 impl Server {
@@ -213,7 +218,7 @@ impl Server {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let session = Session::new(name, Arc::clone(&self.store), self.limits);
         let session = session.map_err(DaemonError::StartDaemon)?;
-        let backend = Backend::new(Arc::clone(&session), memory.clone());
+        let backend = Backend::new(Arc::clone(&session), memory.clone(), self.poll);
         let backend = Arc::new(backend.map_err(DaemonError::StartDaemon)?);
         let mut daemon = VhostUserDaemon::new(name.clone(), Arc::clone(&backend), memory)?;
         if let Some(worker) = daemon.get_epoll_handlers().first() {

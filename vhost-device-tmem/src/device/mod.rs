@@ -6,6 +6,7 @@ mod backend;
 mod chain;
 mod execute;
 mod listen;
+mod polling;
 mod queue;
 mod request;
 mod session;

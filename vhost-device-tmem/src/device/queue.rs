@@ -18,6 +18,7 @@ use zerocopy::IntoBytes;
 use super::{
     chain::{will_read, Parts},
     execute::{serve, Scratch},
+    polling::{Look, Polling},
     request::QueueKind,
     session::Session,
 };
@@ -31,7 +32,7 @@ const NO_INTERRUPT: u16 = 1;
 /// Requests that are taken from a virtqueue at once.
 const GROUP: usize = 16;
 
-/// Serves all requests of a virtqueue, until there are none or it is stopped.
+/// Serves all requests of a virtqueue, until there are none, even after a while, or it is stopped.
 ///
 /// # Errors
 ///
@@ -42,6 +43,7 @@ pub(super) fn serve_queue(
     vring: &VringMutex,
     memory: &Memory,
     scratch: &mut Scratch,
+    polling: &mut Polling,
 ) -> Result<(), Error> {
     loop {
         // Held over many requests.
@@ -61,10 +63,40 @@ pub(super) fn serve_queue(
                 push(session, &mut vring.get_mut(), mem, head, len)?;
             }
         }
+        // Meanwhile the driver need not notify.
+        let seen = polling.wait(|| look(session, vring, memory, mem))?;
+        if let Some(seen) = seen {
+            session.counters.polls.add(1);
+            if seen == Look::Found {
+                session.counters.polls_found.add(1);
+                continue;
+            }
+        }
         let mut vring = vring.get_mut();
         if stopped(session, &vring) || !vring.get_queue_mut().enable_notification(mem)? {
             return Ok(());
         }
+    }
+}
+
+/// Looks whether there is a request. Others get the virtqueue's lock between two looks, who will
+/// stop it, or change where the memory is.
+fn look(
+    session: &Session,
+    vring: &VringMutex,
+    memory: &Memory,
+    mem: &GuestMemoryMmap,
+) -> Result<Look, Error> {
+    let vring = vring.get_ref();
+    if stopped(session, &vring) || !std::ptr::eq(mem, memory.memory().deref()) {
+        return Ok(Look::Leave);
+    }
+    let queue = vring.get_queue();
+    let available = queue.avail_idx(mem, Ordering::Acquire)?;
+    if available.0 == queue.next_avail() {
+        Ok(Look::Nothing)
+    } else {
+        Ok(Look::Found)
     }
 }
 

@@ -49,6 +49,10 @@ pub struct Counters {
     pub malformed: Counter,
     /// Notifications received.
     pub kicks: Counter,
+    /// Times that a worker looked at a virtqueue for a while before it went to sleep.
+    pub polls: Counter,
+    /// Of those, the ones that found a request.
+    pub polls_found: Counter,
     /// Interrupts sent.
     pub calls: Counter,
     /// Events sent.
