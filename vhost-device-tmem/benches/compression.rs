@@ -127,7 +127,7 @@ struct World {
 impl World {
     fn new(compression: Compression, pages: usize) -> Self {
         let capacity = pages as u64 * PAGE_SIZE as u64 * 5 / 4;
-        let store = Store::new(capacity, compression, Faults::default()).unwrap();
+        let store = Store::new(capacity, compression, Faults::default(), true).unwrap();
         let guest = store.add_guest();
         store.create_pool(&guest, 0, PoolKind::Persistent).unwrap();
         Self { store, guest }

@@ -46,7 +46,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let store = Store::new(CAPACITY, Compression::None, Faults::default()).unwrap();
+        let store = Store::new(CAPACITY, Compression::None, Faults::default(), true).unwrap();
         let guest = store.add_guest();
         for (pool, kind) in [
             (PERSISTENT, PoolKind::Persistent),

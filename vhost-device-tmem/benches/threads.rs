@@ -119,7 +119,7 @@ fn main() {
         ("lz4", Compression::Lz4, true),
     ];
     for (name, compression, copy) in kinds {
-        let store = Store::new(2 << 30, compression, Faults::default()).unwrap();
+        let store = Store::new(2 << 30, compression, Faults::default(), true).unwrap();
         let mut all = THREADS.map(|_| (Vec::new(), Vec::new()));
         for _ in 0..ROUNDS {
             for (threads, (rates, times)) in THREADS.iter().zip(&mut all) {

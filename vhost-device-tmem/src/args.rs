@@ -38,6 +38,11 @@ pub struct Args {
     #[arg(long, value_name = "METHOD", value_enum, default_value_t)]
     pub compression: Compression,
 
+    /// Whether pages are kept in huge pages of 2 MiB, if the host has such
+    /// (/sys/kernel/mm/transparent_hugepage).
+    #[arg(long, value_name = "WHETHER", value_enum, default_value_t = Switch::On)]
+    pub huge_pages: Switch,
+
     /// Socket that tmemctl connects to.
     #[arg(long, value_name = "PATH")]
     pub control_path: Option<PathBuf>,
@@ -68,6 +73,15 @@ pub struct Args {
     pub fault_forget_percent: u8,
 }
 
+/// Whether something is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
+}
+
 /// A guest, as the operator named it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestConfig {
@@ -86,6 +100,8 @@ pub struct Config {
     pub capacity: u64,
     /// How pages are compressed.
     pub compression: Compression,
+    /// Whether pages are kept in huge pages.
+    pub huge_pages: bool,
     /// The operator's socket.
     pub control_path: Option<PathBuf>,
     /// What drivers may ask for.
@@ -167,6 +183,7 @@ impl Args {
         Ok(Config {
             capacity,
             compression: self.compression,
+            huge_pages: self.huge_pages == Switch::On,
             control_path: self.control_path.clone(),
             limits: Limits::new(self.data_queues),
             poll: Duration::from_micros(self.poll_us.into()),
@@ -331,6 +348,7 @@ mod tests {
             ["--poll-us", "-1"],
             ["--log-level", "loud"],
             ["--compression", "lzo"],
+            ["--huge-pages", "maybe"],
         ];
         for [option, value] in bad {
             let args = ["vhost-device-tmem", "-s", "a", "-c", "1G", option, value];

@@ -48,7 +48,12 @@ fn run(args: &Args) -> Result<(), Failure> {
     start_log(&config);
     // Before there are threads, which inherit it.
     let signals = Signals::block().map_err(Failure::Signals)?;
-    let store = Store::new(config.capacity, config.compression, config.faults)?;
+    let store = Store::new(
+        config.capacity,
+        config.compression,
+        config.faults,
+        config.huge_pages,
+    )?;
     let store = Arc::new(store);
     if config.faults != Default::default() {
         tracing::warn!("misbehaving on purpose: {:?}", config.faults);

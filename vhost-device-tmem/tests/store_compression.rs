@@ -35,7 +35,7 @@ struct World {
 
 impl World {
     fn new(compression: Compression, capacity: u64) -> Self {
-        let store = Store::new(capacity, compression, Faults::default()).unwrap();
+        let store = Store::new(capacity, compression, Faults::default(), true).unwrap();
         let guest = store.add_guest();
         for (pool, kind) in [
             (PERSISTENT, PoolKind::Persistent),

@@ -119,7 +119,7 @@ struct World {
 
 impl World {
     fn new(compression: Compression) -> Self {
-        let store = Store::new(CAPACITY, compression, Faults::default()).unwrap();
+        let store = Store::new(CAPACITY, compression, Faults::default(), true).unwrap();
         let mut world = Self {
             guests: (0..GUESTS).map(|_| store.add_guest()).collect(),
             store,

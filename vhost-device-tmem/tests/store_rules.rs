@@ -30,7 +30,7 @@ impl World {
     }
 
     fn new(compression: Compression, faults: Faults) -> Self {
-        let store = Store::new(1 << 20, compression, faults).unwrap();
+        let store = Store::new(1 << 20, compression, faults, true).unwrap();
         let guest = store.add_guest();
         store
             .create_pool(&guest, PERSISTENT, PoolKind::Persistent)

@@ -22,7 +22,7 @@ const PERSISTENT: u32 = 0;
 const EPHEMERAL: u32 = 1;
 
 fn store(capacity: u64, compression: Compression) -> Arc<Store> {
-    Arc::new(Store::new(capacity, compression, Faults::default()).unwrap())
+    Arc::new(Store::new(capacity, compression, Faults::default(), true).unwrap())
 }
 
 fn guest(store: &Store) -> Guest {

@@ -2,7 +2,7 @@
 
 //! The memory of the spans.
 
-use std::io;
+use std::{fs, io};
 
 use super::{
     id::SpanId,
@@ -10,6 +10,9 @@ use super::{
     spans::{CHUNK_SPANS, SPAN_SIZE},
     PAGE_SIZE,
 };
+
+/// The size of a chunk in bytes.
+const CHUNK_SIZE: usize = CHUNK_SPANS * SPAN_SIZE;
 
 /// One page, as the store takes and gives it.
 pub type PageBytes = [u8; PAGE_SIZE];
@@ -24,19 +27,40 @@ pub type PageBytes = [u8; PAGE_SIZE];
 pub(super) struct Arena {
     map: Mapping,
     spans: usize,
+    /// Whole chunks are huge pages.
+    huge: bool,
 }
 
 impl Arena {
-    /// Reserves address space for `spans` spans.
+    /// Reserves address space for `spans` spans, with `huge` in huge pages if there can be such.
     ///
     /// # Errors
     ///
     /// The operating system's, where it has no address space left.
-    pub(super) fn new(spans: usize) -> io::Result<Self> {
-        Ok(Self {
-            map: Mapping::new(spans * SPAN_SIZE)?,
-            spans,
-        })
+    pub(super) fn new(spans: usize, huge: bool) -> io::Result<Self> {
+        let len = spans * SPAN_SIZE;
+        let map = Mapping::aligned(len, CHUNK_SIZE)?;
+        let whole = len / CHUNK_SIZE * CHUNK_SIZE;
+        // Where there are huge pages that nobody asked for, more would take memory than is
+        // accounted for. A kernel that knows of none refuses.
+        let _ = map.advise_huge_pages(0, len, false);
+        let huge = huge && huge_pages_fit() && map.advise_huge_pages(0, whole, true).is_ok();
+        Ok(Self { map, spans, huge })
+    }
+
+    /// Returns whether a whole chunk takes memory as soon as a part of it is touched.
+    pub(super) fn huge(&self) -> bool {
+        self.huge
+    }
+
+    /// Has the spans of a chunk take memory one by one, until it is released.
+    pub(super) fn split_chunk(&self, chunk: usize) {
+        let advised = self
+            .map
+            .advise_huge_pages(chunk * CHUNK_SIZE, CHUNK_SIZE, false);
+        if let Err(error) = advised {
+            tracing::warn!("more memory may be taken than is said: {error}");
+        }
     }
 
     /// Returns the address of `len` bytes at an offset.
@@ -57,10 +81,14 @@ impl Arena {
     ///
     /// No span of the chunk is in use, and none will be until this returns.
     pub(super) unsafe fn release_chunk(&self, chunk: usize) {
-        let first = chunk * CHUNK_SPANS;
-        let count = CHUNK_SPANS.min(self.spans - first);
+        let first = chunk * CHUNK_SIZE;
+        let len = CHUNK_SIZE.min(self.spans * SPAN_SIZE - first);
         // SAFETY: Nobody uses a span of the chunk.
-        note(unsafe { self.map.release(first * SPAN_SIZE, count * SPAN_SIZE) });
+        note(unsafe { self.map.release(first, len) });
+        if self.huge && len == CHUNK_SIZE {
+            // It may have been split; if not, this does nothing.
+            let _ = self.map.advise_huge_pages(first, len, true);
+        }
     }
 
     /// Gives a span's memory back to the operating system.
@@ -69,9 +97,24 @@ impl Arena {
     ///
     /// The span is not in use, and will not be until this returns.
     pub(super) unsafe fn release(&self, span: SpanId) {
+        let at = span.index() * SPAN_SIZE;
+        if self.huge {
+            self.map.split_huge_page(at, SPAN_SIZE);
+        }
         // SAFETY: Nobody uses the span.
-        note(unsafe { self.map.release(span.index() * SPAN_SIZE, SPAN_SIZE) });
+        note(unsafe { self.map.release(at, SPAN_SIZE) });
     }
+}
+
+/// Returns whether the operating system has huge pages, and they are as large as a chunk.
+fn huge_pages_fit() -> bool {
+    let setting = |name| {
+        let path = format!("/sys/kernel/mm/transparent_hugepage/{name}");
+        fs::read_to_string(path).unwrap_or_default()
+    };
+    let enabled = setting("enabled");
+    let size = setting("hpage_pmd_size").trim().parse();
+    !enabled.is_empty() && !enabled.contains("[never]") && size == Ok(CHUNK_SIZE)
 }
 
 fn note(released: io::Result<()>) {

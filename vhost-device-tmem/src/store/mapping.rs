@@ -59,6 +59,28 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// As [`Self::new`], at a multiple of `align`, which is one of the page size.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, where it has no address space left.
+    pub(super) fn aligned(len: usize, align: usize) -> io::Result<Self> {
+        let len = len.max(1).next_multiple_of(PAGE_SIZE);
+        let all = len.checked_add(align).ok_or(io::ErrorKind::OutOfMemory)?;
+        let mut map = Self::new(all)?;
+        let before = map.addr.align_offset(align);
+        for (offset, len) in [(0, before), (before + len, all - before - len)] {
+            if len > 0 {
+                // SAFETY: The range lies within the mapping, and nobody has seen its address.
+                unsafe { libc::munmap(map.addr.as_ptr().add(offset).cast(), len) };
+            }
+        }
+        // SAFETY: The offset is within the mapping.
+        map.addr = unsafe { map.addr.add(before) };
+        map.len = len;
+        Ok(map)
+    }
+
     /// Returns the address of the first byte.
     pub(super) fn addr(&self) -> NonNull<u8> {
         self.addr
@@ -77,6 +99,32 @@ impl Mapping {
     pub(super) fn prefer_huge_pages(&self) {
         // A kernel without them is none the worse.
         let _ = self.advise(0, self.len, libc::MADV_HUGEPAGE);
+    }
+
+    /// Says whether a range is to consist of huge pages.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub(super) fn advise_huge_pages(
+        &self,
+        offset: usize,
+        len: usize,
+        huge: bool,
+    ) -> io::Result<()> {
+        let advice = if huge {
+            libc::MADV_HUGEPAGE
+        } else {
+            libc::MADV_NOHUGEPAGE
+        };
+        self.advise(offset, len, advice)
+    }
+
+    /// Takes the huge page apart that a range is a part of, if it is. Otherwise none of it would go
+    /// back to the operating system before all of it does.
+    pub(super) fn split_huge_page(&self, offset: usize, len: usize) {
+        // A kernel that does not know how has it take memory for longer.
+        let _ = self.advise(offset, len, libc::MADV_COLD);
     }
 
     fn advise(&self, offset: usize, len: usize, advice: libc::c_int) -> io::Result<()> {
@@ -200,6 +248,15 @@ mod tests {
             map.release(0, 4096).unwrap();
             assert_eq!(map.addr().as_ptr().read(), 0);
         }
+    }
+
+    #[test]
+    fn an_aligned_mapping_is_as_long_as_it_should_be() {
+        let map = Mapping::aligned(3 * PAGE_SIZE - 1, 2 << 20).unwrap();
+        assert_eq!(map.addr().as_ptr() as usize % (2 << 20), 0);
+        // SAFETY: In bounds, and no reference is held.
+        unsafe { map.addr().as_ptr().add(3 * PAGE_SIZE - 1).write(9) };
+        assert_eq!(map.len, 3 * PAGE_SIZE);
     }
 
     #[test]

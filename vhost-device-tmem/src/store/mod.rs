@@ -12,7 +12,9 @@
 //! A page is an entry, which is found by its key, and its contents. Those are a word that repeats,
 //! or they are in a slot: 4 KiB, or one of many sizes less than that where pages are compressed.
 //! The slots of one span of 32 KiB are all of one size. Spans, entries and what finds them are
-//! together never more than the capacity, and what is free goes back to the operating system.
+//! together never more than the capacity, and what is free goes back to the operating system. That
+//! gives memory in huge pages, by chunks of 2 MiB that take all of it once a part is touched; but
+//! for the last ones below the capacity, and those of which a part has to go back.
 //!
 //! Free slots of one size are of no use to pages of another, until all of a span are free. So where
 //! there is no free span, one whose size has free slots enough is emptied into others of its size;
@@ -159,7 +161,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Makes a store that takes at most `capacity` bytes, metadata included.
+    /// Makes a store that takes at most `capacity` bytes, metadata included, with `huge_pages` in
+    /// huge pages as far as the operating system has such.
     ///
     /// # Errors
     ///
@@ -168,6 +171,7 @@ impl Store {
         capacity: u64,
         compression: Compression,
         faults: Faults,
+        huge_pages: bool,
     ) -> Result<Self, StoreError> {
         if capacity < MIN_CAPACITY {
             return Err(StoreError::TooSmall(capacity));
@@ -175,7 +179,7 @@ impl Store {
         let reserve = |error| StoreError::Reserve(capacity, error);
         let bytes = usize::try_from(capacity).map_err(|_| StoreError::TooSmall(capacity))?;
         let budget = Budget::new(bytes, compression);
-        let arena = Arc::new(Arena::new(budget.max_spans()).map_err(reserve)?);
+        let arena = Arc::new(Arena::new(budget.max_spans(), huge_pages).map_err(reserve)?);
         let useful_credits = u32::try_from(budget.raw_pages() / 32).unwrap_or(u32::MAX);
         let inner = Inner::new(budget, Arc::clone(&arena), faults).map_err(reserve)?;
         Ok(Self {

@@ -120,7 +120,8 @@ impl Inner {
     /// not enough free ones.
     fn trim(&mut self, limit: usize) -> bool {
         while self.slots.spans().resident() > limit {
-            let Some(span) = self.slots.spans_mut().trim() else {
+            let split = |chunk| self.arena.split_chunk(chunk);
+            let Some(span) = self.slots.spans_mut().trim(split) else {
                 return false;
             };
             // SAFETY: The span is free.

@@ -209,8 +209,8 @@ impl Slots {
         let table = Table::new(spans)?;
         table.prefer_huge_pages();
         Ok(Self {
+            spans: Spans::new(spans, arena.huge()),
             arena,
-            spans: Spans::new(spans),
             table,
             bins: [Bin::default(); CLASSES.len()],
             fixed_spans: 0,
@@ -235,7 +235,9 @@ impl Slots {
         let span = match SpanId::from_link(lists[0].or(lists[1])) {
             Some(span) => span,
             None => {
-                let span = self.spans.alloc(limit)?;
+                let span = self
+                    .spans
+                    .alloc(limit, |chunk| self.arena.split_chunk(chunk))?;
                 self.table[span.index()] = Span {
                     prev: None,
                     next: None,

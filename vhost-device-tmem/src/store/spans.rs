@@ -22,6 +22,8 @@ struct Chunk {
     touched: u64,
     idle: bool,
     draining: bool,
+    /// Its spans take memory one by one. Otherwise all do as soon as one does: it is a huge page.
+    piecemeal: bool,
 }
 
 impl Chunk {
@@ -91,7 +93,8 @@ pub(super) const SPAN_BITS: usize = (size_of::<Chunk>() + 5).div_ceil(CHUNK_SPAN
 ///   those past the end.
 /// - A chunk is in `roomy` exactly where it has a free span, and in `spare` exactly where it has
 ///   one that takes memory; one that is draining is in neither.
-/// - `idle` lists exactly the chunks whose `idle` is set: empty ones that take memory.
+/// - `idle` lists exactly the chunks whose `idle` is set: empty ones that took memory.
+/// - Of a chunk that is not piecemeal all spans take memory, or none.
 #[derive(Debug)]
 pub(super) struct Spans {
     chunks: Vec<Chunk>,
@@ -100,13 +103,15 @@ pub(super) struct Spans {
     idle: Vec<u32>,
     /// The bits of the last chunk that lie past the end, which are in use for ever.
     past: (usize, u64),
+    /// Chunks take memory whole where that is possible.
+    huge: bool,
     used: usize,
     resident: usize,
 }
 
 impl Spans {
-    /// Starts with `spans` spans, all free.
-    pub(super) fn new(spans: usize) -> Self {
+    /// Starts with `spans` spans, all free. With `huge`, each whole chunk takes memory at once.
+    pub(super) fn new(spans: usize, huge: bool) -> Self {
         let count = spans.div_ceil(CHUNK_SPANS);
         let past = match spans % CHUNK_SPANS {
             0 => 0,
@@ -118,6 +123,7 @@ impl Spans {
             spare: ChunkSet::new(count),
             idle: Vec::with_capacity(count),
             past: (count.wrapping_sub(1), past),
+            huge,
             used: 0,
             resident: 0,
         };
@@ -125,6 +131,7 @@ impl Spans {
             last.used = past;
         }
         for at in 0..count {
+            this.chunks[at].piecemeal = this.is_piecemeal(at);
             this.file(at);
         }
         this
@@ -140,19 +147,36 @@ impl Spans {
         self.resident
     }
 
+    /// Returns whether a chunk takes memory span by span from the start.
+    fn is_piecemeal(&self, at: usize) -> bool {
+        !self.huge || (at == self.past.0 && self.past.1 != 0)
+    }
+
     /// Takes a free span, such that no more than `limit` take memory; [`None`] if there is none.
-    pub(super) fn alloc(&mut self, limit: usize) -> Option<SpanId> {
-        let at = if self.resident < limit {
+    ///
+    /// Where the limit leaves no room for a whole chunk, one becomes piecemeal. `split` is told of
+    /// it before it takes memory.
+    pub(super) fn alloc(&mut self, limit: usize, split: impl FnOnce(usize)) -> Option<SpanId> {
+        let left = limit.saturating_sub(self.resident);
+        let at = if left >= CHUNK_SPANS {
             self.roomy.lowest()?
         } else {
-            self.spare.lowest()?
+            match self.spare.lowest() {
+                None if left > 0 => self.roomy.lowest()?,
+                spare => spare?,
+            }
         };
         let chunk = &mut self.chunks[at];
         let bit = chunk.free()?;
         if chunk.touched & (1 << bit) == 0 {
-            self.resident += 1;
+            if !chunk.piecemeal && left < CHUNK_SPANS {
+                chunk.piecemeal = true;
+                split(at);
+            }
+            let more = if chunk.piecemeal { 1 << bit } else { u64::MAX };
+            self.resident += more.count_ones() as usize;
+            chunk.touched |= more;
         }
-        chunk.touched |= 1 << bit;
         chunk.used |= 1 << bit;
         if std::mem::take(&mut chunk.idle) {
             self.idle.retain(|idle| *idle as usize != at);
@@ -178,11 +202,20 @@ impl Spans {
         self.file(at);
     }
 
-    /// Chooses a free span that takes memory, which the caller releases at once.
-    pub(super) fn trim(&mut self) -> Option<SpanId> {
-        let at = self.spare.lowest()?;
+    /// Chooses a free span that takes memory, which the caller releases at once. `split` is told
+    /// before of the chunk that becomes piecemeal by this, if one does.
+    pub(super) fn trim(&mut self, split: impl FnOnce(usize)) -> Option<SpanId> {
+        // One that is empty will be whole again.
+        let empty = self.idle.iter().map(|at| *at as usize);
+        let at = empty
+            .rev()
+            .find(|at| self.chunks[*at].spare().is_some())
+            .or_else(|| self.spare.lowest())?;
         let chunk = &mut self.chunks[at];
         let bit = chunk.spare()?;
+        if !std::mem::replace(&mut chunk.piecemeal, true) {
+            split(at);
+        }
         chunk.touched &= !(1 << bit);
         self.resident -= 1;
         self.file(at);
@@ -212,7 +245,9 @@ impl Spans {
 
     /// Puts a chunk whose memory was released back into use.
     pub(super) fn drained(&mut self, at: usize) {
+        let piecemeal = self.is_piecemeal(at);
         let chunk = &mut self.chunks[at];
+        chunk.piecemeal = piecemeal;
         chunk.draining = false;
         self.resident -= chunk.touched.count_ones() as usize;
         chunk.touched = 0;
@@ -237,64 +272,126 @@ mod tests {
 
     const ALL: usize = usize::MAX;
 
+    fn alloc(spans: &mut Spans, limit: usize) -> Option<SpanId> {
+        spans.alloc(limit, |_| ())
+    }
+
     #[test]
     fn every_span_is_handed_out_once() {
-        let mut spans = Spans::new(1000);
-        let all: BTreeSet<_> = std::iter::from_fn(|| spans.alloc(ALL))
+        let mut spans = Spans::new(1000, false);
+        let all: BTreeSet<_> = std::iter::from_fn(|| alloc(&mut spans, ALL))
             .map(SpanId::index)
             .collect();
         assert_eq!(all, (0..1000).collect());
         assert_eq!((spans.used(), spans.resident()), (1000, 1000));
         spans.free(SpanId::from_index(777));
-        assert_eq!(spans.alloc(ALL).map(SpanId::index), Some(777));
-        assert_eq!(spans.alloc(ALL), None);
+        assert_eq!(alloc(&mut spans, ALL).map(SpanId::index), Some(777));
+        assert_eq!(alloc(&mut spans, ALL), None);
     }
 
     #[test]
     fn the_lowest_free_span_comes_first() {
-        let mut spans = Spans::new(100 * CHUNK_SPANS);
-        while spans.alloc(ALL).is_some() {}
+        let mut spans = Spans::new(100 * CHUNK_SPANS, false);
+        while alloc(&mut spans, ALL).is_some() {}
         spans.free(SpanId::from_index(99 * CHUNK_SPANS));
         spans.free(SpanId::from_index(3));
-        assert_eq!(spans.alloc(ALL).map(SpanId::index), Some(3));
+        assert_eq!(alloc(&mut spans, ALL).map(SpanId::index), Some(3));
     }
 
     #[test]
     fn empty_chunks_are_drained_but_for_a_few() {
+        for huge in [false, true] {
+            drain(huge);
+        }
+    }
+
+    fn drain(huge: bool) {
         // The last chunk is not a whole one.
         const SPANS: usize = 5 * CHUNK_SPANS - 7;
-        let mut spans = Spans::new(SPANS);
-        while spans.alloc(ALL).is_some() {}
+        let mut spans = Spans::new(SPANS, huge);
+        while alloc(&mut spans, ALL).is_some() {}
         for index in 0..SPANS {
             spans.free(SpanId::from_index(index));
         }
         let drained: Vec<_> = std::iter::from_fn(|| spans.drain()).collect();
         assert_eq!(drained, [4, 3, 2]);
-        let rest = std::iter::from_fn(|| spans.alloc(ALL)).count();
+        let rest = std::iter::from_fn(|| alloc(&mut spans, ALL)).count();
         assert_eq!(rest, 2 * CHUNK_SPANS);
         for at in drained {
             spans.drained(at);
         }
         assert_eq!(spans.resident(), 2 * CHUNK_SPANS);
-        let rest = std::iter::from_fn(|| spans.alloc(ALL)).count();
+        let rest = std::iter::from_fn(|| alloc(&mut spans, ALL)).count();
         assert_eq!(rest, 3 * CHUNK_SPANS - 7);
     }
 
     #[test]
     fn no_more_spans_take_memory_than_the_limit() {
-        let mut spans = Spans::new(4 * CHUNK_SPANS);
+        let mut spans = Spans::new(4 * CHUNK_SPANS, false);
         let limit = 2 * CHUNK_SPANS;
-        assert_eq!(std::iter::from_fn(|| spans.alloc(limit)).count(), limit);
+        assert_eq!(
+            std::iter::from_fn(|| alloc(&mut spans, limit)).count(),
+            limit
+        );
         for index in 0..CHUNK_SPANS {
             spans.free(SpanId::from_index(index));
         }
         for _ in 0..10 {
-            spans.trim().unwrap();
+            spans.trim(|_| ()).unwrap();
         }
         assert_eq!(spans.resident(), limit - 10);
-        let again = std::iter::from_fn(|| spans.alloc(limit - 10)).count();
+        let again = std::iter::from_fn(|| alloc(&mut spans, limit - 10)).count();
         assert_eq!(again, CHUNK_SPANS - 10);
         assert_eq!(spans.resident(), limit - 10);
-        assert_eq!(spans.trim(), None);
+        assert_eq!(spans.trim(|_| ()), None);
+    }
+
+    #[test]
+    fn a_whole_chunk_takes_memory_at_once() {
+        let mut spans = Spans::new(3 * CHUNK_SPANS + 5, true);
+        let limit = 2 * CHUNK_SPANS + 3;
+        let mut split = Vec::new();
+        for (taken, resident) in [(1, 1), (CHUNK_SPANS, 1), (CHUNK_SPANS + 1, 2)] {
+            while spans.used() < taken {
+                spans.alloc(limit, |at| split.push(at)).unwrap();
+            }
+            assert_eq!(spans.resident(), resident * CHUNK_SPANS);
+        }
+        assert!(split.is_empty());
+        // What is left is no whole chunk, and all of it is of use.
+        while spans.alloc(limit, |at| split.push(at)).is_some() {}
+        assert_eq!((spans.used(), spans.resident()), (limit, limit));
+        assert_eq!(split, [2]);
+    }
+
+    #[test]
+    fn the_last_chunk_takes_memory_piecemeal() {
+        let mut spans = Spans::new(CHUNK_SPANS + 5, true);
+        while spans.used() <= CHUNK_SPANS {
+            spans.alloc(ALL, |_| panic!("there is room")).unwrap();
+        }
+        assert_eq!(spans.resident(), CHUNK_SPANS + 1);
+    }
+
+    #[test]
+    fn a_chunk_that_was_trimmed_is_whole_again_when_drained() {
+        let mut spans = Spans::new(4 * CHUNK_SPANS, true);
+        while alloc(&mut spans, ALL).is_some() {}
+        for index in 0..3 * CHUNK_SPANS {
+            spans.free(SpanId::from_index(index));
+        }
+        let mut split = Vec::new();
+        for _ in 0..2 {
+            let span = spans.trim(|at| split.push(at)).unwrap();
+            assert_eq!(span.index() / CHUNK_SPANS, 2);
+        }
+        assert_eq!((split, spans.resident()), (vec![2], 4 * CHUNK_SPANS - 2));
+        assert_eq!(spans.drain(), Some(2));
+        spans.drained(2);
+        assert_eq!(spans.resident(), 3 * CHUNK_SPANS);
+        while spans.used() <= 3 * CHUNK_SPANS {
+            spans.alloc(ALL, |_| panic!("there is room")).unwrap();
+        }
+        assert_eq!(spans.resident(), 4 * CHUNK_SPANS);
     }
 }

@@ -90,7 +90,8 @@ impl Response {
 impl Device {
     /// A device with a persistent pool 0 and an ephemeral pool 1.
     fn new() -> Self {
-        let store = Arc::new(Store::new(4 << 20, Compression::None, Faults::default()).unwrap());
+        let store = Store::new(4 << 20, Compression::None, Faults::default(), true).unwrap();
+        let store = Arc::new(store);
         let mut device = Self {
             session: Session::new("test", store, Limits::new(2)).unwrap(),
             mem: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap(),
