@@ -18,20 +18,29 @@ use crate::store::{
     PageBytes, PageSink, PageSource, PoolError, PoolKind, PoolReport, Store, PAGE_SIZE,
 };
 
-/// Memory that a worker uses for one request after the other. It is bounded by the limits in the
-/// configuration space.
+/// Pages of requests that are carried out together: what the store does under one hold of its lock.
+const MERGED: usize = 32;
+
+/// Memory that a worker uses for one group of requests after the other. It is bounded by the limits
+/// in the configuration space.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    table: Vec<u8>,
+    tables: Vec<u8>,
+    requests: Vec<Parsed>,
     results: Vec<PageResult>,
+    written: Vec<u8>,
+    lens: Vec<u32>,
 }
+
+/// A request that was read.
+type Parsed = Result<Request, Reject>;
 
 /// What follows the response header.
 enum Answer {
     Nothing,
-    /// Results of the whole table, and so many pages of a get before the first gap.
+    /// A result for each entry of the table. Those of a get are of pages.
     Results {
-        leading_pages: usize,
+        pages: bool,
     },
     Stats(PoolStats),
 }
@@ -45,96 +54,162 @@ impl From<PoolError> for Reject {
     }
 }
 
-/// Carries out one request, whatever its bytes are, and writes the response. Returns the number of
-/// bytes written without a gap: 0 if there is no room for a response.
-pub(super) fn serve(
+/// Carries out requests in their order, whatever their bytes are, and writes the responses.
+///
+/// Neighbours that ask for the same of one pool are carried out together. `done` is told of those
+/// whose responses were written: for each, the number of bytes written without a gap, 0 if there
+/// is no room for a response.
+///
+/// # Errors
+///
+/// Those of `done`; nothing more is carried out then.
+pub(super) fn serve<E>(
     session: &Arc<Session>,
     queue: QueueKind,
-    parts: &Parts<'_>,
+    requests: &[Parts<'_>],
     scratch: &mut Scratch,
-) -> u32 {
-    session.counters.requests.add(1);
-    if parts.writable_len() < RESPONSE {
-        session.note_malformed("there is no room for a response");
-        return 0;
+    mut done: impl FnMut(&[u32]) -> Result<(), E>,
+) -> Result<(), E> {
+    session.counters.requests.add(requests.len() as u64);
+    scratch.tables.clear();
+    scratch.requests.clear();
+    for parts in requests {
+        let (limits, epoch) = (&session.limits, session.epoch());
+        let parsed = parse(parts, queue, limits, epoch, &mut scratch.tables);
+        scratch.requests.push(parsed);
     }
-    let epoch = session.epoch();
-    let Scratch { table, results } = scratch;
-    results.clear();
-    let answer = parse(parts, queue, &session.limits, epoch, table)
-        .and_then(|request| session.execute(&request, parts, results));
-    let credits = session.credits_to_tell();
-    let mut header = ResponseHeader {
-        status: Status::Ok.to_wire().into(),
-        detail: 0.into(),
-        count: 0.into(),
-        persistent_credits: credits.persistent.into(),
-        ephemeral_credits: credits.ephemeral.into(),
-        reserved: 0.into(),
-        epoch: epoch.into(),
-    };
-    let mut writer = parts.writer();
-    match answer {
-        Ok(Answer::Nothing) => {
-            writer.write(header.as_bytes());
-            RESPONSE as u32
+    let mut first = 0;
+    while first < requests.len() {
+        let run = Run::first(&requests[first..], &scratch.requests[first..]);
+        first += run.parts.len();
+        scratch.results.clear();
+        scratch.lens.clear();
+        let answer = session.execute(&run, &scratch.tables, &mut scratch.results);
+        let (written, lens) = (&mut scratch.written, &mut scratch.lens);
+        session.respond(&run, answer, &scratch.results, written, lens);
+        done(lens)?;
+    }
+    Ok(())
+}
+
+/// Neighbouring requests that are carried out together.
+struct Run<'r, 'm> {
+    /// What they ask for, as if it were one.
+    request: Parsed,
+    parts: &'r [Parts<'m>],
+    requests: &'r [Parsed],
+}
+
+impl<'r, 'm> Run<'r, 'm> {
+    /// Returns as many as go together of some, at least one.
+    fn first(parts: &'r [Parts<'m>], requests: &'r [Parsed]) -> Self {
+        let mut request = requests[0].clone();
+        let mut len = 1;
+        if let Ok(first) = &mut request {
+            let next = requests[1..].iter().map_while(|next| next.as_ref().ok());
+            len += next.take_while(|next| first.join(next, MERGED)).count();
         }
-        Ok(Answer::Results { leading_pages }) => {
-            // The limits keep all of these far from 2³².
-            header.count = (results.len() as u32).into();
-            writer.write(header.as_bytes());
-            table.clear();
-            table.extend(results.iter().map(|result| result.to_wire()));
-            writer.write(table);
-            (RESPONSE + results.len() + leading_pages * PAGE_SIZE) as u32
+        Self {
+            request,
+            parts: &parts[..len],
+            requests: &requests[..len],
         }
-        Ok(Answer::Stats(stats)) => {
-            writer.write(header.as_bytes());
-            writer.write(stats.as_bytes());
-            (RESPONSE + size_of::<PoolStats>()) as u32
-        }
-        Err(reject) => {
-            let (status, detail) = match reject {
-                Reject::Malformed(rule) => (Status::Malformed, rule.to_wire()),
-                Reject::Status(status) => (status, 0),
-            };
-            if matches!(status, Status::Malformed | Status::Unsupported) {
-                session.note_malformed(&format!("{reject:?}"));
-            }
-            header.status = status.to_wire().into();
-            header.detail = detail.into();
-            writer.write(header.as_bytes());
-            RESPONSE as u32
-        }
+    }
+
+    /// Returns each request, and the entries of its table.
+    fn each(&self) -> impl Iterator<Item = (&'r Parts<'m>, usize)> + use<'r, 'm> {
+        let count = |request: &Parsed| request.as_ref().map_or(0, |request| request.count);
+        self.parts.iter().zip(self.requests.iter().map(count))
     }
 }
 
 impl Session {
+    /// Writes the responses, and adds the lengths of what was written.
+    fn respond(
+        self: &Arc<Self>,
+        run: &Run<'_, '_>,
+        answer: Result<Answer, Reject>,
+        mut results: &[PageResult],
+        written: &mut Vec<u8>,
+        lens: &mut Vec<u32>,
+    ) {
+        let credits = self.credits_to_tell();
+        let mut header = ResponseHeader {
+            status: Status::Ok.to_wire().into(),
+            detail: 0.into(),
+            count: 0.into(),
+            persistent_credits: credits.persistent.into(),
+            ephemeral_credits: credits.ephemeral.into(),
+            reserved: 0.into(),
+            epoch: self.epoch().into(),
+        };
+        if let Err(reject) = answer {
+            let (status, detail) = match reject {
+                Reject::Malformed(rule) => (Status::Malformed, rule.to_wire()),
+                Reject::Status(status) => (status, 0),
+            };
+            header.status = status.to_wire().into();
+            header.detail = detail.into();
+        }
+        for (parts, count) in run.each() {
+            // That is never one that was well-formed.
+            if parts.writable_len() < RESPONSE {
+                self.note_malformed("there is no room for a response");
+                lens.push(0);
+                continue;
+            }
+            let mut pages = 0;
+            written.clear();
+            match &answer {
+                Ok(Answer::Nothing) => {}
+                Ok(Answer::Results { pages: of_pages }) => {
+                    let (own, others) = results.split_at(count);
+                    results = others;
+                    // The limits keep all of these far from 2³².
+                    header.count = (count as u32).into();
+                    written.extend(own.iter().map(|result| result.to_wire()));
+                    if *of_pages {
+                        pages = own.iter().take_while(|r| **r == PageResult::Hit).count();
+                    }
+                }
+                Ok(Answer::Stats(stats)) => written.extend(stats.as_bytes()),
+                Err(reject) => {
+                    let broken = [Status::Malformed, Status::Unsupported].map(Status::to_wire);
+                    if broken.contains(&header.status.get()) {
+                        self.note_malformed(&format!("{reject:?}"));
+                    }
+                }
+            }
+            let mut writer = parts.writer();
+            writer.write(header.as_bytes());
+            writer.write(written);
+            lens.push((RESPONSE + written.len() + pages * PAGE_SIZE) as u32);
+        }
+    }
+
     fn execute(
         &self,
-        request: &Request<'_>,
-        parts: &Parts<'_>,
+        run: &Run<'_, '_>,
+        tables: &[u8],
         results: &mut Vec<PageResult>,
     ) -> Result<Answer, Reject> {
+        let request = run.request.as_ref().map_err(|reject| *reject)?;
         let (store, guest, pool) = (&*self.store, &self.guest, request.pool);
-        let mut leading_pages = 0;
-        match &request.command {
+        match request.command(tables)? {
             Command::Put(keys) => {
                 results.resize(keys.len(), PageResult::NoMemory);
-                let mut source = Pages::after(parts.reader(), size_of_val(*keys));
+                let entry = size_of::<Key>();
+                let mut source = Pages::new(run, |parts, count| (parts.reader(), count * entry));
                 store.put(guest, pool, keys, &mut source, results)?;
             }
             Command::Get { keys, take } => {
-                if *take && store.pool_kind(guest, pool)? != PoolKind::Ephemeral {
+                if take && store.pool_kind(guest, pool)? != PoolKind::Ephemeral {
                     return Err(Malformed::Flags.into());
                 }
                 results.resize(keys.len(), PageResult::Miss);
-                let mut sink = Pages::after(parts.writer(), keys.len());
-                store.get(guest, pool, *take, keys, &mut sink, results)?;
-                leading_pages = results
-                    .iter()
-                    .take_while(|r| **r == PageResult::Hit)
-                    .count();
+                let mut sink = Pages::new(run, |parts, count| (parts.writer(), count));
+                store.get(guest, pool, take, keys, &mut sink, results)?;
+                return Ok(Answer::Results { pages: true });
             }
             Command::FlushPages(keys) => {
                 results.resize(keys.len(), PageResult::Absent);
@@ -158,7 +233,7 @@ impl Session {
                 return Ok(Answer::Nothing);
             }
             Command::PoolCreate(create) => {
-                self.create_pool(store, pool, create)?;
+                self.create_pool(store, pool, &create)?;
                 return Ok(Answer::Nothing);
             }
             Command::PoolDestroy => {
@@ -169,7 +244,7 @@ impl Session {
                 return Ok(Answer::Stats(stats(&store.pool_report(guest, pool)?)));
             }
         }
-        Ok(Answer::Results { leading_pages })
+        Ok(Answer::Results { pages: false })
     }
 
     fn create_pool(&self, store: &Store, pool: u32, create: &PoolCreate) -> Result<(), Reject> {
@@ -211,36 +286,63 @@ fn stats(report: &PoolReport) -> PoolStats {
     }
 }
 
-/// The pages of a request, in ascending order.
-struct Pages<'a, 'm> {
-    cursor: Cursor<'a, 'm>,
+/// The pages of requests, in ascending order.
+struct Pages<'r, 'm, I> {
+    /// Where the pages of each request are, and how many.
+    requests: I,
+    cursor: Option<Cursor<'r, 'm>>,
+    /// The page that the cursor is at, and the first one of the next request.
     next: usize,
+    end: usize,
 }
 
-impl<'a, 'm> Pages<'a, 'm> {
-    /// Starts after a header and `table` bytes of table or results.
-    fn after(mut cursor: Cursor<'a, 'm>, table: usize) -> Self {
+impl<'r, 'm> Pages<'r, 'm, ()> {
+    /// Starts with the first page. `part` returns the part of a request that has the pages, and so
+    /// many bytes of table or results that are between its header and them.
+    fn new(
+        run: &Run<'r, 'm>,
+        part: impl Fn(&'r Parts<'m>, usize) -> (Cursor<'r, 'm>, usize),
+    ) -> Pages<'r, 'm, impl Iterator<Item = (Cursor<'r, 'm>, usize)>> {
         const { assert!(super::request::REQUEST == RESPONSE) };
-        cursor.skip(RESPONSE + table);
-        Self { cursor, next: 0 }
+        let requests = run.each().map(move |(parts, count)| {
+            let (mut cursor, between) = part(parts, count);
+            cursor.skip(RESPONSE + between);
+            (cursor, count)
+        });
+        Pages {
+            requests,
+            cursor: None,
+            next: 0,
+            end: 0,
+        }
     }
+}
 
-    fn seek(&mut self, n: usize) -> bool {
-        let ahead = n.checked_sub(self.next);
+impl<'r, 'm, I: Iterator<Item = (Cursor<'r, 'm>, usize)>> Pages<'r, 'm, I> {
+    /// Goes to page `n`; [`None`] if it is behind, or there is none.
+    fn seek(&mut self, n: usize) -> Option<&mut Cursor<'r, 'm>> {
+        while n >= self.end {
+            let (cursor, count) = self.requests.next()?;
+            self.cursor = Some(cursor);
+            self.next = self.end;
+            self.end += count;
+        }
+        let ahead = n.checked_sub(self.next)?;
         self.next = n + 1;
-        ahead.is_some_and(|pages| self.cursor.skip(pages * PAGE_SIZE))
+        let cursor = self.cursor.as_mut()?;
+        cursor.skip(ahead * PAGE_SIZE).then_some(cursor)
     }
 }
 
-impl PageSource for Pages<'_, '_> {
+impl<'r, 'm, I: Iterator<Item = (Cursor<'r, 'm>, usize)>> PageSource for Pages<'r, 'm, I> {
     fn read_page(&mut self, n: usize, frame: &mut PageBytes) -> bool {
-        self.seek(n) && self.cursor.read(frame)
+        self.seek(n).is_some_and(|cursor| cursor.read(frame))
     }
 }
 
-impl PageSink for Pages<'_, '_> {
+impl<'r, 'm, I: Iterator<Item = (Cursor<'r, 'm>, usize)>> PageSink for Pages<'r, 'm, I> {
     fn write_page(&mut self, n: usize, page: &PageBytes) -> bool {
-        self.seek(n) && self.cursor.write(page)
+        self.seek(n).is_some_and(|cursor| cursor.write(page))
     }
 }
 

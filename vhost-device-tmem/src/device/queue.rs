@@ -58,10 +58,12 @@ pub(super) fn serve_queue(
                 group.give_back(&mut vring.get_mut());
                 break;
             }
-            for (head, parts) in group.requests(mem) {
-                let len = serve(session, kind, parts, scratch);
-                push(session, &mut vring.get_mut(), mem, head, len)?;
-            }
+            let (chains, requests) = group.read(mem);
+            let mut heads = chains.iter().map(Chain::head_index);
+            serve(session, kind, requests, scratch, |lens| {
+                let used = lens.iter().zip(&mut heads);
+                push(session, &mut vring.get_mut(), mem, used)
+            })?;
         }
         // Meanwhile the driver need not notify.
         let seen = polling.wait(|| look(session, vring, memory, mem))?;
@@ -138,11 +140,8 @@ impl<'m> Group<'m> {
         }
     }
 
-    /// Reads the descriptors, and returns the first one and the parts of each request.
-    fn requests(
-        &mut self,
-        mem: &'m GuestMemoryMmap,
-    ) -> impl Iterator<Item = (u16, &Parts<'m>)> + '_ {
+    /// Reads the descriptors, and returns the chains and the parts of the requests.
+    fn read(&mut self, mem: &'m GuestMemoryMmap) -> (&[Chain<'m>], &[Parts<'m>]) {
         let count = self.chains.len();
         if self.parts.len() < count {
             self.parts.resize_with(count, Parts::default);
@@ -170,8 +169,7 @@ impl<'m> Group<'m> {
                 parts.prefetch();
             }
         }
-        let heads = self.chains.iter().map(Chain::head_index);
-        heads.zip(&*parts)
+        (&self.chains, parts)
     }
 
     fn descriptor(&self, chain: &Chain<'_>) -> GuestAddress {
@@ -226,7 +224,7 @@ pub(super) fn send_events(
             session.counters.events.add(1);
             len = size_of::<Event>() as u32;
         }
-        push(session, &mut vring, mem, head, len)?;
+        push(session, &mut vring, mem, [(&len, head)])?;
     }
     Ok(())
 }
@@ -248,15 +246,17 @@ fn pop<'m>(
     Ok(vring.get_queue_mut().iter(mem)?.next())
 }
 
-fn push(
+/// Gives chains back, and interrupts the driver if one of them is what it waits for.
+fn push<'l>(
     session: &Session,
     vring: &mut VringState,
     mem: &GuestMemoryMmap,
-    head: u16,
-    len: u32,
+    used: impl IntoIterator<Item = (&'l u32, u16)>,
 ) -> Result<(), Error> {
     let queue = vring.get_queue_mut();
-    queue.add_used(mem, head, len)?;
+    for (len, head) in used {
+        queue.add_used(mem, head, *len)?;
+    }
     let wanted = if queue.event_idx_enabled() {
         queue.needs_notification(mem)?
     } else {

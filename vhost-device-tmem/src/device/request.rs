@@ -2,6 +2,8 @@
 
 //! From the bytes of a request to what it asks for.
 
+use std::ops;
+
 use virtio_tmem_abi::{
     pool_flags, request_flags, Key, Malformed, ObjectId, Opcode, PoolCreate, PoolStats, Range,
     RequestHeader, ResponseHeader, Status,
@@ -116,29 +118,75 @@ fn shape(opcode: Opcode, limits: &Limits) -> Shape {
 }
 
 /// A request of which header, lengths and table were checked.
-#[derive(Debug)]
-pub(super) struct Request<'t> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Request {
     /// The number of its pool.
     pub(super) pool: u32,
-    /// What it asks for.
-    pub(super) command: Command<'t>,
+    /// The entries of its table.
+    pub(super) count: usize,
+    opcode: Opcode,
+    take: bool,
+    /// Where its table is among those that were copied.
+    table: ops::Range<usize>,
+}
+
+impl Request {
+    /// Returns what it asks for. `tables` are those that were copied.
+    ///
+    /// # Errors
+    ///
+    /// [`Reject`], for a table that is none.
+    pub(super) fn command<'t>(&self, tables: &'t [u8]) -> Result<Command<'t>, Reject> {
+        let table = tables.get(self.table.clone()).ok_or(Malformed::Short)?;
+        Ok(match self.opcode {
+            Opcode::Put => Command::Put(entries(table)?),
+            Opcode::Get => Command::Get {
+                keys: entries(table)?,
+                take: self.take,
+            },
+            Opcode::FlushPage => Command::FlushPages(entries(table)?),
+            Opcode::FlushRange => Command::FlushRanges(entries(table)?),
+            Opcode::FlushObject => Command::FlushObjects(entries(table)?),
+            Opcode::FlushPool => Command::FlushPool,
+            Opcode::PoolDestroy => Command::PoolDestroy,
+            Opcode::PoolStats => Command::PoolStats,
+            Opcode::PoolCreate => {
+                let create = PoolCreate::read_from_bytes(table).map_err(|_| Malformed::Short)?;
+                Command::PoolCreate(create)
+            }
+        })
+    }
+
+    /// Adds the table of the request that follows, if both are puts or both are gets of the same
+    /// kind, of one pool, and of no more than `most` pages together. Returns whether it did.
+    pub(super) fn join(&mut self, next: &Self, most: usize) -> bool {
+        let joins = matches!(self.opcode, Opcode::Put | Opcode::Get)
+            && (self.opcode, self.take, self.pool) == (next.opcode, next.take, next.pool)
+            && self.table.end == next.table.start
+            && self.count + next.count <= most;
+        if joins {
+            self.table.end = next.table.end;
+            self.count += next.count;
+        }
+        joins
+    }
 }
 
 /// Reads a request and makes checks 2 to 10 and the part of 12 that needs no pool; what the pool
 /// has to say is for whoever carries it out.
 ///
-/// `table` is the private memory into which the table is copied.
+/// `tables` is the private memory into which the table is copied, behind those that are there.
 ///
 /// # Errors
 ///
 /// [`Reject`], the first check that failed.
-pub(super) fn parse<'t>(
+pub(super) fn parse(
     parts: &Parts<'_>,
     queue: QueueKind,
     limits: &Limits,
     epoch: u64,
-    table: &'t mut Vec<u8>,
-) -> Result<Request<'t>, Reject> {
+    tables: &mut Vec<u8>,
+) -> Result<Request, Reject> {
     let mut reader = parts.reader();
     let mut header = RequestHeader::new_zeroed();
     if !reader.read(header.as_mut_bytes()) {
@@ -179,29 +227,19 @@ pub(super) fn parse<'t>(
     if header.epoch.get() != epoch {
         return Err(Reject::Status(Status::StaleEpoch));
     }
-    table.clear();
-    table.resize(count * shape.entry, 0);
-    if !reader.read(table) {
+    let start = tables.len();
+    tables.resize(start + count * shape.entry, 0);
+    if !reader.read(&mut tables[start..]) {
+        tables.truncate(start);
         return Err(Malformed::Short.into());
     }
-    let command = match opcode {
-        Opcode::Put => Command::Put(entries(table)?),
-        Opcode::Get => Command::Get {
-            keys: entries(table)?,
-            take: header.flags.get() & request_flags::TAKE != 0,
-        },
-        Opcode::FlushPage => Command::FlushPages(entries(table)?),
-        Opcode::FlushRange => Command::FlushRanges(entries(table)?),
-        Opcode::FlushObject => Command::FlushObjects(entries(table)?),
-        Opcode::FlushPool => Command::FlushPool,
-        Opcode::PoolDestroy => Command::PoolDestroy,
-        Opcode::PoolStats => Command::PoolStats,
-        Opcode::PoolCreate => {
-            let create = PoolCreate::read_from_bytes(table).map_err(|_| Malformed::Short)?;
-            Command::PoolCreate(create)
-        }
-    };
-    Ok(Request { pool, command })
+    Ok(Request {
+        pool,
+        count,
+        opcode,
+        take: header.flags.get() & request_flags::TAKE != 0,
+        table: start..tables.len(),
+    })
 }
 
 /// Checks what a pool-create request asks for, as far as that does not depend on what there is.

@@ -3,9 +3,10 @@
 //! A device without a connection, and requests in guest memory for it.
 
 mod framing;
+mod groups;
 mod rules;
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::{
@@ -90,8 +91,8 @@ impl Response {
 impl Device {
     /// A device with a persistent pool 0 and an ephemeral pool 1.
     fn new() -> Self {
-        let store = Store::new(4 << 20, Compression::None, Faults::default(), true).unwrap();
-        let store = Arc::new(store);
+        let store =
+            Arc::new(Store::new(4 << 20, Compression::None, Faults::default(), true).unwrap());
         let mut device = Self {
             session: Session::new("test", store, Limits::new(2)).unwrap(),
             mem: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap(),
@@ -126,23 +127,8 @@ impl Device {
     /// Serves the chain that begins with the first of `descriptors`, which are a virtqueue's whole
     /// table.
     fn serve(&mut self, kind: QueueKind, descriptors: &[Descriptor]) -> u32 {
-        for (n, descriptor) in descriptors.iter().enumerate() {
-            let at = GuestAddress(DESCRIPTORS + 16 * n as u64);
-            let descriptor = RawDescriptor::from(*descriptor);
-            self.mem.write_obj(descriptor, at).unwrap();
-        }
-        // One buffer is available, the first one.
-        self.mem
-            .write_obj([0u16, 1, 0], GuestAddress(AVAIL))
-            .unwrap();
-        let mut queue = Queue::new(QUEUE_SIZE).unwrap();
-        queue.set_desc_table_address(Some(DESCRIPTORS as u32), None);
-        queue.set_avail_ring_address(Some(AVAIL as u32), None);
-        queue.set_ready(true);
-        let chain = queue.iter(&self.mem).unwrap().next().unwrap();
-        let mut parts = Parts::default();
-        parts.collect(chain, &self.mem);
-        serve(&self.session, kind, &parts, &mut self.scratch)
+        let parts = collect(&self.mem, descriptors);
+        serve_parts(&self.session, kind, &[parts], &mut self.scratch)[0]
     }
 
     /// Serves a request of two descriptors.
@@ -233,6 +219,42 @@ impl Device {
         assert_eq!(got.results(), [PageResult::Hit]);
         assert_eq!(got.bytes[33..], [0x77; PAGE_SIZE]);
     }
+}
+
+/// Returns the parts of the chain that begins with the first of `descriptors`.
+fn collect<'m>(mem: &'m GuestMemoryMmap, descriptors: &[Descriptor]) -> Parts<'m> {
+    for (n, descriptor) in descriptors.iter().enumerate() {
+        let at = GuestAddress(DESCRIPTORS + 16 * n as u64);
+        let descriptor = RawDescriptor::from(*descriptor);
+        mem.write_obj(descriptor, at).unwrap();
+    }
+    // One buffer is available, the first one.
+    mem.write_obj([0u16, 1, 0], GuestAddress(AVAIL)).unwrap();
+    let mut queue = Queue::new(QUEUE_SIZE).unwrap();
+    queue.set_desc_table_address(Some(DESCRIPTORS as u32), None);
+    queue.set_avail_ring_address(Some(AVAIL as u32), None);
+    queue.set_ready(true);
+    let chain = queue.iter(mem).unwrap().next().unwrap();
+    let mut parts = Parts::default();
+    parts.collect(chain, mem);
+    parts
+}
+
+/// Serves requests together, and returns the used length of each.
+fn serve_parts(
+    session: &Arc<Session>,
+    kind: QueueKind,
+    requests: &[Parts<'_>],
+    scratch: &mut Scratch,
+) -> Vec<u32> {
+    let mut used = Vec::new();
+    let served = serve(session, kind, requests, scratch, |lens| {
+        used.extend(lens);
+        Ok::<_, Infallible>(())
+    });
+    served.unwrap();
+    assert_eq!(used.len(), requests.len());
+    used
 }
 
 fn key(index: u64, version: u64) -> Key {
