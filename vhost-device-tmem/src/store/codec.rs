@@ -8,7 +8,10 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use zstd_safe::{CCtx, CParameter, DCtx};
 
-use super::{classes::MAX_PACKED, PageBytes, BATCH, PAGE_SIZE};
+use super::{
+    classes::{class_of, ClassId, MAX_PACKED, RAW},
+    PageBytes, BATCH, PAGE_SIZE,
+};
 
 /// How pages are compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -40,6 +43,15 @@ pub(super) enum Encoded {
 }
 
 impl Encoded {
+    /// Returns the class of slots that it goes into, if any.
+    pub(super) fn class(self) -> Option<ClassId> {
+        match self {
+            Self::Failed | Self::Same(_) => None,
+            Self::Packed(len) => Some(class_of(len.into())),
+            Self::Raw => Some(RAW),
+        }
+    }
+
     /// Returns the bytes that it takes.
     pub(super) fn packed_len(self) -> usize {
         match self {

@@ -5,7 +5,7 @@
 use super::{
     classes::{CLASSES, OWNER, RAW},
     id::{PageId, SpanId},
-    index::{Body, Page, PageState},
+    index::{Body, Page},
     mapping::Table,
     slots::{Slot, Slots, DENSE, NO_LIST, SPARSE},
 };
@@ -49,10 +49,7 @@ impl Slots {
     /// being copied.
     fn empty(&mut self, pages: &mut Table<Page>, span: SpanId) -> bool {
         let slots = CLASSES[usize::from(self.table[span.index()].class)].slots;
-        let movable = |slot: Slot| {
-            let page = &pages[self.owner(slot).index()];
-            page.pins == 0 && page.state == PageState::Linked
-        };
+        let movable = |slot: Slot| pages[self.owner(slot).index()].is_idle();
         let mut numbers = (0..slots).filter_map(|number| self.slot_in_use(span, number));
         if !numbers.all(movable) {
             return false;

@@ -90,6 +90,18 @@ impl Page {
         }
     }
 
+    /// Returns whether a key leads to the page and nobody copies it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.state == PageState::Linked && self.pins == 0
+    }
+
+    /// Has a put fill the page, which is linked, with another version.
+    pub(super) fn begin_filling(&mut self, version: u64) {
+        self.version = version.into();
+        self.pins = 1;
+        self.state = PageState::Filling;
+    }
+
     pub(super) fn set_body(&mut self, body: Body) {
         let (form, body) = match body {
             Body::Nothing => (Form::Nothing, 0),
@@ -425,13 +437,11 @@ impl Index {
         let last = self.objects[object.index()].last;
         let page = &mut self.pages[id.index()];
         page.index = index.into();
-        page.version = version.into();
         page.object = object.link();
         page.bucket_next = self.page_buckets.head(bucket);
         page.object_prev = last;
         page.object_next = None;
-        page.pins = 1;
-        page.state = PageState::Filling;
+        page.begin_filling(version);
         self.page_buckets.set_head(bucket, id.link());
         match PageId::from_link(last) {
             Some(last) => self.pages[last.index()].object_next = id.link(),

@@ -154,17 +154,30 @@ impl Inner {
         self.index
             .link_page(id, object, key.index.get(), key.version.get());
         let body = self.index.pages[id.index()].body();
-        self.contents.add(body);
+        self.count(slot, Body::Nothing, body);
         let pool = self.pool_mut(slot);
         pool.pages += 1;
-        pool.contents.add(body);
         if pool.kind == PoolKind::Ephemeral {
             self.lru.push(&mut self.index.pages, id);
-            if let Body::Slot { slot, .. } = body {
+        }
+        Ok(())
+    }
+
+    /// Counts that a linked page of a pool consists of something else.
+    pub(super) fn count(&mut self, pool: PoolSlot, older: Body, newer: Body) {
+        self.contents.remove(older);
+        self.contents.add(newer);
+        let pool = self.pool_mut(pool);
+        pool.contents.remove(older);
+        pool.contents.add(newer);
+        if pool.kind == PoolKind::Ephemeral {
+            if let Body::Slot { slot, .. } = older {
+                self.slots.fix(slot.class());
+            }
+            if let Body::Slot { slot, .. } = newer {
                 self.slots.unfix(slot.class());
             }
         }
-        Ok(())
     }
 
     fn add_object(&mut self, slot: PoolSlot, id: ObjectId) -> Result<ObjectSlot, Refusal> {
@@ -215,19 +228,16 @@ impl Inner {
         let object = self.index.unlink_page(id);
         let Object { pool, pages, .. } = self.index.objects[object.index()];
         let body = self.index.pages[id.index()].body();
-        if self.pool(pool).kind == PoolKind::Ephemeral {
-            self.lru.remove(&mut self.index.pages, id);
-            if let Body::Slot { slot, .. } = body {
-                self.slots.fix(slot.class());
-            }
-        }
+        self.count(pool, body, Body::Nothing);
         if pages == 0 {
             self.remove_object(pool, object);
         }
-        self.contents.remove(body);
+        let ephemeral = self.pool(pool).kind == PoolKind::Ephemeral;
+        if ephemeral {
+            self.lru.remove(&mut self.index.pages, id);
+        }
         let pool = self.pool_mut(pool);
         pool.pages -= 1;
-        pool.contents.remove(body);
         match cause {
             Cause::Replaced | Cause::Taken => {}
             Cause::Flushed => pool.counters.pages_flushed += 1,

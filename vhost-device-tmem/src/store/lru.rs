@@ -4,7 +4,7 @@
 
 use super::{
     id::{Link, PageId},
-    index::{Page, PageState},
+    index::Page,
     mapping::Table,
 };
 
@@ -72,7 +72,7 @@ impl Lru {
         for _ in 0..SEARCH {
             let id = PageId::from_link(link)?;
             let page = &pages[id.index()];
-            if page.pins == 0 && page.state == PageState::Linked {
+            if page.is_idle() {
                 return Some(id);
             }
             link = page.lru_next;

@@ -154,17 +154,25 @@ impl Inner {
         let (mut over_quota, mut no_memory) = (0, 0);
         self.index.fetch_pages(slot, batch.keys);
         for (n, key) in batch.keys.iter().enumerate() {
-            // First, so that a page which is put anew finds the room that it had. The same key may
-            // stand twice in one batch.
-            if let Some(older) = self.find(slot, &key.object, key.index.get()) {
-                self.forget(older, Cause::Replaced);
-                self.pool_mut(slot).counters.puts_replaced += 1;
-            }
-            let reserved = self.reserve(batch.contents[n]).and_then(|id| {
-                self.link(id, slot, key)
-                    .inspect_err(|_| self.release(id))
-                    .map(|()| id)
-            });
+            // A page that is put anew finds the room that it had. The same key may stand twice in
+            // one batch.
+            let older = self.find(slot, &key.object, key.index.get());
+            self.pool_mut(slot).counters.puts_replaced += u64::from(older.is_some());
+            let contents = batch.contents[n];
+            let reserved = match older {
+                Some(id) if self.index.pages[id.index()].is_idle() => self
+                    .reserve_anew(id, slot, contents, key.version.get())
+                    .map(|()| id),
+                _ => {
+                    if let Some(id) = older {
+                        self.forget(id, Cause::Replaced);
+                    }
+                    self.reserve(contents).and_then(|id| {
+                        let linked = self.link(id, slot, key).map(|()| id);
+                        linked.inspect_err(|_| self.release(id))
+                    })
+                }
+            };
             match reserved {
                 Ok(id) => bodies[n] = self.index.pages[id.index()].body(),
                 Err(Refusal::OverQuota) => over_quota += 1,

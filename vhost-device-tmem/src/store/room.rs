@@ -4,32 +4,79 @@
 
 use super::{
     budget::STEP,
-    classes::{class_of, ClassId, RAW},
+    classes::ClassId,
     codec::Encoded,
     id::PageId,
     index::Body,
-    inner::{Cause, Inner, Refusal},
+    inner::{Cause, Inner, PoolSlot, Refusal},
+    PoolKind,
 };
 
 impl Inner {
     /// Takes an entry for a page, and the room that its contents need.
     pub(super) fn reserve(&mut self, contents: Encoded) -> Result<PageId, Refusal> {
-        let class = match contents {
-            Encoded::Failed => return Err(Refusal::NoMemory),
-            Encoded::Packed(len) => class_of(len.into()),
-            Encoded::Same(_) | Encoded::Raw => RAW,
-        };
-        if self.roll_refuse() {
+        if contents == Encoded::Failed || self.roll_refuse() {
             return Err(Refusal::NoMemory);
         }
         let id = self.take_page()?;
-        let body = match contents {
-            Encoded::Same(word) => Ok(Body::Same(word)),
-            _ => self.take_slot(class, id, contents.packed_len() as u16),
-        };
+        let body = self.take_body(contents, id);
         let body = body.inspect_err(|_| self.index.free_page(id))?;
         self.index.pages[id.index()].set_body(body);
         Ok(id)
+    }
+
+    /// Has a linked page, which nobody copies, filled with other contents. It is taken over for
+    /// them, and keeps its slot if that is as large as it has to be.
+    ///
+    /// On an error the page is gone.
+    pub(super) fn reserve_anew(
+        &mut self,
+        id: PageId,
+        pool: PoolSlot,
+        contents: Encoded,
+        version: u64,
+    ) -> Result<(), Refusal> {
+        if contents == Encoded::Failed || self.roll_refuse() {
+            self.forget(id, Cause::Replaced);
+            return Err(Refusal::NoMemory);
+        }
+        let page = &mut self.index.pages[id.index()];
+        page.begin_filling(version);
+        let older = page.body();
+        if self.pool(pool).kind == PoolKind::Ephemeral {
+            self.lru.touch(&mut self.index.pages, id);
+        }
+        let newer = match older {
+            Body::Slot { slot, .. } if contents.class() == Some(slot.class()) => Body::Slot {
+                slot,
+                len: contents.packed_len() as u16,
+            },
+            _ => {
+                self.count(pool, older, Body::Nothing);
+                self.index.pages[id.index()].set_body(Body::Nothing);
+                if let Body::Slot { slot, .. } = older {
+                    self.slots.free(slot);
+                }
+                let newer = self.take_body(contents, id);
+                newer.inspect_err(|_| {
+                    self.forget(id, Cause::Replaced);
+                    self.unpin(id);
+                })?
+            }
+        };
+        let older = self.index.pages[id.index()].body();
+        self.index.pages[id.index()].set_body(newer);
+        self.count(pool, older, newer);
+        Ok(())
+    }
+
+    /// Takes the room that contents need.
+    fn take_body(&mut self, contents: Encoded, id: PageId) -> Result<Body, Refusal> {
+        match (contents, contents.class()) {
+            (Encoded::Same(word), _) => Ok(Body::Same(word)),
+            (_, None) => Ok(Body::Nothing),
+            (_, Some(class)) => self.take_slot(class, id, contents.packed_len() as u16),
+        }
     }
 
     fn take_page(&mut self) -> Result<PageId, Refusal> {
