@@ -20,7 +20,7 @@ from ..report import Report
 from ..sample import Sample
 from ..table import NESTED
 from . import initramfs, scripts
-from .settings import MISSING, Setting, asked_for
+from .settings import MISSING, PATIENT, Setting, asked_for
 from .trace import KINDS, WORK, Devices, Phase, exits, phases
 
 SECONDS = 1700
@@ -60,7 +60,11 @@ MARKS = {
     ("tmem", "file remove"): 0,
     ("refused", "swap put"): 0,
 }
+# What is said of many pages at once, or of the credits that the host has now, is not of a page.
+NOTHING = 0.01
 FLUSH = "flush"
+# What somebody waits for.
+GETS = ("swap get", "file get")
 MEANS = {
     "file first read": "miss",
     "swap free": FLUSH,
@@ -92,7 +96,7 @@ def run(report: Report, folder: Path) -> None:
         phases = [each[subject, name] for each in first]
         kinds = [Sample.of(phase.kinds[kind] / scripts.PAGES for phase in phases) for kind in KINDS]
         table.add(f"{name}, {SUBJECTS[subject]}", work(phases), *kinds)
-    beside(report, first)
+    beside(report, first, found.get(PATIENT.name))
     names = [name for subject, name in first[0] if subject == "tmem"]
     compared = report.table(
         "settings", "Exits for each page, by how it is set up", names, NESTED, number=",.3f"
@@ -109,7 +113,7 @@ def run(report: Report, folder: Path) -> None:
     (report.folder / "details.txt").write_text("\n".join(details))
 
 
-def beside(report: Report, found: Sequence[Found]) -> None:
+def beside(report: Report, found: Sequence[Found], patient: Sequence[Found] | None) -> None:
     """Everything beside the disk, and what should be reached."""
     names = [name for subject, name in found[0] if subject == "disk"]
     table = report.table(
@@ -135,7 +139,12 @@ def beside(report: Report, found: Sequence[Found]) -> None:
         what = f"{name} ({MEANS[name]})" if name in MEANS else name
         what += ", the host being full" if subject == "refused" else ""
         what += "" if most else ": notifications and interrupts of the device"
-        report.mark(f"exits a page, {what}", figure, NESTED, most=most, number=",.3f")
+        bound = most or NOTHING
+        report.mark(f"exits a page, {what}", figure, NESTED, most=bound, number=",.3f")
+        if patient and name.startswith(GETS):
+            figure = work([each[subject, name] for each in patient])
+            what += f", {PATIENT.name}"
+            report.mark(f"exits a page, {what}", figure, NESTED, most=most, number=",.3f")
 
 
 def work(phases: Iterable[Phase]) -> Sample:

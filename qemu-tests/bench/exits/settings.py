@@ -28,10 +28,15 @@ class Setting:
         return cls(name.strip(), parameters, tuple(options.split()), properties.strip())
 
 
+# Time in an emulated host is long: what takes a real one microseconds takes milliseconds, so that
+# what may take no longer than so many microseconds never happens.
+PATIENT = Setting("limits of polling as long as time is", "poll_us=10000", ("--poll-us", "10000"))
+
 DEFAULTS = (
-    Setting("no polling", "poll_us=0"),
-    # Time in an emulated host is long: what takes a real one microseconds takes milliseconds.
-    Setting("polling for as long as it takes", "poll_us=10000"),
+    PATIENT,
+    Setting("only the guest polls so long", "poll_us=10000", ("--poll-us", "0")),
+    Setting("only the daemon polls so long", "poll_us=0", ("--poll-us", "10000")),
+    Setting("nobody polls", "poll_us=0", ("--poll-us", "0")),
     Setting("no event index", properties="event_idx=off"),
     Setting("all clean pages are put", "admission=0"),
     Setting("64 pages for staging", "staging_pages=64"),
