@@ -218,6 +218,7 @@ def inside(
     disks = [Disk(name, folder / f"{name}.img") for name in ("swap", "files")]
     # What the kernel does not know goes to the environment of its first process.
     words = f'PARAMETERS="{setting.parameters}" SUBJECTS="{" ".join(subjects)}"'
+    words += " BUSY=1" if setting.busy else ""
     options = "console=ttyS0 ignore_loglevel mitigations=off no_timer_check panic=-1"
     qemu = [
         *("qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-machine", "q35"),

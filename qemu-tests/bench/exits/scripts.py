@@ -43,6 +43,9 @@ MIB={mib}
 must modules modules
 step devices devices
 phases copy {start}
+if [ -n "$BUSY" ]; then
+	while :; do :; done &
+fi
 for subject in $SUBJECTS; do
 	case $subject in
 	disk) ;;

@@ -2,7 +2,7 @@
 """Ways to set up the module, the daemon and the device, to be compared."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Others than DEFAULTS may be asked for: NAME|module parameters|daemon options|device properties,
 # separated by semicolons.
@@ -20,6 +20,8 @@ class Setting:
     options: tuple[str, ...] = ()
     # Of QEMU's device, such as "packed=on".
     properties: str = ""
+    # Whether a process in the guest never stops computing.
+    busy: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "Setting":
@@ -32,8 +34,12 @@ class Setting:
 # what may take no longer than so many microseconds never happens.
 PATIENT = Setting("limits of polling as long as time is", "poll_us=10000", ("--poll-us", "10000"))
 
+LOADED = "beside a process that computes"
+
 DEFAULTS = (
     PATIENT,
+    replace(PATIENT, name=f"the same, {LOADED}", busy=True),
+    Setting(f"as it is, {LOADED}", busy=True),
     Setting("only the guest polls so long", "poll_us=10000", ("--poll-us", "0")),
     Setting("only the daemon polls so long", "poll_us=0", ("--poll-us", "10000")),
     Setting("nobody polls", "poll_us=0", ("--poll-us", "0")),
