@@ -112,10 +112,10 @@ impl Queue {
             }
             return true;
         }
+        // Not more than a hint: whoever takes tokens back counts them, with the lock held.
+        // CAST: The device counts modulo 2^16.
+        let taken = self.used.load(Relaxed) as u16;
         for _ in 0..LOOKS {
-            // Not more than a hint: whoever takes tokens back counts them, with the lock held.
-            // CAST: The device counts modulo 2^16.
-            let taken = self.used.load(Relaxed) as u16;
             // SAFETY: By the type invariants it is valid: the ring was open within the critical
             // section.
             let used = unsafe { self.used_index.read_volatile() };
@@ -124,7 +124,7 @@ impl Queue {
                 return true;
             }
             // The device writes to it: it is left alone for some time.
-            for _ in 0..4 {
+            for _ in 0..8 {
                 core::hint::spin_loop();
             }
         }
