@@ -3,7 +3,7 @@
 //! Looking at a virtqueue for a while before going to sleep.
 
 use std::{
-    hint,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -83,7 +83,9 @@ impl Polling {
             match seen {
                 Look::Found => self.empty = None,
                 Look::Nothing if start.elapsed() < self.now => {
-                    hint::spin_loop();
+                    // Whoever else has something to do goes first: the workers of other guests,
+                    // and the guests' own processors.
+                    thread::yield_now();
                     continue;
                 }
                 Look::Nothing | Look::Leave => {}
