@@ -9,8 +9,9 @@
 //! Trust is counted in pages, for each file and for all of them together. A put spends it; a page
 //! that comes back earns [`GAIN`] times as much, since what it spares, a read from a disk, costs so
 //! much more than a put. A page is put as long as there is trust left in both its file and all
-//! together. A file is trusted at first with a quarter of the guest's memory, which a set of files
-//! hardly notices, and a single long stream does; all files together with twice the memory.
+//! together. A file is trusted at first with half of the guest's memory, which a set of files
+//! hardly notices, and a single long stream does; all files together with four times the memory,
+//! so that a set that is written and then read for the first time has some left.
 //!
 //! A file that is not trusted any more still has a sample of its pages put, for nothing: one range
 //! of [`RANGE`] pages out of [`SAMPLE`]. If those come back, so does the trust. Of a file that is
@@ -87,8 +88,8 @@ impl Policy {
     pub fn new(memory: u64) -> Self {
         let pages = |pages: u64| u32::try_from(pages).unwrap_or(u32::MAX / 2).max(1);
         Self {
-            first: pages(memory / 4),
-            most: pages(memory.saturating_mul(2)),
+            first: pages(memory / 2),
+            most: pages(memory.saturating_mul(4)),
         }
     }
 
