@@ -145,9 +145,10 @@ unsafe extern "C" fn remove_mapping(
             // SAFETY: The kernel calls with a locked folio of a valid mapping.
             let (file, folio) = unsafe { (File::new(mapping), Folio::new(folio)) };
             let count = folio.pages() as usize;
-            let wants = file.is_some_and(|file| wants_put(context, file, folio));
 
-            if wants && !context.client.can_stage(count) {
+            if !context.client.can_stage(count)
+                && file.is_some_and(|file| wants_put(context, file, folio))
+            {
                 context.client.await_staging(count);
             }
         }
