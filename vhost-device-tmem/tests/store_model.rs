@@ -175,9 +175,11 @@ impl World {
                     self.model.insert(place, (*version, stamps[n]));
                 }
                 // What is on its way into the store cannot be evicted for what comes after it; and
-                // what came later may have been stored after all.
+                // what came later may have been stored after all, and be evicted in its turn.
                 PageResult::OverQuota => {
-                    let stored = |result: &&PageResult| **result == PageResult::Stored;
+                    let stored = |result: &&PageResult| {
+                        kind == PoolKind::Ephemeral && **result == PageResult::Stored
+                    };
                     let later = results[n..].iter().filter(stored).count() as u64;
                     assert!(
                         self.store.report().ephemeral_pages <= BATCH + later,
