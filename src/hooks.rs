@@ -115,6 +115,8 @@ struct Context {
     reads: Mutex<KVec<[Redirect; 2]>>,
     /// Whether there was no memory for what must not be forgotten.
     no_memory: Atomic<bool>,
+    /// How many pages the largest folio has that is put.
+    largest: usize,
     /// For work that reclaim waits for.
     urgent: OwnedQueue,
     /// For work that may wait for reclaim.
@@ -312,6 +314,7 @@ impl Seat {
                 filesystems,
                 reads <- new_mutex!(KVec::new(), "Context::reads"),
                 no_memory: Atomic::new(false),
+                largest: 1 << params::max_order(),
                 urgent: OwnedQueue::new(c"virtio_tmem_swap", true)?,
                 leisurely: OwnedQueue::new(c"virtio_tmem_hook", false)?,
                 write <- new_work!("Context::write"),

@@ -139,23 +139,40 @@ unsafe extern "C" fn remove_mapping(
 ) -> c_int {
     let context = Context::enter();
 
-    if let (Some(context), Some(folio)) = (&context, NonNull::new(folio)) {
-        // As good as always there is memory for the largest.
-        if !context.client.can_stage(1 << params::max_order()) {
+    if let Some(context) = &context {
+        // As good as always there is memory for the largest, and nothing else needs a look.
+        if !context.client.can_stage(context.largest) {
             // SAFETY: The kernel calls with a locked folio of a valid mapping.
-            let (file, folio) = unsafe { (File::new(mapping), Folio::new(folio)) };
-            let count = folio.pages() as usize;
-
-            if !context.client.can_stage(count)
-                && file.is_some_and(|file| wants_put(context, file, folio))
-            {
-                context.client.await_staging(count);
-            }
+            unsafe { hold_up(context, mapping, folio) };
         }
     }
     // SAFETY: It is what the kernel would have called, with the same arguments; the address was
     // set before the hook was.
     unsafe { bindings::tmem_call_remove_mapping(mapping, folio, reclaimed, memcg) }
+}
+
+/// Holds reclaim up until there is memory for a folio that is to be put.
+///
+/// # Safety
+///
+/// `folio` must be null or valid, and `mapping` must be its own.
+#[cold]
+unsafe fn hold_up(
+    context: &Entered,
+    mapping: *mut bindings::address_space,
+    folio: *mut bindings::folio,
+) {
+    let Some(folio) = NonNull::new(folio) else {
+        return;
+    };
+    // SAFETY: By the safety requirements.
+    let (file, folio) = unsafe { (File::new(mapping), Folio::new(folio)) };
+    let count = folio.pages() as usize;
+
+    if !context.client.can_stage(count) && file.is_some_and(|file| wants_put(context, file, folio))
+    {
+        context.client.await_staging(count);
+    }
 }
 
 /// The page cache of a regular file.

@@ -59,6 +59,11 @@ const OBJECT_SHIFT: u32 = 12;
 
 const OBJECT_PAGES: u64 = 1 << OBJECT_SHIFT;
 
+/// Where the number of the area begins in the tag of an object; below it is the object's own.
+const AREA_SHIFT: u32 = 48;
+
+const OBJECT_MASK: u64 = (1 << AREA_SHIFT) - 1;
+
 /// How many swap areas there can be.
 const AREAS: usize = bindings::MAX_SWAPFILES as usize;
 
@@ -72,7 +77,10 @@ static OBJECTS: [Atomic<u64>; AREAS] = [const { Atomic::new(0) }; AREAS];
 fn key(area: u32, offset: u64) -> (u64, u64) {
     let object = offset >> OBJECT_SHIFT;
 
-    (u64::from(area) << 48 | object, offset & (OBJECT_PAGES - 1))
+    (
+        u64::from(area) << AREA_SHIFT | object,
+        offset & (OBJECT_PAGES - 1),
+    )
 }
 
 /// The hooks of this half.
@@ -156,6 +164,9 @@ impl<'a> Builder<'a> {
         'all: while let Some(run) = request.run(at) {
             let mut done = 0;
 
+            if self.gets.is_none() {
+                note_object(run.tag);
+            }
             while done < run.len {
                 let key = (run.tag, run.index + done);
                 // CAST: A run is not longer than an object.
@@ -235,17 +246,13 @@ unsafe extern "C" fn submit_write(ctx: *mut bindings::swap_io_ctx) {
     if !context.client.running() || context.client.credits(Pool::Frontswap) == 0 {
         return request.write_to_area(context);
     }
-
-    for folio in request.folios() {
-        note_area(folio);
-    }
     Builder::new(context, request, None).run();
 }
 
-/// Remembers how far the objects of an area go.
-fn note_area(folio: Folio) {
-    let (area, offset) = folio.swap();
-    let end = ((offset + folio.pages() - 1) >> OBJECT_SHIFT) + 1;
+/// Remembers how far the objects of an area go, of which one will have pages.
+fn note_object(tag: u64) {
+    let (area, end) = (tag >> AREA_SHIFT, (tag & OBJECT_MASK) + 1);
+    // CAST: It was made of a number of 32 bits.
     let Some(objects) = OBJECTS.get(area as usize) else {
         return;
     };
@@ -299,6 +306,14 @@ fn read(context: &Entered, request: Request) {
 /// Returns whether the host has the first folio, and the first other one of which the opposite is
 /// true.
 fn same(context: &Entered, request: Request) -> (bool, Option<usize>) {
+    if let Some(run) = request.only_run() {
+        let pool = Pool::Frontswap;
+        let present = context.client.present(pool, run.tag, run.index, run.len);
+
+        if present == 0 || present == run.len {
+            return (present > 0, None);
+        }
+    }
     // Where the host has a page of a folio, what it has not is nowhere.
     let mut here = request
         .folios()

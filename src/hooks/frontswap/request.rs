@@ -26,7 +26,10 @@ use crate::{
         Outcome,
         Pool, //
     },
-    virtio::pages::PageRef, //
+    virtio::{
+        frame::PAGE_SIZE,
+        pages::PageRef, //
+    },
 };
 
 use super::{
@@ -75,7 +78,7 @@ pub(crate) struct Request(NonNull<bindings::swap_iocb>);
 unsafe impl Send for Request {}
 
 /// A page of a swap request: which folio it belongs to, and which page of that it is.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Position {
     pub(super) place: usize,
     n: u64,
@@ -165,8 +168,42 @@ impl Request {
         Some((page, PageOf::Place(place)))
     }
 
+    /// Returns all pages of the request as one run, if they certainly are one.
+    ///
+    /// The kernel merges what is next to each other on the disk. Where the area is a block device
+    /// its pages are in the same order there; those of a file are as the filesystem has them.
+    pub(super) fn only_run(&self) -> Option<Run> {
+        // SAFETY: By the type invariants there is a request for the area.
+        let flags = unsafe { (*self.transfer().area).flags };
+        if flags & bindings::SWP_BLKDEV as c_ulong == 0 {
+            return None;
+        }
+
+        let (area, offset) = self.folio(0)?.swap();
+        let (tag, index) = key(area, offset);
+        // CAST: It is the length of something.
+        let len = self.len() as u64 / PAGE_SIZE as u64;
+        let next = Position {
+            place: self.count(),
+            n: 0,
+        };
+
+        (len <= OBJECT_PAGES - index).then_some(Run {
+            tag,
+            index,
+            len,
+            next,
+        })
+    }
+
     /// Returns the longest run of neighbours from a position on, if there is a page.
     pub(super) fn run(&self, from: Position) -> Option<Run> {
+        if from == Position::START {
+            if let Some(run) = self.only_run() {
+                return Some(run);
+            }
+        }
+
         let folio = self.folio(from.place)?;
         let (area, offset) = folio.swap();
         let entry = folio.swap_entry().wrapping_add(from.n);
