@@ -10,7 +10,7 @@ use std::hint::black_box;
 use criterion::{Criterion, Throughput};
 use support::CpuTime;
 use vhost_device_tmem::store::{
-    Compression, Faults, Guest, PageBytes, PageSink, PageSource, PoolKind, Store,
+    Compression, Faults, Guest, HugePages, PageBytes, PageSink, PageSource, PoolKind, Store,
 };
 use virtio_tmem_abi::{Key, ObjectId, PageResult};
 
@@ -46,7 +46,13 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let store = Store::new(CAPACITY, Compression::None, Faults::default(), true).unwrap();
+        let store = Store::new(
+            CAPACITY,
+            Compression::None,
+            Faults::default(),
+            HugePages::On,
+        )
+        .unwrap();
         let guest = store.add_guest();
         for (pool, kind) in [
             (PERSISTENT, PoolKind::Persistent),

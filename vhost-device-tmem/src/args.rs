@@ -13,7 +13,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::{
     device::Limits,
-    store::{Compression, Faults, MIN_CAPACITY},
+    store::{Compression, Faults, HugePages, MIN_CAPACITY},
 };
 
 /// Keeps pages for KVM guests: the host side of virtio-tmem.
@@ -40,8 +40,8 @@ pub struct Args {
 
     /// Whether pages are kept in huge pages of 2 MiB, if the host has such
     /// (/sys/kernel/mm/transparent_hugepage).
-    #[arg(long, value_name = "WHETHER", value_enum, default_value_t = Switch::On)]
-    pub huge_pages: Switch,
+    #[arg(long, value_name = "WHETHER", value_enum, default_value_t)]
+    pub huge_pages: HugePages,
 
     /// Socket that tmemctl connects to.
     #[arg(long, value_name = "PATH")]
@@ -73,15 +73,6 @@ pub struct Args {
     pub fault_forget_percent: u8,
 }
 
-/// Whether something is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Switch {
-    /// It is.
-    On,
-    /// It is not.
-    Off,
-}
-
 /// A guest, as the operator named it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestConfig {
@@ -101,7 +92,7 @@ pub struct Config {
     /// How pages are compressed.
     pub compression: Compression,
     /// Whether pages are kept in huge pages.
-    pub huge_pages: bool,
+    pub huge_pages: HugePages,
     /// The operator's socket.
     pub control_path: Option<PathBuf>,
     /// What drivers may ask for.
@@ -183,7 +174,7 @@ impl Args {
         Ok(Config {
             capacity,
             compression: self.compression,
-            huge_pages: self.huge_pages == Switch::On,
+            huge_pages: self.huge_pages,
             control_path: self.control_path.clone(),
             limits: Limits::new(self.data_queues),
             poll: Duration::from_micros(self.poll_us.into()),

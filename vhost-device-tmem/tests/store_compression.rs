@@ -5,7 +5,9 @@
 mod pages;
 
 use pages::{key, random_page, Stamped, COMPRESSIONS, KINDS};
-use vhost_device_tmem::store::{Compression, Contents, Faults, Guest, PoolKind, Store, PAGE_SIZE};
+use vhost_device_tmem::store::{
+    Compression, Contents, Faults, Guest, HugePages, PoolKind, Store, PAGE_SIZE,
+};
 use virtio_tmem_abi::PageResult::{self, Absent, Hit, Miss, OverQuota, Stored};
 
 const PERSISTENT: u32 = 0;
@@ -35,7 +37,7 @@ struct World {
 
 impl World {
     fn new(compression: Compression, capacity: u64) -> Self {
-        let store = Store::new(capacity, compression, Faults::default(), true).unwrap();
+        let store = Store::new(capacity, compression, Faults::default(), HugePages::On).unwrap();
         let guest = store.add_guest();
         for (pool, kind) in [
             (PERSISTENT, PoolKind::Persistent),

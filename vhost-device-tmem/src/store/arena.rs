@@ -4,6 +4,8 @@
 
 use std::{fs, io};
 
+use clap::ValueEnum;
+
 use super::{
     id::SpanId,
     mapping::Mapping,
@@ -16,6 +18,16 @@ const CHUNK_SIZE: usize = CHUNK_SPANS * SPAN_SIZE;
 
 /// One page, as the store takes and gives it.
 pub type PageBytes = [u8; PAGE_SIZE];
+
+/// Whether pages are kept in huge pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum HugePages {
+    /// They are, if the operating system has such.
+    #[default]
+    On,
+    /// They are not.
+    Off,
+}
 
 /// The memory of all spans, shared by all threads without a lock. Who may touch which bytes
 /// follows from the state of the entry that they belong to, see [`super::index::PageState`].
@@ -32,19 +44,21 @@ pub(super) struct Arena {
 }
 
 impl Arena {
-    /// Reserves address space for `spans` spans, with `huge` in huge pages if there can be such.
+    /// Reserves address space for `spans` spans, in huge pages if they are wanted and there are such.
     ///
     /// # Errors
     ///
     /// The operating system's, where it has no address space left.
-    pub(super) fn new(spans: usize, huge: bool) -> io::Result<Self> {
+    pub(super) fn new(spans: usize, huge_pages: HugePages) -> io::Result<Self> {
         let len = spans * SPAN_SIZE;
         let map = Mapping::aligned(len, CHUNK_SIZE)?;
         let whole = len / CHUNK_SIZE * CHUNK_SIZE;
         // Where there are huge pages that nobody asked for, more would take memory than is
         // accounted for. A kernel that knows of none refuses.
         let _ = map.advise_huge_pages(0, len, false);
-        let huge = huge && huge_pages_fit() && map.advise_huge_pages(0, whole, true).is_ok();
+        let huge = huge_pages == HugePages::On
+            && huge_pages_fit()
+            && map.advise_huge_pages(0, whole, true).is_ok();
         Ok(Self { map, spans, huge })
     }
 

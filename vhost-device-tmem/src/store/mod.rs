@@ -62,7 +62,7 @@ use std::{
     },
 };
 
-pub use arena::PageBytes;
+pub use arena::{HugePages, PageBytes};
 pub use codec::Compression;
 pub use get::PageSink;
 pub use guest::{Dropped, Guest, PoolError};
@@ -161,8 +161,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Makes a store that takes at most `capacity` bytes, metadata included, with `huge_pages` in
-    /// huge pages as far as the operating system has such.
+    /// Makes a store that takes at most `capacity` bytes, metadata included, in huge pages if
+    /// they are wanted and the operating system has such.
     ///
     /// # Errors
     ///
@@ -171,7 +171,7 @@ impl Store {
         capacity: u64,
         compression: Compression,
         faults: Faults,
-        huge_pages: bool,
+        huge_pages: HugePages,
     ) -> Result<Self, StoreError> {
         if capacity < MIN_CAPACITY {
             return Err(StoreError::TooSmall(capacity));
