@@ -84,7 +84,8 @@ def test_a_stream_is_hardly_put(guest: Guest) -> None:
 
 
 def test_a_set_of_files_is_found_at_the_second_reading(guest: Guest) -> None:
-    assert sectors(guest, "set 2") < sectors(guest, "set 1") // 5
+    # Some of it at the first, even: what was written is in the host, too.
+    assert sectors(guest, "set 2") < AGAIN * PAGES * 8 // 10
 
 
 def test_a_file_that_comes_back_is_put(guest: Guest) -> None:
