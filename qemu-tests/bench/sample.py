@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Numbers that were measured several times."""
 
+import os
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ class Sample:
             "max": self.most,
             "values": list(self.values),
         }
+
+
+def how_often(usually: int) -> int:
+    """How often everything is measured."""
+    return int(os.environ.get("TMEM_BENCH_ROUNDS", usually))
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Sample:

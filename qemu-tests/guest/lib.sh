@@ -48,6 +48,15 @@ must() {
 	}
 }
 
+# sysctls [NAME=VALUE...]: has the kernel work that way.
+sysctls() {
+	local one name
+	for one in "$@"; do
+		name=${one%%=*}
+		echo "${one#*=}" >"/proc/sys/${name//.//}" || return
+	done
+}
+
 # wait_for SECONDS COMMAND...: repeats the command until it succeeds.
 wait_for() {
 	local until

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """What is measured, and the tables that it goes into."""
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..report import Report
-from ..sample import Sample, ratios
+from ..sample import Sample, how_often, ratios
 from ..table import NATIVE
 from .contents import PAGE
 from .processes import COMPRESSIONS, DEPTH, FILE, NULL, Bench, Driver, Outcome
 
-ROUNDS = int(os.environ.get("TMEM_BENCH_ROUNDS", "9"))
+ROUNDS = how_often(9)
 
 # Where the tables do not answer to marks.
 FEWER = min(5, ROUNDS)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Exits of a guest for each page, as KVM traces them in a guest that is emulated."""
 
-import os
 import shutil
 import subprocess
 import tarfile
@@ -17,7 +16,7 @@ from harness.steps import Transcript
 
 from ..pages import FULL, ROOMY
 from ..report import Report
-from ..sample import Sample
+from ..sample import Sample, how_often
 from ..table import NESTED
 from . import initramfs, scripts
 from .settings import MISSING, PATIENT, Setting, asked_for
@@ -33,7 +32,7 @@ CPU = "EPYC,+svm,+npt"
 MEMORY_MIB = 2048
 INNER_MIB = 256
 
-ROUNDS = int(os.environ.get("TMEM_BENCH_ROUNDS", "3"))
+ROUNDS = how_often(3)
 
 # Rounds of the settings that are compared with the first one.
 COMPARED_ROUNDS = min(ROUNDS, 2)
@@ -218,6 +217,7 @@ def inside(
     disks = [Disk(name, folder / f"{name}.img") for name in ("swap", "files")]
     # What the kernel does not know goes to the environment of its first process.
     words = f'PARAMETERS="{setting.parameters}" SUBJECTS="{" ".join(subjects)}"'
+    words += f' SYSCTLS="{setting.sysctls}"'
     words += " BUSY=1" if setting.busy else ""
     options = "console=ttyS0 ignore_loglevel mitigations=off no_timer_check panic=-1"
     qemu = [

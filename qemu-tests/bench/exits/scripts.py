@@ -42,6 +42,8 @@ devices() {{
 MIB={mib}
 must modules modules
 step devices devices
+# shellcheck disable=SC2086
+must sysctls sysctls $SYSCTLS
 phases copy {start}
 if [ -n "$BUSY" ]; then
 	while :; do :; done &

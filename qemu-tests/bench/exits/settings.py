@@ -4,8 +4,8 @@
 import os
 from dataclasses import dataclass, replace
 
-# Others than DEFAULTS may be asked for: NAME|module parameters|daemon options|device properties,
-# separated by semicolons.
+# Others than DEFAULTS may be asked for: NAME|module parameters|daemon options|device properties|
+# sysctls, separated by semicolons.
 VARIABLE = "TMEM_BENCH_SETTINGS"
 
 
@@ -22,12 +22,20 @@ class Setting:
     properties: str = ""
     # Whether a process in the guest never stops computing.
     busy: bool = False
+    # Of the guest's kernel, such as "vm.page-cluster=5".
+    sysctls: str = ""
 
     @classmethod
     def parse(cls, text: str) -> "Setting":
         """A setting as the variable names it."""
-        name, parameters, options, properties, *_ = [*text.split("|"), "", "", ""]
-        return cls(name.strip(), parameters, tuple(options.split()), properties.strip())
+        name, parameters, options, properties, sysctls, *_ = [*text.split("|"), "", "", "", ""]
+        return cls(
+            name.strip(),
+            parameters,
+            tuple(options.split()),
+            properties.strip(),
+            sysctls=sysctls,
+        )
 
 
 # Time in an emulated host is long: what takes a real one microseconds takes milliseconds, so that
@@ -43,6 +51,7 @@ DEFAULTS = (
     Setting("only the guest polls so long", "poll_us=10000", ("--poll-us", "0")),
     Setting("only the daemon polls so long", "poll_us=0", ("--poll-us", "10000")),
     Setting("nobody polls", "poll_us=0", ("--poll-us", "0")),
+    Setting("32 swapped pages are read ahead", sysctls="vm.page-cluster=5"),
     Setting("no event index", properties="event_idx=off"),
     Setting("all clean pages are put", "admission=0"),
     Setting("64 pages for staging", "staging_pages=64"),

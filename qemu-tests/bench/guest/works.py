@@ -13,12 +13,10 @@ from typing import Any
 
 from harness.disks import MIB
 
+from ..sample import how_often
+
 MEMORY_MIB = 384
 EXTRA_MIB = 512
-
-
-def _from_environment(name: str, default: int) -> int:
-    return int(os.environ.get(f"TMEM_BENCH_{name}", default))
 
 
 def _asked_for(name: str, what: dict[str, Any]) -> dict[str, Any]:
@@ -27,10 +25,13 @@ def _asked_for(name: str, what: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in what.items() if name in names}
 
 
-ROUNDS = _from_environment("ROUNDS", 3)
+ROUNDS = how_often(3)
 
 # Works are so many percent of their size.
-PERCENT = _from_environment("PERCENT", 100)
+PERCENT = int(os.environ.get("TMEM_BENCH_PERCENT", 100))
+
+# What the guest's kernel is set to, under all configurations.
+SYSCTLS = os.environ.get("TMEM_BENCH_SYSCTLS", "")
 
 CONFIGURATIONS = {
     "nothing": "no swap",
@@ -245,6 +246,7 @@ def script(folder: str, build: str) -> str:
         f". {folder}/guest.sh",
         "DATA=/tmp/data",
         f"BUILD={build}",
+        f"must sysctls sysctls {SYSCTLS}",
         "EXTRA=$(grep -lx offline /sys/devices/system/memory/memory*/state)",
     ]
     for number, name, runs in plan():

@@ -12,14 +12,14 @@ from harness.lab import Lab
 
 from ..pages import FULL, ROOMY
 from ..report import Report
-from ..sample import Sample
+from ..sample import Sample, how_often
 from ..table import TCG
 from . import guest as work
 from .marks import Found, back_end, index, kernel, marks, module
 from .record import Counted, count, read
 from .symbols import Symbols
 
-ROUNDS = int(os.environ.get("TMEM_BENCH_ROUNDS", "3"))
+ROUNDS = how_often(3)
 PARAMETERS = os.environ.get("TMEM_BENCH_PARAMETERS", "")
 SECONDS = 1800
 

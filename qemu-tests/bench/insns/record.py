@@ -93,6 +93,7 @@ class Counted:
     module: int = 0
     by_label: Counter[str] = field(default_factory=Counter)
     own: Counter[str] = field(default_factory=Counter)
+    in_module: Counter[str] = field(default_factory=Counter)
     with_callees: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
 
@@ -111,6 +112,9 @@ class Counted:
                 "",
                 f"{head}the kernel's work, by functions themselves",
                 *top(self.own, lines),
+                "",
+                f"{head}in the module and what it calls, by functions themselves",
+                *top(self.in_module, lines),
                 "",
                 f"{head}with what they call",
                 *top(self.with_callees, 2 * lines),
@@ -190,6 +194,7 @@ def count(raw: dict[str, Any], symbols: Symbols) -> Counted:
         # The module may have jumped to what it hooks rather than called it.
         if (context.module and name not in HOOKED) or is_module(name):
             found.module += insns
+            found.in_module[name] += insns
         found.own[name] += insns
         if block in entries:
             found.calls[name] += times
