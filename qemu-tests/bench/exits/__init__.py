@@ -71,6 +71,8 @@ MEANS = {
     "file remove": FLUSH,
 }
 
+RESET = f"the emulated host reset its guest, {scripts.TRIES} times in a row"
+
 # What was traced, by subject and phase.
 Found = dict[tuple[str, str], Phase]
 
@@ -100,8 +102,12 @@ def run(report: Report, folder: Path) -> None:
     compared = report.table(
         "settings", "Exits for each page, by how it is set up", names, NESTED, number=",.3f"
     )
-    for name, each in found.items():
-        compared.add(name, *(work([one["tmem", phase] for one in each]) for phase in names))
+    for setting in settings:
+        if each := found.get(setting.name):
+            phases_of = ([one["tmem", phase] for one in each] for phase in names)
+            compared.add(setting.name, *map(work, phases_of))
+        else:
+            compared.cannot(setting.name, RESET)
     for name, why in MISSING.items():
         compared.cannot(name, why)
     details = [
@@ -195,7 +201,9 @@ def trace(
     report.say("reading the traces")
     found: dict[str, list[Found]] = {}
     for (_, name), run_ in runs.items():
-        found.setdefault(name, []).append(read(folder / "results" / run_.folder.name, lab.name))
+        if guest.any_step(run_.name).status == 0:
+            found.setdefault(name, []).append(read(folder / "results" / run_.folder.name, lab.name))
+    assert settings[0].name in found, RESET
     return found
 
 
