@@ -72,9 +72,9 @@ MEANS = {
     "file remove": FLUSH,
 }
 
-# An emulated host, too, is reset now and then: it is for some runs only, and for those once more.
-RUNS_OF_HOST = 4
-HOSTS = 3
+# An emulated host, too, is reset now and then: it is for some runs only, and those are made again.
+RUNS_OF_HOST = 2
+HOSTS = 8
 RESET = f"the emulated host reset its guest, {scripts.TRIES} times in a row"
 
 # What was traced, by subject and phase.
