@@ -62,6 +62,9 @@ type VcpuCallback = extern "C" fn(vcpu: c_uint, data: *mut c_void);
 type TbCallback = extern "C" fn(tb: *mut Tb, data: *mut c_void);
 type DisconCallback = extern "C" fn(vcpu: c_uint, kind: c_int, from: u64, to: u64, *mut c_void);
 
+// SAFETY: These are functions of the header, with the types that it gives them. (Clippy does not
+// know that such a block is unsafe.)
+#[allow(clippy::unnecessary_safety_comment)]
 unsafe extern "C" {
     pub(crate) fn qemu_plugin_register_vcpu_init_cb(id: u64, cb: VcpuCallback, data: *mut c_void);
     pub(crate) fn qemu_plugin_register_vcpu_tb_trans_cb(id: u64, cb: TbCallback, data: *mut c_void);
