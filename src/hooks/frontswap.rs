@@ -333,8 +333,9 @@ fn read_whole(context: &Entered, request: Request, here: bool) {
     if here {
         return Builder::new(context, request, Some(client.gets())).run();
     }
-    let pages: u64 = request.folios().map(Folio::pages).sum();
-    client.counters(Pool::Frontswap).misses.add(pages as usize);
+    // CAST: There are at most 32 folios.
+    let pages = request.pages() as usize;
+    client.counters(Pool::Frontswap).misses.add(pages);
     request.read_from_area();
 }
 

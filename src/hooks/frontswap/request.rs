@@ -181,8 +181,7 @@ impl Request {
 
         let (area, offset) = self.folio(0)?.swap();
         let (tag, index) = key(area, offset);
-        // CAST: It is the length of something.
-        let len = self.len() as u64 / PAGE_SIZE as u64;
+        let len = self.pages();
         let next = Position {
             place: self.count(),
             n: 0,
@@ -332,6 +331,12 @@ impl Request {
             context.to_area.push(self);
             context.write_later();
         }
+    }
+
+    /// Returns how many pages its folios have together.
+    pub(super) fn pages(&self) -> u64 {
+        // CAST: It is the length of something.
+        self.len() as u64 / PAGE_SIZE as u64
     }
 
     fn len(&self) -> c_long {
