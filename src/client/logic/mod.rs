@@ -25,6 +25,10 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod epoch;
 pub mod index;
 pub mod mem;
 pub mod patience;
+pub mod standing;
+pub mod watchdog;
+pub mod wire;
