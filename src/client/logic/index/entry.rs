@@ -21,7 +21,8 @@ pub(super) const SOME_LIVE: u64 = STATE_PENDING << STATE_SHIFT;
 /// What the index knows of one page that is not vacant.
 ///
 /// It is kept as 64 bits: the state in the upper two, the version in the next 30, and the rest in
-/// the lower 32. A vacant place is zero.
+/// the lower 32. A vacant place is zero. A lost page is a stored one of version zero, which no page
+/// has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// The page is in the guest's staging memory, and perhaps on its way to the device.
@@ -38,6 +39,8 @@ pub enum Entry {
         /// What the caller gave with the completion of the put; without a meaning here.
         crc: u32,
     },
+    /// Somebody has the right to the page, but the device does not have it any more.
+    Lost,
     /// The page is gone, and the device has still to be told.
     Stale {
         /// The version that the device may have; zero for whatever version it has.
@@ -52,6 +55,7 @@ impl Entry {
         let (state, version, rest) = match self {
             Self::Pending { version, slot } => (STATE_PENDING, version, slot),
             Self::Remote { version, crc } => (STATE_REMOTE, version, crc),
+            Self::Lost => (STATE_REMOTE, 0, 0),
             Self::Stale { version } => (STATE_STALE, version, 0),
         };
         // CAST: To more bits; `From` is not for constant functions.
@@ -69,23 +73,25 @@ impl Entry {
                 version,
                 slot: rest,
             }),
+            STATE_REMOTE if version == 0 => Some(Self::Lost),
             STATE_REMOTE => Some(Self::Remote { version, crc: rest }),
             STATE_STALE => Some(Self::Stale { version }),
             _ => None,
         }
     }
 
-    /// Returns the version.
+    /// Returns the version; zero where there is none.
     #[inline]
     pub const fn version(self) -> u32 {
         match self {
+            Self::Lost => 0,
             Self::Pending { version, .. }
             | Self::Remote { version, .. }
             | Self::Stale { version } => version,
         }
     }
 
-    /// Returns whether the page can be had.
+    /// Returns whether somebody has the right to the page: it can be had, or is lost.
     #[inline]
     pub const fn is_live(self) -> bool {
         !matches!(self, Self::Stale { .. })

@@ -316,6 +316,17 @@ impl Directory {
         }
     }
 
+    /// Calls `f` with each record that can be found by its tag; it has to leave the tag as it is.
+    pub(super) fn for_each_mut(&mut self, mut f: impl FnMut(&mut Object)) {
+        for i in 0..self.buckets.len() {
+            let mut at = self.buckets.0.get(i).copied().unwrap_or(NIL);
+            while let Some(object) = self.slab.get_mut(at) {
+                f(object);
+                at = object.chain;
+            }
+        }
+    }
+
     /// Empties the records that have flags, and gives back all others.
     pub(super) fn forget_all(&mut self) {
         while let Some(at) = self.first() {

@@ -16,6 +16,8 @@ fn entries() -> impl Strategy<Value = Entry> {
             version,
             slot: rest,
         },
+        // Zero is no page's version.
+        1 if version == 0 => Entry::Lost,
         1 => Entry::Remote { version, crc: rest },
         _ => Entry::Stale { version },
     })

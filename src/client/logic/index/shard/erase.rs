@@ -35,7 +35,7 @@ impl Shard {
                 self.pending = self.pending.wrapping_sub(1);
                 object.orphans = object.orphans.wrapping_add(1);
             }
-            Entry::Remote { .. } => (),
+            Entry::Remote { .. } | Entry::Lost => (),
             Entry::Stale { .. } => return None,
         }
         object.live = object.live.wrapping_sub(1);
@@ -68,6 +68,7 @@ impl Shard {
                 self.stale = self.stale.wrapping_add(1);
                 Entry::Stale { version }.pack()
             }
+            Entry::Lost => 0,
             Entry::Stale { .. } => return None,
         };
         object.live = object.live.wrapping_sub(1);
@@ -98,7 +99,7 @@ impl Shard {
         let Some(object) = self.objects.get_mut(at) else {
             return erased;
         };
-        let (mut live, mut pending) = (0u32, 0u32);
+        let (mut live, mut pending, mut marks) = (0u32, 0u32, 0u32);
         erased.next = object.tree.rewrite(
             &mut self.nodes,
             first,
@@ -115,19 +116,19 @@ impl Shard {
                     f(entry);
                     if let Entry::Remote { version, .. } = entry {
                         stale = Entry::Stale { version }.pack();
+                        marks = marks.wrapping_add(1);
                     }
                 }
                 Some(stale)
             },
         );
-        let stale = live.wrapping_sub(pending);
         object.live = object.live.wrapping_sub(live);
         object.pending = object.pending.wrapping_sub(pending);
         object.orphans = object.orphans.wrapping_add(pending);
-        object.stale = object.stale.wrapping_add(stale);
+        object.stale = object.stale.wrapping_add(marks);
         self.live = self.live.wrapping_sub(live.into());
         self.pending = self.pending.wrapping_sub(pending.into());
-        self.stale = self.stale.wrapping_add(stale.into());
+        self.stale = self.stale.wrapping_add(marks.into());
         erased.count = live.into();
         if object.live == 0 && !object.is_clean() {
             erased.next = None;
@@ -173,6 +174,35 @@ impl Shard {
             self.objects.unhash(at);
             self.objects.free(at);
         }
+    }
+
+    /// Takes note that the device has lost all pages that it had, and returns how many it was.
+    ///
+    /// Whoever has the right to one keeps it, so that nobody takes for it what lies elsewhere. Puts
+    /// that have been inserted go on. What the device was to be told it still is; that does no
+    /// harm.
+    ///
+    /// Takes time in proportion to the number of pages.
+    pub fn lose_all(&mut self) -> u64 {
+        let nodes = &mut self.nodes;
+        let mut lost = 0u64;
+
+        self.objects.for_each_mut(|object| {
+            if object.is(state::RETIRED) {
+                return;
+            }
+            let lose = |_, raw| match Entry::unpack(raw) {
+                Some(Entry::Remote { .. }) => {
+                    lost = lost.wrapping_add(1);
+                    Some(Entry::Lost.pack())
+                }
+                _ => Some(raw),
+            };
+            object
+                .tree
+                .rewrite(nodes, 0, u64::MAX, Kind::Live, usize::MAX, lose);
+        });
+        lost
     }
 
     /// Forgets all pages without telling the device; flags stay.

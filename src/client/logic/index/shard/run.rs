@@ -108,7 +108,7 @@ impl Shard {
                         stale = stale.wrapping_add(1);
                         live = live.wrapping_add(1);
                     }
-                    Some(Entry::Remote { .. }) => (),
+                    Some(Entry::Remote { .. } | Entry::Lost) => (),
                     Some(Entry::Pending { .. }) => {
                         orphans = orphans.wrapping_add(1);
                         pending = pending.wrapping_add(1);

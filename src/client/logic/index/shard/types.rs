@@ -36,7 +36,7 @@ impl Covers {
             // Later than all orphans.
             Some(Entry::Remote { version, .. }) => Self(version),
             Some(Entry::Stale { version }) if orphans == 0 => Self(version),
-            None if orphans == 0 => Self::NOTHING,
+            None | Some(Entry::Lost) if orphans == 0 => Self::NOTHING,
             _ => Self(0),
         }
     }
@@ -87,7 +87,7 @@ pub enum Completed {
 pub struct Found {
     /// The name of the object to the device.
     pub wire: u64,
-    /// [`Entry::Pending`] or [`Entry::Remote`].
+    /// [`Entry::Pending`], [`Entry::Remote`] or [`Entry::Lost`].
     pub entry: Entry,
 }
 
