@@ -4,6 +4,7 @@
 
 mod raw;
 
+pub(crate) mod page;
 pub(crate) mod pin;
 pub(crate) mod thread;
 pub(crate) mod trace;

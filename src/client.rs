@@ -19,16 +19,18 @@ mod batch;
 mod control;
 mod counters;
 mod credits;
+mod frame;
 mod gets;
 mod half;
 mod lanes;
 mod logic;
+mod pages;
 mod pump;
 mod request;
 mod staging;
 
 use kernel::{
-    new_work,
+    new_mutex, new_work,
     prelude::*,
     sync::{
         atomic::{
@@ -37,7 +39,8 @@ use kernel::{
             Relaxed,
             Release, //
         },
-        Arc, //
+        Arc,
+        Mutex, //
     },
     workqueue::{
         self,
@@ -63,19 +66,22 @@ use crate::{
         trace,
         work::OwnedQueue, //
     },
-    virtio::{
-        frame::MAX_PAGES,
-        queue::{
-            Handler,
-            Notify,
-            Queues, //
-        },
+    virtio::queue::{
+        Handler,
+        Live,
+        Notify,
+        Queues,
+        Spec, //
     },
 };
 
 use self::{
     admission::Admission,
     control::Control,
+    frame::{
+        Direction,
+        PIECES, //
+    },
     gets::Polling,
     half::Half,
     request::{
@@ -92,6 +98,7 @@ pub(crate) use self::{
         Batch,
         Stop, //
     },
+    frame::MAX_PAGES,
     gets::Gets,
     half::Pool,
     lanes::Lanes,
@@ -142,6 +149,9 @@ mod state {
 #[pin_data]
 pub(crate) struct Client<O: Origin> {
     queues: Arc<Queues<Self>>,
+    /// The right to stop the virtqueues, until they are.
+    #[pin]
+    live: Mutex<Option<Live<Self>>>,
     lanes: Lanes,
     growth: Arc<OwnedQueue>,
     state: Atomic<u32>,
@@ -196,6 +206,7 @@ impl<O: Origin> Client<O> {
         let client = Arc::pin_init(
             try_pin_init!(Self {
                 queues,
+                live <- new_mutex!(None, "Client::live"),
                 lanes,
                 growth,
                 state: Atomic::new(state::NEW),
@@ -222,16 +233,26 @@ impl<O: Origin> Client<O> {
         Ok(client)
     }
 
-    /// Gives the device buffers for its events.
+    /// Returns what virtqueue `queue` has to be like.
+    pub(crate) const fn spec(lanes: Lanes, queue: usize) -> Spec {
+        Spec {
+            name: c"virtio_tmem",
+            interrupts: lanes.interrupts(queue),
+            pieces: PIECES,
+        }
+    }
+
+    /// Takes over virtqueues that are live, and gives the device buffers for its events.
     ///
-    /// May sleep.
-    pub(crate) fn listen(&self) -> Result {
+    /// They are stopped by [`Self::give_up`], which has to be called. May sleep.
+    pub(crate) fn listen(&self, live: Live<Self>) -> Result {
+        *self.live.lock() = Some(live);
         for _ in 0..EVENTS {
             let mut event = Request::new()?;
 
             event
                 .frame
-                .reset(size_of::<Event>(), crate::virtio::frame::Direction::Out);
+                .reset(size_of::<Event>(), Direction::Out);
             let queue = usize::from(QUEUE_EVENT);
             if self.queues.submit(queue, event, Notify::Later).is_err() {
                 break;
@@ -274,7 +295,10 @@ impl<O: Origin> Client<O> {
         self.cleancache.credits.clear();
         self.requests.close();
         self.control.close();
-        self.queues.stop();
+        let live = self.live.lock().take();
+        if let Some(live) = live {
+            live.stop(|queue, request| self.returned(queue, request));
+        }
         // What is staged, and all that is ephemeral, is not there any more.
         self.staging.drain();
         self.forget(Pool::Cleancache);
@@ -471,22 +495,27 @@ impl<O: Origin> workqueue::WorkItem for Client<O> {
 impl<O: Origin> Handler for Client<O> {
     type Token = Request<O>;
 
-    fn done(&self, queue: usize, request: KBox<Request<O>>, written: Option<usize>) {
+    fn done(&self, queue: usize, request: KBox<Request<O>>, written: usize) {
         match queue as u16 {
-            QUEUE_CONTROL => self.control.done(request, written),
+            QUEUE_CONTROL => self.control.done(request, Some(written)),
             QUEUE_EVENT => self.event(request, written),
-            _ => self.complete(queue, request, written),
+            _ => self.complete(queue, request, Some(written)),
         }
     }
 }
 
 impl<O: Origin> Client<O> {
-    /// Takes an event, and gives its buffer back to the device.
-    fn event(&self, mut buffer: KBox<Request<O>>, written: Option<usize>) {
-        let Some(written) = written else {
-            return;
-        };
+    /// Takes back a request that the device may or may not have carried out.
+    fn returned(&self, queue: usize, request: KBox<Request<O>>) {
+        match queue as u16 {
+            QUEUE_CONTROL => self.control.done(request, None),
+            QUEUE_EVENT => drop(request),
+            _ => self.complete(queue, request, None),
+        }
+    }
 
+    /// Takes an event, and gives its buffer back to the device.
+    fn event(&self, mut buffer: KBox<Request<O>>, written: usize) {
         if let Ok((event, _)) = Event::ref_from_prefix(buffer.frame.answer(written)) {
             if EventKind::from_wire(event.kind.get()).is_some() {
                 self.heed(&News {
@@ -499,7 +528,7 @@ impl<O: Origin> Client<O> {
 
         buffer
             .frame
-            .reset(size_of::<Event>(), crate::virtio::frame::Direction::Out);
+            .reset(size_of::<Event>(), Direction::Out);
         // If the device does not take it, there are no more events to hear of.
         let _ = self
             .queues

@@ -39,16 +39,16 @@ use crate::{
     virtio::{
         self,
         queue::{
-            Owner,
-            Queues, //
+            Found,
+            Stopped, //
         },
+        VIRTIO_F_VERSION_1,
+        VIRTIO_RING_F_INDIRECT_DESC, //
     },
 };
 
 /// More data virtqueues than this are of no use.
 const MAX_DATA_QUEUES: u16 = 64;
-
-const VIRTIO_F_VERSION_1: u32 = 32;
 
 /// The driver.
 pub(crate) struct TmemDriver;
@@ -61,8 +61,17 @@ pub(crate) struct TmemData {
     _hooks: Hooks,
     _pump: Thread<Client>,
     _growth: Growth,
-    _queues: Owner<Client>,
+    _queues: Queues,
     client: Arc<Client>,
+}
+
+/// Stops the virtqueues, if that has not happened before.
+struct Queues(Arc<Client>);
+
+impl Drop for Queues {
+    fn drop(&mut self) {
+        self.0.give_up();
+    }
 }
 
 /// Waits, when there is nobody any more who has the index grow, until it has grown.
@@ -76,7 +85,6 @@ impl Drop for Growth {
 
 impl virtio::Driver for TmemDriver {
     type Data<'bound> = TmemData;
-    type Handler = Client;
     const ID_TABLE: virtio::IdTable = &VIRTIO_TABLE;
 
     fn probe<'bound>(
@@ -86,18 +94,30 @@ impl virtio::Driver for TmemDriver {
     }
 
     fn unbind<'bound>(vdev: &'bound virtio::Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
-        this.client.quiesce();
-        let lost = this
-            .client
-            .pages(Pool::Frontswap)
-            .load(kernel::sync::atomic::Relaxed);
-        if this.client.give_up() && lost > 0 {
-            dev_err!(
-                vdev,
-                "the device goes with {lost} swap pages that only the host has: reading one is \
-                 an I/O error\n"
-            );
-        }
+        part(vdev, &this.client);
+    }
+
+    fn freeze<'bound>(
+        vdev: &'bound virtio::Device<Core<'_>>,
+        this: Pin<&Self::Data<'bound>>,
+    ) -> Result {
+        part(vdev, &this.client);
+        Ok(())
+    }
+}
+
+/// Gives the device up.
+fn part(vdev: &virtio::Device<Core<'_>>, client: &Client) {
+    client.quiesce();
+    let lost = client
+        .pages(Pool::Frontswap)
+        .load(kernel::sync::atomic::Relaxed);
+    if client.give_up() && lost > 0 {
+        dev_err!(
+            vdev,
+            "the device goes with {lost} swap pages that only the host has: reading one is \
+             an I/O error\n"
+        );
     }
 }
 
@@ -117,13 +137,7 @@ fn bind(vdev: &virtio::Device<Core<'_>>) -> Result<TmemData> {
 
     let count = usize::from(FIRST_DATA_QUEUE) + usize::from(config.data_queues.get());
     let lanes = Lanes::new(config.data_queues.get().into());
-    let queues = Queues::find(vdev, count, |n| lanes.interrupts(n)).inspect_err(|error| {
-        dev_err!(
-            vdev,
-            "the device does not have the {count} virtqueues that its configuration \
-             promises ({error:?})\n"
-        );
-    })?;
+    let queues = Stopped::new((0..count).map(|n| Client::spec(lanes, n)))?;
 
     let growth = Arc::new(OwnedQueue::new(c"virtio_tmem_grow", false)?, GFP_KERNEL)?;
     let client = Client::new(
@@ -135,8 +149,17 @@ fn bind(vdev: &virtio::Device<Core<'_>>) -> Result<TmemData> {
     )?;
     let pump = Thread::new(c"virtio_tmem", client.clone())?;
 
-    queues.queues().start(client.clone());
-    client.listen()?;
+    let found = queues.find(vdev, client.clone()).inspect_err(|error| {
+        dev_err!(
+            vdev,
+            "the device does not have the {count} virtqueues that its configuration \
+             promises ({:?})\n",
+            error.error
+        );
+    })?;
+    check_rings(vdev, &found, (lanes, count))?;
+    let queues = Queues(client.clone());
+    client.listen(found.start())?;
     let capabilities = config.capabilities.get();
     for (pool, bit, wanted) in [
         (Pool::Frontswap, cap::PERSISTENT, params::frontswap()),
@@ -171,6 +194,30 @@ fn bind(vdev: &virtio::Device<Core<'_>>) -> Result<TmemData> {
         _queues: queues,
         client,
     })
+}
+
+/// Refuses virtqueues that are too small for what goes over them.
+fn check_rings(
+    vdev: &virtio::Device<Bound>,
+    found: &Found<'_, Client>,
+    (lanes, count): (Lanes, usize),
+) -> Result {
+    let indirect = found.has_feature(VIRTIO_RING_F_INDIRECT_DESC);
+
+    for n in 0..count {
+        let size = found.ring_size(n) as usize;
+        let least = if indirect { 1 } else { Client::spec(lanes, n).pieces };
+
+        if size < least {
+            dev_err!(
+                vdev,
+                "virtqueue {n} has {size} descriptors, and without indirect ones it takes \
+                 {least}: give the device larger virtqueues\n"
+            );
+            return Err(EINVAL);
+        }
+    }
+    Ok(())
 }
 
 fn on_off(on: bool) -> &'static str {

@@ -3,12 +3,10 @@
 //! Abstractions for the virtio bus.
 //!
 //! Nothing here knows what the driver above it is for. A driver implements [`Driver`], asks its
-//! [`Device`] for virtqueues with [`queue::Queues`], and hands them [`frame::Frame`]s.
+//! [`Device`] for virtqueues with [`queue::Stopped::find`], and gives them [tokens](queue::Token).
 //!
 //! C header: [`include/linux/virtio.h`](srctree/include/linux/virtio.h)
 
-pub(crate) mod frame;
-pub(crate) mod pages;
 pub(crate) mod queue;
 
 use core::{
@@ -37,6 +35,12 @@ use zerocopy::{
 
 use crate::bindings;
 
+/// The feature of a device that keeps to version 1 of the specification, or a later one.
+pub(crate) const VIRTIO_F_VERSION_1: u32 = 32;
+
+/// The feature of a device that takes tables of descriptors outside of the ring.
+pub(crate) const VIRTIO_RING_F_INDIRECT_DESC: u32 = 28;
+
 /// An adapter for the registration of virtio drivers.
 pub(crate) struct Adapter<T: Driver>(T);
 
@@ -59,12 +63,22 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         name: &'static CStr,
         module: &'static ThisModule,
     ) -> Result {
+        let features = T::FEATURES;
+
         // SAFETY: It's safe to set the fields of `struct virtio_driver` on initialization.
         unsafe {
             (*vdrv.get()).driver.name = name.as_char_ptr();
+            (*vdrv.get()).id_table = T::ID_TABLE.as_ptr();
+            (*vdrv.get()).feature_table = features.as_ptr();
+            (*vdrv.get()).feature_table_size = c_uint::try_from(features.len())?;
             (*vdrv.get()).probe = Some(Self::probe_callback);
             (*vdrv.get()).remove = Some(Self::remove_callback);
-            (*vdrv.get()).id_table = T::ID_TABLE.as_ptr();
+            (*vdrv.get()).config_changed = Some(Self::config_changed_callback);
+            (*vdrv.get()).freeze = Some(Self::freeze_callback);
+            (*vdrv.get()).restore = Some(Self::restore_callback);
+            (*vdrv.get()).reset_prepare = Some(Self::freeze_callback);
+            (*vdrv.get()).reset_done = Some(Self::restore_callback);
+            (*vdrv.get()).shutdown = Some(Self::shutdown_callback);
         }
 
         // SAFETY: `vdrv` is guaranteed to be a valid `DriverType`.
@@ -88,7 +102,9 @@ impl<T: Driver> Adapter<T> {
         from_result(|| {
             let data = T::probe(vdev);
 
-            vdev.as_ref().set_drvdata(data)?;
+            vdev.as_ref()
+                .set_drvdata(data)
+                .inspect_err(|_| queue::release(vdev))?;
             Ok(0)
         })
     }
@@ -109,7 +125,82 @@ impl<T: Driver> Adapter<T> {
 
         // The virtio core wants the device reset, and its virtqueues gone, before `remove()`
         // returns; the driver's data is only dropped after that.
-        queue::stop_all::<T::Handler>(vdev);
+        queue::release(vdev);
+        if vdev.status() != 0 {
+            // SAFETY: `vdev` is a bound device, and it has no virtqueues.
+            unsafe { vdev.reset() };
+        }
+    }
+
+    extern "C" fn config_changed_callback(vdev: *mut bindings::virtio_device) {
+        // SAFETY: The virtio core only ever calls the callback with a valid pointer to a `struct
+        // virtio_device`.
+        //
+        // INVARIANT: `vdev` is valid, and bound, for the duration of `config_changed_callback()`:
+        // the core does not call it before `probe()` has returned, nor after `remove()` is called.
+        let vdev = unsafe { &*vdev.cast::<Device<device::BoundInternal>>() };
+
+        // SAFETY: The core only calls it after a successful call to `probe_callback`, hence it's
+        // guaranteed that `Device::set_drvdata()` has been called and stored a
+        // `Pin<KBox<T::Data<'_>>>`.
+        let data = unsafe { vdev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+
+        T::config_changed(vdev, data);
+    }
+
+    extern "C" fn freeze_callback(vdev: *mut bindings::virtio_device) -> c_int {
+        // SAFETY: The virtio core only ever calls the callback with a valid pointer to a `struct
+        // virtio_device` that is bound to the driver.
+        //
+        // INVARIANT: `vdev` is valid for the duration of `freeze_callback()`.
+        let vdev = unsafe { &*vdev.cast::<Device<device::CoreInternal<'_>>>() };
+
+        // SAFETY: The device is not being probed while it is frozen or reset, hence it's guaranteed
+        // that `Device::set_drvdata()` has been called and stored a `Pin<KBox<T::Data<'_>>>`.
+        let data = unsafe { vdev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+
+        from_result(|| {
+            T::freeze(vdev, data)?;
+            // The core resets the device when it wakes up, under virtqueues that are still there.
+            queue::stop_all(vdev);
+            Ok(0)
+        })
+    }
+
+    extern "C" fn restore_callback(vdev: *mut bindings::virtio_device) -> c_int {
+        // SAFETY: The virtio core only ever calls the callback with a valid pointer to a `struct
+        // virtio_device` that is bound to the driver.
+        //
+        // INVARIANT: `vdev` is valid for the duration of `restore_callback()`.
+        let vdev = unsafe { &*vdev.cast::<Device<device::CoreInternal<'_>>>() };
+
+        // SAFETY: The device was frozen, or was about to be reset, before, hence it's guaranteed
+        // that `Device::set_drvdata()` has been called and stored a `Pin<KBox<T::Data<'_>>>`.
+        let data = unsafe { vdev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+
+        from_result(|| {
+            T::restore(vdev, data).inspect_err(|_| queue::stop_all(vdev))?;
+            Ok(0)
+        })
+    }
+
+    extern "C" fn shutdown_callback(vdev: *mut bindings::virtio_device) {
+        // SAFETY: The virtio bus only ever calls the callback with a valid pointer to a `struct
+        // virtio_device` that is bound to the driver.
+        //
+        // INVARIANT: `vdev` is valid for the duration of `shutdown_callback()`.
+        let vdev = unsafe { &*vdev.cast::<Device<device::CoreInternal<'_>>>() };
+
+        // SAFETY: The driver core holds the device's lock, so that the device is not being probed,
+        // hence it's guaranteed that `Device::set_drvdata()` has been called and stored a
+        // `Pin<KBox<T::Data<'_>>>`.
+        let data = unsafe { vdev.as_ref().drvdata_borrow::<T::Data<'_>>() };
+
+        T::shutdown(vdev, data);
+
+        // What the core does for a driver that has no say in it.
+        // SAFETY: `vdev` is a bound device.
+        unsafe { bindings::virtio_device_shutdown(vdev.as_raw()) };
     }
 }
 
@@ -147,30 +238,80 @@ pub(crate) type IdTable = &'static dyn kernel::device_id::IdTable<DeviceId, ()>;
 
 /// A virtio driver.
 ///
-/// The device goes live when the driver calls [`queue::Queues::start`], which takes all that the
-/// virtqueues' callbacks may need: no callback can come before it is there. Whatever the driver
-/// does in [`unbind`](Self::unbind), its virtqueues are stopped and drained after it.
+/// The bus calls the functions of one device one after the other, other than
+/// [`config_changed`](Self::config_changed).
 pub(crate) trait Driver {
     /// The type of the driver's device private data.
-    type Data<'bound>: Send + 'bound;
-
-    /// What takes back the tokens of the device's virtqueues.
-    type Handler: queue::Handler;
+    type Data<'bound>: Send + Sync + 'bound;
 
     /// The table of device IDs supported by the driver.
     const ID_TABLE: IdTable;
 
+    /// The features of the kind of device that the driver knows of; those of the transport and the
+    /// virtqueues are none of its business.
+    const FEATURES: &'static [c_uint] = &[];
+
     /// Binds the driver to a device.
     ///
-    /// May sleep.
+    /// The features are negotiated. The device becomes ready when the driver
+    /// [starts](queue::Found::start) its virtqueues, or else after this. May sleep.
     fn probe<'bound>(
         vdev: &'bound Device<device::Core<'_>>,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound;
 
     /// Unbinds the driver from a device, while its virtqueues still work.
     ///
-    /// May sleep.
+    /// Those that are left are stopped after it, and the device is reset. May sleep.
     fn unbind<'bound>(vdev: &'bound Device<device::Core<'_>>, this: Pin<&Self::Data<'bound>>) {
+        let _ = (vdev, this);
+    }
+
+    /// Takes note of a change of the device's configuration space.
+    ///
+    /// Called in hard interrupt context, or otherwise with interrupts off, and with the device's
+    /// `config_lock` held: to read what has changed takes a context that may sleep. Not called
+    /// before [`probe`](Self::probe) and [`restore`](Self::restore) are over, when one call stands
+    /// for all changes meanwhile, nor from the moment when the device is about to be unbound or
+    /// frozen.
+    fn config_changed<'bound>(
+        vdev: &'bound Device<device::Bound>,
+        this: Pin<&Self::Data<'bound>>,
+    ) {
+        let _ = (vdev, this);
+    }
+
+    /// Prepares for the device to lose its state: the guest is suspended, or written to a
+    /// hibernation image, or the transport resets the device.
+    ///
+    /// The virtqueues that are left are stopped after it. If it fails, the guest is not suspended
+    /// and the device goes on. Tasks are frozen already if the guest is suspended. May sleep.
+    fn freeze<'bound>(
+        vdev: &'bound Device<device::Core<'_>>,
+        this: Pin<&Self::Data<'bound>>,
+    ) -> Result {
+        let _ = (vdev, this);
+        Ok(())
+    }
+
+    /// Brings a device back that was [frozen](Self::freeze): the guest wakes up, or was not
+    /// suspended after all, or the transport has reset the device.
+    ///
+    /// The core has reset the device and negotiated the features that it had again; virtqueues have
+    /// to be [found](queue::Stopped::find) and started anew. If it fails, those that are there
+    /// are stopped, and the device stays bound without any. May sleep.
+    fn restore<'bound>(
+        vdev: &'bound Device<device::Core<'_>>,
+        this: Pin<&Self::Data<'bound>>,
+    ) -> Result {
+        let _ = (vdev, this);
+        Ok(())
+    }
+
+    /// Prepares for the guest to be switched off or to start another kernel.
+    ///
+    /// After it nothing goes into or comes out of the virtqueues any more, and the device is reset;
+    /// the driver stays bound. May sleep.
+    fn shutdown<'bound>(vdev: &'bound Device<device::Core<'_>>, this: Pin<&Self::Data<'bound>>) {
         let _ = (vdev, this);
     }
 }
@@ -193,10 +334,76 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
     }
 }
 
+impl Device {
+    /// Makes the device ready, unless it is.
+    ///
+    /// # Safety
+    ///
+    /// The device must be bound.
+    unsafe fn ready(&self) {
+        // SAFETY: By the safety requirements.
+        unsafe {
+            let status = bindings::tmem_virtio_get_status(self.as_raw());
+
+            if u32::from(status) & bindings::VIRTIO_CONFIG_S_DRIVER_OK == 0 {
+                bindings::tmem_virtio_device_ready(self.as_raw());
+            }
+        }
+    }
+
+    /// Resets the device: it does not touch any memory, nor interrupt, after this. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// The device must be bound, and nobody may be about to notify it.
+    unsafe fn reset(&self) {
+        // SAFETY: By the safety requirements.
+        unsafe { bindings::virtio_reset_device(self.as_raw()) };
+    }
+}
+
+impl Device<device::Core<'_>> {
+    /// Returns the device's status.
+    fn status(&self) -> u32 {
+        // SAFETY: `self` is a device that is bound to a driver which the bus has called.
+        unsafe { bindings::tmem_virtio_get_status(self.as_raw()) }.into()
+    }
+
+    /// Negotiates the features that were negotiated before, if the device was reset since.
+    ///
+    /// As the core does before it calls the driver. May sleep.
+    fn negotiate(&self) -> Result {
+        let driver = bindings::VIRTIO_CONFIG_S_ACKNOWLEDGE | bindings::VIRTIO_CONFIG_S_DRIVER;
+        let features_ok = bindings::VIRTIO_CONFIG_S_FEATURES_OK;
+
+        if self.status() & driver == driver {
+            return Ok(());
+        }
+        let vdev = self.as_raw();
+        // SAFETY: `self` is a device that is bound to a driver which the bus has called.
+        unsafe {
+            bindings::virtio_add_status(vdev, driver);
+            to_result(bindings::tmem_virtio_finalize_features(vdev))?;
+        }
+        // A legacy device knows of no such status.
+        if !self.has_feature(VIRTIO_F_VERSION_1) {
+            return Ok(());
+        }
+        // SAFETY: `self` is a device that is bound to a driver which the bus has called.
+        unsafe { bindings::virtio_add_status(vdev, features_ok) };
+        if self.status() & features_ok == 0 {
+            dev_err!(self, "the device does not offer the features any more that it had\n");
+            return Err(ENODEV);
+        }
+        Ok(())
+    }
+}
+
 impl Device<device::Bound> {
     /// Reads the device configuration space from its beginning.
     ///
     /// The bytes are of one generation: they are read again if the device changed them meanwhile.
+    /// May sleep.
     pub(crate) fn read_config<T: FromBytes + IntoBytes>(&self) -> T {
         let mut config = T::new_zeroed();
         let bytes = config.as_mut_bytes();
@@ -213,10 +420,24 @@ impl Device<device::Bound> {
         config
     }
 
-    /// Returns whether the feature `bit` was negotiated.
+    /// Returns whether the feature `bit` was negotiated. Any context.
     pub(crate) fn has_feature(&self, bit: u32) -> bool {
         // SAFETY: `self` is a bound device.
         unsafe { bindings::tmem_virtio_has_feature(self.as_raw(), bit) }
+    }
+
+    /// Returns whether one of the device's virtqueues does not work any more. Process context.
+    pub(crate) fn is_broken(&self) -> bool {
+        // SAFETY: `self` is a bound device.
+        unsafe { bindings::tmem_virtio_is_broken(self.as_raw()) }
+    }
+
+    /// Has nothing go into or come out of the device's virtqueues any more. Process context.
+    ///
+    /// See [`queue::Queues::break_device`] for other contexts.
+    pub(crate) fn break_device(&self) {
+        // SAFETY: `self` is a bound device.
+        unsafe { bindings::virtio_break_device(self.as_raw()) };
     }
 }
 

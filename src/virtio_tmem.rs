@@ -18,6 +18,7 @@ mod driver;
 mod hooks;
 mod params;
 mod stats;
+#[allow(dead_code, unused_imports, reason = "it is whole, whatever this driver needs of it")]
 mod virtio;
 
 use kernel::prelude::*;

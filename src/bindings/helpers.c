@@ -37,10 +37,33 @@ void tmem_virtio_device_ready(struct virtio_device *vdev)
 	virtio_device_ready(vdev);
 }
 
+/* Unlike virtio_has_feature(), false for a bit that the driver did not ask for. */
 bool tmem_virtio_has_feature(const struct virtio_device *vdev,
 			     unsigned int fbit)
 {
-	return virtio_has_feature(vdev, fbit);
+	return fbit < VIRTIO_FEATURES_BITS && __virtio_test_bit(vdev, fbit);
+}
+
+u8 tmem_virtio_get_status(struct virtio_device *vdev)
+{
+	return vdev->config->get_status(vdev);
+}
+
+int tmem_virtio_finalize_features(struct virtio_device *vdev)
+{
+	return vdev->config->finalize_features(vdev);
+}
+
+bool tmem_virtio_is_broken(struct virtio_device *vdev)
+{
+	struct virtqueue *vq;
+	bool broken = false;
+
+	spin_lock(&vdev->vqs_list_lock);
+	virtio_device_for_each_vq(vdev, vq)
+		broken |= virtqueue_is_broken(vq);
+	spin_unlock(&vdev->vqs_list_lock);
+	return broken;
 }
 
 const u16 *tmem_virtqueue_used_index(const struct virtqueue *vq)
@@ -56,40 +79,53 @@ void tmem_virtio_cread_bytes(struct virtio_device *vdev, unsigned int offset,
 	virtio_cread_bytes(vdev, offset, buf, len);
 }
 
-void tmem_sg_init_one(struct scatterlist *sg, const void *buf, unsigned int len)
+/*
+ * Adds the first entries of a table of scatterlists, of which some are for the
+ * device to read and the rest for it to write. The ends are marked only
+ * meanwhile, so that the table need not be made anew for what comes next.
+ */
+int tmem_virtqueue_add(struct virtqueue *vq, struct scatterlist *table,
+		       unsigned int readable, unsigned int writable,
+		       void *data, gfp_t gfp)
 {
-	sg_init_one(sg, buf, len);
+	struct scatterlist *sgs[2];
+	struct scatterlist *read_end = NULL, *write_end = NULL;
+	unsigned int outs = 0, ins = 0;
+	int err;
+
+	if (readable) {
+		sgs[outs++] = table;
+		read_end = table + readable - 1;
+		sg_mark_end(read_end);
+	}
+	if (writable) {
+		sgs[outs + ins++] = table + readable;
+		write_end = table + readable + writable - 1;
+		sg_mark_end(write_end);
+	}
+	err = virtqueue_add_sgs(vq, sgs, outs, ins, data, gfp);
+	if (read_end)
+		sg_unmark_end(read_end);
+	if (write_end)
+		sg_unmark_end(write_end);
+	return err;
 }
 
-void tmem_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int len)
+/* Only memory that is mapped linearly has pages that follow each other. */
+bool tmem_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int len)
 {
+	unsigned long addr = (unsigned long)buf;
+
+	if (addr < PAGE_OFFSET || addr + len > (unsigned long)high_memory)
+		return false;
 	sg_set_buf(sg, buf, len);
+	return true;
 }
 
 void tmem_sg_set_page(struct scatterlist *sg, struct page *page,
 		      unsigned int len, unsigned int offset)
 {
 	sg_set_page(sg, page, len, offset);
-}
-
-void tmem_sg_mark_end(struct scatterlist *sg)
-{
-	sg_mark_end(sg);
-}
-
-void tmem_sg_unmark_end(struct scatterlist *sg)
-{
-	sg_unmark_end(sg);
-}
-
-struct page *tmem_alloc_page(gfp_t gfp)
-{
-	return alloc_page(gfp);
-}
-
-void tmem_free_page(struct page *page)
-{
-	__free_page(page);
 }
 
 void tmem_copy_page(struct page *to, struct page *from)

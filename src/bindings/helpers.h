@@ -20,20 +20,20 @@ void tmem_virtio_del_vqs(struct virtio_device *vdev);
 void tmem_virtio_device_ready(struct virtio_device *vdev);
 bool tmem_virtio_has_feature(const struct virtio_device *vdev,
 			     unsigned int fbit);
+u8 tmem_virtio_get_status(struct virtio_device *vdev);
+int tmem_virtio_finalize_features(struct virtio_device *vdev);
+bool tmem_virtio_is_broken(struct virtio_device *vdev);
 const u16 *tmem_virtqueue_used_index(const struct virtqueue *vq);
 void tmem_virtio_cread_bytes(struct virtio_device *vdev, unsigned int offset,
 			     void *buf, size_t len);
-void tmem_sg_init_one(struct scatterlist *sg, const void *buf,
-		      unsigned int len);
-void tmem_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int len);
+int tmem_virtqueue_add(struct virtqueue *vq, struct scatterlist *table,
+		       unsigned int readable, unsigned int writable,
+		       void *data, gfp_t gfp);
+bool tmem_sg_set_buf(struct scatterlist *sg, const void *buf, unsigned int len);
 void tmem_sg_set_page(struct scatterlist *sg, struct page *page,
 		      unsigned int len, unsigned int offset);
-void tmem_sg_mark_end(struct scatterlist *sg);
-void tmem_sg_unmark_end(struct scatterlist *sg);
 
 /* pages */
-struct page *tmem_alloc_page(gfp_t gfp);
-void tmem_free_page(struct page *page);
 void tmem_copy_page(struct page *to, struct page *from);
 u32 tmem_crc_page(struct page *page);
 

@@ -110,7 +110,7 @@ impl<W: Work> Thread<W> {
         // What came before the thread could be woken.
         // SAFETY: The task was just created, and nobody stops it but this instance.
         unsafe { raw::wake_up_process(task.as_ptr()) };
-        // INVARIANT: As above.
+        // INVARIANT: The task runs `main()`, and nobody else has been given it to stop.
         Ok(Self { task, work })
     }
 

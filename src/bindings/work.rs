@@ -23,7 +23,8 @@ pub(crate) struct OwnedQueue(NonNull<raw::workqueue_struct>);
 
 // SAFETY: Workqueues may be used from any thread.
 unsafe impl Send for OwnedQueue {}
-// SAFETY: As above.
+// SAFETY: All that can be done with a shared reference is to enqueue work and to wait for it, and
+// workqueues have locks for that.
 unsafe impl Sync for OwnedQueue {}
 
 impl OwnedQueue {

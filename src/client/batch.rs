@@ -4,18 +4,23 @@
 
 use kernel::{
     prelude::*,
-    sync::atomic::Relaxed, //
+    sync::atomic::Relaxed,
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
 };
 use virtio_tmem_abi::Opcode;
 
 use crate::{
-    bindings::trace,
-    virtio::{
-        pages::PageRef,
-        queue::{
-            Notify,
-            Rejected, //
-        },
+    bindings::{
+        page::PageRef,
+        trace, //
+    },
+    virtio::queue::{
+        Notify,
+        Poller,
+        Rejected, //
     },
 };
 
@@ -64,6 +69,14 @@ impl<O: Origin> Batch<O> {
             page.mine = mine;
         }
     }
+}
+
+/// A request that the device could not be given yet.
+pub(super) struct Waiting<O: Origin> {
+    queue: usize,
+    request: KBox<Request<O>>,
+    /// Whether the virtqueue has to get emptier first.
+    full: bool,
 }
 
 /// Why no more pages went into a batch.
@@ -270,22 +283,26 @@ impl<O: Origin> Client<O> {
     /// is told at once.
     pub(crate) fn submit(&self, mut batch: Batch<O>, origin: O) {
         batch.request.origin = Some(origin);
-        if let Err((queue, request)) = self.try_send(batch) {
-            self.send_waiting(queue, request);
+        if let Err(waiting) = self.try_send(batch, None) {
+            self.send_waiting(waiting);
         }
     }
 
     /// Gives a batch to the device if there is room, where nobody asks what becomes of it.
     pub(super) fn send(&self, batch: Batch<O>) {
-        if let Err((_, request)) = self.try_send(batch) {
-            self.fail(request);
+        if let Err(waiting) = self.try_send(batch, None) {
+            self.fail(waiting.request);
         }
     }
 
-    /// Gives a batch to the device, unless the virtqueue is full.
+    /// Gives a batch to the device, unless there is no room. `poller` looks for the answer.
     ///
     /// If the device does not take any, the request has failed.
-    pub(super) fn try_send(&self, mut batch: Batch<O>) -> Result<(), (usize, KBox<Request<O>>)> {
+    pub(super) fn try_send(
+        &self,
+        mut batch: Batch<O>,
+        poller: Option<&Poller<'_, Self>>,
+    ) -> Result<(), Waiting<O>> {
         let Some(queue) = batch.queue else {
             self.fail(batch.request);
             return Ok(());
@@ -308,21 +325,26 @@ impl<O: Origin> Client<O> {
             }
         }
         trace::request(queue, opcode.to_wire(), count, 0);
-        self.offer(queue, batch.request)
+        self.offer(queue, batch.request, poller)
     }
 
     /// Waits for room in the virtqueue for a request that has been refused for want of it. Sleeps.
-    pub(super) fn send_waiting(&self, queue: usize, mut request: KBox<Request<O>>) {
+    pub(super) fn send_waiting(&self, mut waiting: Waiting<O>) {
         loop {
             let seen = self.requests.returned();
 
-            request = match self.offer(queue, request) {
+            waiting = match self.offer(waiting.queue, waiting.request, None) {
                 Ok(()) => return,
-                Err((_, request)) if self.is_gone() => return self.fail(request),
-                Err((_, request)) => request,
+                Err(waiting) if self.is_gone() => return self.fail(waiting.request),
+                Err(waiting) => waiting,
             };
-            // What fills it comes back, or the device is given up.
-            self.requests.wait_after(seen);
+            if waiting.full {
+                // What fills it comes back, or the device is given up.
+                self.requests.wait_after(seen);
+            } else {
+                // There is no telling when there is memory again.
+                fsleep(Delta::from_millis(1));
+            }
         }
     }
 
@@ -330,16 +352,34 @@ impl<O: Origin> Client<O> {
         &self,
         queue: usize,
         request: KBox<Request<O>>,
-    ) -> Result<(), (usize, KBox<Request<O>>)> {
+        poller: Option<&Poller<'_, Self>>,
+    ) -> Result<(), Waiting<O>> {
         let flush = request.is_flush();
 
         let notify = if flush { Notify::Later } else { Notify::Now };
+        let submitted = match poller {
+            Some(poller) => poller.submit(request, notify),
+            None => self.queues.submit(queue, request, notify),
+        };
 
-        match self.queues.submit(queue, request, notify) {
+        match submitted {
             Ok(()) if flush => self.kick_later(queue),
             Ok(()) => self.watch(),
-            Err(Rejected::Full(request)) => return Err((queue, request)),
-            Err(Rejected::Stopped(request)) => self.fail(request),
+            Err(Rejected::Full(request)) => {
+                return Err(Waiting {
+                    queue,
+                    request,
+                    full: true,
+                })
+            }
+            Err(Rejected::NoMemory(request)) => {
+                return Err(Waiting {
+                    queue,
+                    request,
+                    full: false,
+                })
+            }
+            Err(Rejected::Invalid(request) | Rejected::Stopped(request)) => self.fail(request),
         }
         Ok(())
     }

@@ -84,7 +84,7 @@ impl Polling {
 ///
 /// When it is dropped, whoever has made them looks for the answers for a while, before interrupts
 /// have to tell of them. Nobody may sleep before that, other than in here: until then there are no
-/// interrupts.
+/// interrupts because of them.
 pub(crate) struct Gets<'a, O: Origin> {
     client: &'a Client<O>,
     queue: usize,
@@ -142,9 +142,10 @@ impl<O: Origin> Gets<'_, O> {
     /// is told at once.
     pub(crate) fn submit(&mut self, mut batch: Batch<O>, origin: O) {
         batch.request.origin = Some(origin);
-        if let Err((queue, request)) = self.client.try_send(batch) {
+        let poller = self.poller.as_ref().map(|(poller, _)| poller);
+        if let Err(waiting) = self.client.try_send(batch, poller) {
             self.stop_polling();
-            self.client.send_waiting(queue, request);
+            self.client.send_waiting(waiting);
         }
     }
 

@@ -25,16 +25,14 @@ use virtio_tmem_abi::{
 };
 use zerocopy::IntoBytes;
 
-use crate::{
-    bindings::thread::{
-        self,
-        Bell, //
-    },
-    virtio::frame::MAX_PAGES, //
+use crate::bindings::thread::{
+    self,
+    Bell, //
 };
 
 use super::{
     batch::crc_of,
+    frame::MAX_PAGES,
     logic::index::Flush,
     request::{
         object_id,

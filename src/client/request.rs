@@ -27,15 +27,18 @@ use zerocopy::{
     IntoBytes, //
 };
 
-use super::logic::index::Covers;
-
-use crate::virtio::{
+use super::{
     frame::{
         Direction,
         Frame,
         MAX_PAGES, //
     },
-    queue, //
+    logic::index::Covers, //
+};
+
+use crate::virtio::queue::{
+    self,
+    Buffers, //
 };
 
 const HEADER: usize = size_of::<RequestHeader>();
@@ -181,8 +184,8 @@ pub(crate) struct Request<O: Origin> {
 }
 
 impl<O: Origin> queue::Token for Request<O> {
-    fn frame(&mut self) -> &mut Frame {
-        &mut self.frame
+    fn buffers<'a>(&'a mut self, list: &mut Buffers<'a>) {
+        self.frame.buffers(list);
     }
 }
 

@@ -16,21 +16,19 @@ use kernel::{
     time::msecs_to_jiffies,
 };
 
-use crate::{
-    bindings::thread,
-    virtio::{
-        frame::MAX_PAGES,
-        pages::{
-            PagePool,
-            PageRef,
-            Slot, //
-        },
-    },
+use crate::bindings::{
+    page::PageRef,
+    thread, //
 };
 
 use super::{
+    frame::MAX_PAGES,
     half::Half,
     logic::index::Covers,
+    pages::{
+        PagePool,
+        Slot, //
+    },
     request::Origin,
     Client,
     Pool, //

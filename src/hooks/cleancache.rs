@@ -25,6 +25,7 @@ use core::ptr::{
 };
 
 use kernel::{
+    page::PAGE_SIZE,
     prelude::*,
     sync::atomic::{
         Full,
@@ -34,12 +35,11 @@ use kernel::{
 
 use crate::{
     bindings,
-    client::Pool,
-    params,
-    virtio::frame::{
-        MAX_PAGES,
-        PAGE_SIZE, //
+    client::{
+        Pool,
+        MAX_PAGES, //
     },
+    params, //
 };
 
 pub(super) use self::read::{

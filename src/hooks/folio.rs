@@ -6,9 +6,12 @@ use core::ptr::NonNull;
 
 use kernel::prelude::*;
 
-use crate::{
-    bindings,
-    virtio::pages::PageRef, //
+use crate::bindings::{
+    self,
+    page::{
+        PageRef,
+        PageRun, //
+    },
 };
 
 /// A folio that is locked, under writeback, or frozen.
@@ -70,11 +73,13 @@ impl Folio {
     pub(super) fn pages_at(self, n: u64, count: usize) -> impl Iterator<Item = PageRef> {
         // CAST: A folio has fewer pages.
         let count = count.min(self.pages().saturating_sub(n) as usize);
-        let first = self.page(n).ok();
+        let run = self.page(n).ok().and_then(|first| {
+            // SAFETY: There are so many pages from page `n` of the folio on, and as long as the
+            // folio is valid, so are its pages.
+            Some(unsafe { PageRun::new(NonNull::new(first.as_ptr())?, count) })
+        });
 
-        first
-            .into_iter()
-            .flat_map(move |first| (0..count).map(move |n| first.offset(n)))
+        run.into_iter().flat_map(PageRun::iter)
     }
 
     /// Returns the index of the first page in the file.

@@ -11,6 +11,7 @@ use core::{
 };
 
 use kernel::{
+    page::PAGE_SIZE,
     prelude::*,
     sync::atomic::{
         Atomic,
@@ -20,15 +21,14 @@ use kernel::{
 };
 
 use crate::{
-    bindings,
+    bindings::{
+        self,
+        page::PageRef, //
+    },
     client::{
         Answers,
         Outcome,
         Pool, //
-    },
-    virtio::{
-        frame::PAGE_SIZE,
-        pages::PageRef, //
     },
 };
 

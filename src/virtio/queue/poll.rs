@@ -2,9 +2,12 @@
 
 //! Looking at a virtqueue rather than being interrupted because of it.
 
+use core::cell::Cell;
+
 use kernel::{
+    prelude::*,
     sync::{
-        atomic::Relaxed,
+        atomic::Acquire,
         rcu, //
     },
     time::{
@@ -14,12 +17,13 @@ use kernel::{
     },
 };
 
-use crate::bindings;
-
 use super::{
+    watchers::Kind,
     Handler,
+    Notify,
     Queue,
-    Queues, //
+    Queues,
+    Rejected, //
 };
 
 /// How often to look where the device counts what it has used, between two looks at the clock.
@@ -29,55 +33,75 @@ const LOOKS: u32 = 16;
 /// lock held: less than a microsecond.
 const RELAX: u32 = 16;
 
-/// Somebody who looks for used tokens; until it is dropped, the device does not interrupt.
+/// Somebody who looks for the tokens that he submits.
+///
+/// The device does not interrupt because of those, until it is dropped; it still does for tokens
+/// for which somebody else sleeps.
 ///
 /// # Invariants
 ///
-/// It is counted in the ring's `pollers`.
+/// The queue's watchers know that somebody looks for tokens of `kind`.
 pub(crate) struct Poller<'a, H: Handler> {
     set: &'a Queues<H>,
-    queue: &'a Queue,
+    queue: &'a Queue<H>,
+    kind: Kind,
+    /// Whether anything was submitted.
+    busy: Cell<bool>,
+    /// What the device's count of used tokens was when the ring was last looked at.
+    seen: Cell<u16>,
 }
 
 impl<H: Handler> Queues<H> {
-    /// Looks for used tokens from now on, rather than have the device interrupt.
+    /// Looks for tokens from now on, rather than have the device interrupt.
     ///
-    /// Any context in which the [`Handler`] may be called; does not sleep.
+    /// [`None`] if the virtqueue is not live, or too many look already. Any context in which the
+    /// [`Handler`] may be called; does not sleep.
     pub(crate) fn poll(&self, queue: usize) -> Option<Poller<'_, H>> {
-        let queue = self.queues().get(queue)?;
+        let queue = self.queue(queue)?;
         let mut ring = queue.ring.lock();
 
-        if !queue.is_open() {
-            return None;
+        let vq = ring.live()?;
+        // INVARIANT: They know now.
+        let kind = ring.watchers.poll()?;
+        if !ring.watchers.want_interrupt() {
+            vq.disable_callbacks();
         }
-        ring.pollers += 1;
-        // SAFETY: The ring is open, and its lock is held.
-        unsafe { bindings::virtqueue_disable_cb(ring.vq) };
-        // INVARIANT: Counted now.
-        Some(Poller { set: self, queue })
+        Some(Poller {
+            set: self,
+            queue,
+            kind,
+            busy: Cell::new(false),
+            seen: Cell::new(ring.taken()),
+        })
     }
 }
 
 impl<H: Handler> Poller<'_, H> {
-    /// Spins until the device has used as many tokens as were added, but no longer than `limit`.
-    /// Returns for how long, if it was not longer.
+    /// As [`Queues::submit`], but for a token that [`Self::spin`] looks for.
+    pub(crate) fn submit(
+        &self,
+        token: KBox<H::Token>,
+        notify: Notify,
+    ) -> Result<(), Rejected<H::Token>> {
+        self.busy.set(true);
+        self.set.submit_to(self.queue, self.kind, token, notify)
+    }
+
+    /// Spins until the device has used the tokens, but no longer than `limit`. Returns for how
+    /// long, if it was not longer.
     ///
-    /// What has been used is given to the handler. Any context in which that may be called; does
-    /// not sleep.
+    /// What has been used, also by others, is given to the handler. Any context in which that may
+    /// be called; does not sleep.
     pub(crate) fn spin(&self, limit: Delta) -> Option<Delta> {
-        let added = self.queue.added.load(Relaxed);
         let start = Instant::<Monotonic>::now();
 
         loop {
-            if self.queue.wait_a_little() {
-                self.set.take_back(self.queue);
+            if self.busy.get() && self.queue.wait_a_little(self.seen.get()) {
+                self.look();
             }
-            // Others may have taken some of them back. That more are used than were added then, or
-            // in another order, does no harm: it is only a matter of how long to spin.
-            let left = added.wrapping_sub(self.queue.used.load(Relaxed)) as i64;
             let spent = start.elapsed();
 
-            if left <= 0 {
+            if !self.busy.get() {
                 return Some(spent);
             }
             if spent >= limit {
@@ -87,12 +111,23 @@ impl<H: Handler> Poller<'_, H> {
     }
 }
 
+impl<H: Handler> Poller<'_, H> {
+    /// Takes back what there is, and takes note of whether any of the tokens are still out.
+    fn look(&self) {
+        self.set.look_at(self.queue);
+
+        let ring = self.queue.ring.lock();
+        self.busy.set(ring.watchers.out(self.kind) > 0);
+        self.seen.set(ring.taken());
+    }
+}
+
 impl<H: Handler> Drop for Poller<'_, H> {
     fn drop(&mut self) {
         let mut ring = self.queue.ring.lock();
 
-        ring.pollers -= 1;
-        let quiet = self.queue.enable_interrupts(&ring);
+        ring.watchers.leave(self.kind);
+        let quiet = self.queue.arm(&ring);
         drop(ring);
         if !quiet {
             self.set.reap(self.queue);
@@ -100,27 +135,27 @@ impl<H: Handler> Drop for Poller<'_, H> {
     }
 }
 
-impl Queue {
+impl<H: Handler> Queue<H> {
     /// Lets the CPU relax for a while; returns whether it is worthwhile to take tokens back then.
-    fn wait_a_little(&self) -> bool {
-        // The ring may be closed, but what is looked at stays.
+    ///
+    /// The device's count was `seen` when somebody last did.
+    fn wait_a_little(&self, seen: u16) -> bool {
+        // The ring may be closed meanwhile, but what is looked at stays.
         let _guard = rcu::read_lock();
+        let index = self.used_index.load(Acquire);
 
-        if self.used_index.is_null() || !self.is_open() {
+        if index.is_null() {
             for _ in 0..RELAX {
                 core::hint::spin_loop();
             }
             return true;
         }
-        // Not more than a hint: whoever takes tokens back counts them, with the lock held.
-        // CAST: The device counts modulo 2^16.
-        let taken = self.used.load(Relaxed) as u16;
         for _ in 0..LOOKS {
-            // SAFETY: By the type invariants it is valid: the ring was open within the critical
+            // SAFETY: By the type invariants it is valid: it was not null within the critical
             // section.
-            let used = unsafe { self.used_index.read_volatile() };
+            let used = unsafe { index.read_volatile() };
 
-            if used != taken.to_le() {
+            if used != seen.to_le() {
                 return true;
             }
             // The device writes to it: it is left alone for some time.

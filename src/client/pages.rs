@@ -2,8 +2,6 @@
 
 //! A fixed set of pages to copy into from where nothing may be allocated.
 
-use core::ptr::NonNull;
-
 use kernel::{
     prelude::*,
     sync::{
@@ -17,52 +15,10 @@ use kernel::{
     },
 };
 
-use crate::bindings;
-
-/// A borrowed page of someone else's.
-///
-/// # Invariants
-///
-/// The page is valid for as long as the instance lives.
-#[derive(Clone, Copy)]
-pub(crate) struct PageRef(NonNull<bindings::page>);
-
-impl PageRef {
-    /// Borrows a page.
-    ///
-    /// # Safety
-    ///
-    /// The page must outlive the instance and all of its copies.
-    pub(crate) unsafe fn new(page: NonNull<bindings::page>) -> Self {
-        // INVARIANT: By the safety requirements.
-        Self(page)
-    }
-
-    /// Returns the page that is `n` pages further in the kernel's map of pages.
-    ///
-    /// It is only an address: to be used where such a page was borrowed too.
-    pub(crate) fn offset(self, n: usize) -> Self {
-        // INVARIANT: By what the caller knows.
-        Self(NonNull::new(self.0.as_ptr().wrapping_add(n)).unwrap_or(self.0))
-    }
-
-    /// Returns the raw page.
-    pub(super) fn as_ptr(self) -> *mut bindings::page {
-        self.0.as_ptr()
-    }
-
-    /// Returns the CRC-32C of the page's content.
-    pub(crate) fn crc(self) -> u32 {
-        // SAFETY: By the type invariant the page is valid.
-        unsafe { bindings::tmem_crc_page(self.0.as_ptr()) }
-    }
-}
-
-// SAFETY: A `PageRef` is only an address; what may be done with the page at the same time is up to
-// those who copy.
-unsafe impl Send for PageRef {}
-// SAFETY: As above.
-unsafe impl Sync for PageRef {}
+use crate::bindings::page::{
+    OwnedPage,
+    PageRef, //
+};
 
 /// The right to write one page of a [`PagePool`].
 pub(crate) struct Slot(u32);
@@ -75,13 +31,9 @@ impl Slot {
 }
 
 /// A fixed set of pages.
-///
-/// # Invariants
-///
-/// Every member of `pages` is an allocated page that belongs to the pool.
-#[pin_data(PinnedDrop)]
+#[pin_data]
 pub(crate) struct PagePool {
-    pages: KVVec<PageRef>,
+    pages: KVVec<OwnedPage>,
     #[pin]
     free: SpinLockIrq<KVVec<Slot>>,
     /// The length of `free`, to be read without its lock.
@@ -97,23 +49,16 @@ impl PagePool {
     /// May sleep.
     pub(crate) fn new(count: u32) -> impl PinInit<Self, Error> {
         pin_init::pin_init_scope(move || {
-            let mut pages = Pages(KVVec::with_capacity(count as usize, GFP_KERNEL)?);
+            let mut pages = KVVec::with_capacity(count as usize, GFP_KERNEL)?;
             let mut free = KVVec::with_capacity(count as usize, GFP_KERNEL)?;
 
             for number in 0..count {
-                // SAFETY: There are no requirements.
-                let page = unsafe { bindings::tmem_alloc_page(bindings::GFP_KERNEL) };
-                let page = NonNull::new(page).ok_or(ENOMEM)?;
-
-                // SAFETY: The pool owns the page, and no `PageRef` to it leaves the pool but in
-                // a frame, which keeps the pool alive.
-                pages.0.push(unsafe { PageRef::new(page) }, GFP_KERNEL)?;
+                pages.push(OwnedPage::new()?, GFP_KERNEL)?;
                 free.push(Slot(number), GFP_KERNEL)?;
             }
 
-            // INVARIANT: All pages were allocated above.
             Ok(try_pin_init!(Self {
-                pages: pages.disarm(),
+                pages,
                 free <- kernel::new_spinlock_irq!(free, "PagePool::free"),
                 left: Atomic::new(count as usize),
                 came_back <- kernel::new_condvar!("PagePool::came_back"),
@@ -195,10 +140,8 @@ impl PagePool {
     ///
     /// Any context.
     pub(crate) fn copy_in(&self, slot: &mut Slot, from: PageRef) {
-        if let Some(to) = self.pages.get(slot.0 as usize) {
-            // SAFETY: Both pages are valid by the type invariants, and `slot` is the only right
-            // to write this one.
-            unsafe { bindings::tmem_copy_page(to.as_ptr(), from.as_ptr()) };
+        if let Some(to) = self.page(slot) {
+            to.copy_from(from);
         }
     }
 
@@ -208,45 +151,17 @@ impl PagePool {
     /// torn. Any context.
     pub(crate) fn copy_out(&self, number: u32, to: PageRef) {
         if let Some(from) = self.pages.get(number as usize) {
-            // SAFETY: Both pages are valid by the type invariants.
-            unsafe { bindings::tmem_copy_page(to.as_ptr(), from.as_ptr()) };
+            from.copy_to(to);
         }
     }
 
     /// Returns the page of `slot`.
-    pub(super) fn page(&self, slot: &Slot) -> Option<PageRef> {
-        self.pages.get(slot.0 as usize).copied()
+    pub(super) fn page(&self, slot: &Slot) -> Option<&OwnedPage> {
+        self.pages.get(slot.0 as usize)
     }
 
     /// Returns the CRC-32C of the content of the page of `slot`.
     pub(crate) fn crc(&self, slot: &Slot) -> u32 {
-        self.page(slot).map_or(0, PageRef::crc)
-    }
-}
-
-/// Pages that are freed unless they are disarmed.
-struct Pages(KVVec<PageRef>);
-
-impl Pages {
-    fn disarm(mut self) -> KVVec<PageRef> {
-        core::mem::replace(&mut self.0, KVVec::new())
-    }
-}
-
-impl Drop for Pages {
-    fn drop(&mut self) {
-        for page in self.0.iter() {
-            // SAFETY: `PagePool` allocated the page, and nobody uses it any more.
-            unsafe { bindings::tmem_free_page(page.as_ptr()) };
-        }
-    }
-}
-
-#[pinned_drop]
-impl PinnedDrop for PagePool {
-    fn drop(self: Pin<&mut Self>) {
-        let this = self.project();
-
-        drop(Pages(core::mem::replace(this.pages, KVVec::new())));
+        self.page(slot).map_or(0, OwnedPage::crc)
     }
 }
