@@ -4,8 +4,10 @@
 
 mod raw;
 
+pub(crate) mod memory;
 pub(crate) mod page;
-pub(crate) mod pin;
+pub(crate) mod random;
+pub(crate) mod shrinker;
 pub(crate) mod thread;
 pub(crate) mod trace;
 pub(crate) mod work;

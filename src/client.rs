@@ -4,89 +4,103 @@
 //!
 //! Those above name an object by a tag and a page by its index, and borrow the client pages to
 //! copy from and to. The client decides whether the device is asked at all: its index says what the
-//! device has, its credits what the device would take. It knows nothing of where pages come from,
-//! or what happens to them afterwards.
+//! device has, its credits what the device would take, and its [standing](Standing) what may be
+//! done now. It knows nothing of where pages come from, or what happens to them afterwards.
+//!
+//! Each operation has a file of its own, and so has what all of them need:
 //!
 //! ```text
-//! put of a page that waits      Batch ──► Request ──► virtqueue ──► Handler::done ──► Origin
-//! put of a page that does not   Staging ──► (pump thread) ──► Request ──► …
-//! get                           index, then as the first; whoever gets polls for a while
-//! flush                         index; the device learns of it from the pump thread
+//! put     pages that wait: Batch ──► carry ──► virtqueue ──► carry ──► Origin
+//! stage   pages that cannot: Staging ──► (thread) ──► carry ──► …
+//! get     the index, then as the first; whoever gets polls for a while
+//! again   … what did not come, by way of other memory
+//! flush   the index; the device learns of it from the thread
+//! pools   creating, keeping and destroying them
+//! carry   requests there and back        life    what the device's coming and going means
+//! pump    the thread, and its watchdog   events  what the device says without being asked
 //! ```
+//!
+//! What is decided, and not done, is in [`logic`], without the kernel and tested on the host.
 
 mod admission;
-mod batch;
-mod control;
+mod again;
+mod carry;
 mod counters;
 mod credits;
+mod events;
+mod flight;
+mod flush;
 mod frame;
-mod gets;
-mod half;
+mod get;
 mod lanes;
+mod life;
 mod logic;
 mod pages;
+mod pool;
+mod pools;
 mod pump;
+mod put;
 mod request;
+mod stage;
 mod staging;
 
 use kernel::{
-    new_mutex, new_work,
+    new_mutex, new_spinlock_irq, new_work,
     prelude::*,
     sync::{
         atomic::{
-            Acquire,
             Atomic,
+            Full,
             Relaxed,
             Release, //
         },
         Arc,
-        Mutex, //
+        Mutex,
+        SpinLockIrq, //
     },
     workqueue::{
         self,
         impl_has_work,
         Work, //
     },
-    ThisModule, //
 };
 use virtio_tmem_abi::{
+    cap,
     Config,
-    Event,
-    EventKind,
-    Opcode,
-    Status,
     QUEUE_CONTROL,
     QUEUE_EVENT, //
 };
-use zerocopy::FromBytes;
 
 use crate::{
     bindings::{
+        shrinker::Shrink,
         thread::Bell,
-        trace,
         work::OwnedQueue, //
     },
     virtio::queue::{
         Handler,
-        Live,
-        Notify,
         Queues,
-        Spec, //
+        Spec,
+        Stopped, //
     },
 };
 
 use self::{
     admission::Admission,
-    control::Control,
-    frame::{
-        Direction,
-        PIECES, //
+    again::Again,
+    carry::Parked,
+    flight::Flights,
+    frame::PIECES,
+    get::Polling,
+    lanes::Lanes,
+    life::Link,
+    logic::{
+        epoch::Epoch,
+        standing, //
     },
-    gets::Polling,
-    half::Half,
+    pool::PoolState,
+    pools::Control,
     request::{
-        News,
-        Outcomes,
         Request,
         RequestPool, //
     },
@@ -94,38 +108,46 @@ use self::{
 };
 
 pub(crate) use self::{
-    batch::{
+    carry::{
         Batch,
         Stop, //
     },
     frame::MAX_PAGES,
-    gets::Gets,
-    half::Pool,
-    lanes::Lanes,
+    get::Gets,
+    pool::Pool,
     request::{
         Answers,
         Origin,
         Outcome, //
     },
+    staging::StagingSize,
 };
 
 /// How many requests may be in the virtqueues at once.
 const REQUESTS: usize = 64;
 
+/// How many requests are watched: those, and the one that asks again.
+const IN_FLIGHT: usize = REQUESTS + 1;
+
+/// The place of a request that is not watched.
+const NO_PLACE: usize = usize::MAX;
+
 /// How many requests staged puts and flushes leave to those who wait for theirs.
 const RESERVE: usize = 16;
 
-/// How many events the device may have to tell at once.
-const EVENTS: usize = 8;
+/// How many requests puts leave to gets.
+const GET_RESERVE: usize = 4;
 
 /// What the client is told when it is made.
 pub(crate) struct Limits {
     /// The most pages that each pool may have.
     pub(crate) max_pages: u64,
-    /// Pages of staging memory.
-    pub(crate) staging_pages: u32,
-    /// How long the device may take to complete a request, in milliseconds.
+    /// How much memory to use for clean pages on their way.
+    pub(crate) staging: StagingSize,
+    /// How long the device may take to answer before it counts as silent, in milliseconds.
     pub(crate) timeout_ms: u32,
+    /// How long it may take before it is given up, if it ever is, in milliseconds.
+    pub(crate) give_up_ms: Option<u32>,
     /// For how long at most to look for the answer to a get, before an interrupt has to tell of it,
     /// in microseconds.
     pub(crate) poll_us: u32,
@@ -133,98 +155,149 @@ pub(crate) struct Limits {
     pub(crate) admission: Option<u64>,
 }
 
-/// What state the device is in.
-mod state {
-    /// Nothing is put or got yet.
-    pub(super) const NEW: u32 = 0;
-    /// All works.
-    pub(super) const RUNNING: u32 = 1;
-    /// Nothing is put any more, but what is there can be got.
-    pub(super) const STOPPING: u32 = 2;
-    /// Nothing works any more.
-    pub(super) const GONE: u32 = 3;
+/// Which pools there are to be.
+#[derive(Clone, Copy)]
+pub(crate) struct Wants {
+    /// The one for swapped pages.
+    pub(crate) frontswap: bool,
+    /// The one for clean pages.
+    pub(crate) cleancache: bool,
 }
 
 /// The client of one device.
 #[pin_data]
 pub(crate) struct Client<O: Origin> {
     queues: Arc<Queues<Self>>,
-    /// The right to stop the virtqueues, until they are.
+    queue_count: usize,
     #[pin]
-    live: Mutex<Option<Live<Self>>>,
+    link: Mutex<Link<O>>,
     lanes: Lanes,
-    growth: Arc<OwnedQueue>,
-    state: Atomic<u32>,
+    wants: Wants,
+    /// Whether the device keeps pools over a reset only if it is told to.
+    keeps: bool,
+    /// Why not all is done that could be: see [`standing`].
+    reasons: Atomic<u32>,
     epoch: Atomic<u64>,
-    timeout: usize,
+    next_epoch: Atomic<u64>,
+    #[pin]
+    epochs: SpinLockIrq<Epoch>,
+    timeout_ms: u32,
     polling: Polling,
     /// Pages, or flushes, in one request.
-    max_pages: usize,
-    max_flushes: usize,
+    max_pages: Atomic<usize>,
+    max_flushes: Atomic<usize>,
+    said_declined: Atomic<bool>,
     #[pin]
     requests: RequestPool<O>,
+    flights: Flights<O>,
+    #[pin]
+    parked: Parked<O>,
+    #[pin]
+    again: Again<O>,
     #[pin]
     control: Control<O>,
     #[pin]
     staging: Staging,
     #[pin]
-    frontswap: Half,
+    frontswap: PoolState,
     #[pin]
-    cleancache: Half,
+    cleancache: PoolState,
     admission: Option<Admission>,
     bell: Bell,
+    #[pin]
     pump: pump::State,
+    /// For work that may wait for reclaim.
+    growth: Arc<OwnedQueue>,
+    /// For work that reclaim may wait for.
+    urgent: Arc<OwnedQueue>,
     growing: Atomic<bool>,
     #[pin]
-    grow: Work<Self>,
+    grow: Work<Self, GROW>,
+    #[pin]
+    let_go: Work<Self, LET_GO>,
+    #[pin]
+    end: Work<Self, END>,
+    #[pin]
+    renew: Work<Self, RENEW>,
 }
 
+/// Gives the index and the staging memory what they want.
+const GROW: u64 = 0;
+/// Lets those go on without an answer who can.
+const LET_GO: u64 = 1;
+/// Ends what there is with a device that is gone.
+const END: u64 = 2;
+/// Goes over to another epoch.
+const RENEW: u64 = 3;
+
 impl_has_work! {
-    impl{O: Origin} HasWork<Self> for Client<O> { self.grow }
+    impl{O: Origin} HasWork<Self, GROW> for Client<O> { self.grow }
+    impl{O: Origin} HasWork<Self, LET_GO> for Client<O> { self.let_go }
+    impl{O: Origin} HasWork<Self, END> for Client<O> { self.end }
+    impl{O: Origin} HasWork<Self, RENEW> for Client<O> { self.renew }
 }
 
 impl<O: Origin> Client<O> {
-    /// Makes a client that talks over `queues` to the device that has `config`.
+    /// Makes a client of the device that has `config`, which it is yet to be
+    /// [attached](Self::attach) to.
     ///
+    /// `growth` is for work that may wait for reclaim, `urgent` for work that reclaim may wait for.
     /// May sleep.
     pub(crate) fn new(
-        queues: Arc<Queues<Self>>,
-        growth: Arc<OwnedQueue>,
         config: &Config,
+        wants: Wants,
         limits: &Limits,
-        module: &'static ThisModule,
+        growth: Arc<OwnedQueue>,
+        urgent: Arc<OwnedQueue>,
     ) -> Result<Arc<Self>> {
         let lanes = Lanes::new(config.data_queues.get().into());
+        let stopped = Stopped::new((0..lanes.queues()).map(|queue| Spec {
+            name: c"virtio_tmem",
+            interrupts: lanes.interrupts(queue),
+            pieces: PIECES,
+        }))?;
         let max_pages = (config.max_pages.get() as usize).clamp(1, MAX_PAGES);
         let max_flushes = (config.max_flushes.get() as usize).clamp(1, MAX_PAGES);
-        let timeout = kernel::time::msecs_to_jiffies(limits.timeout_ms) as usize;
-        let polling = Polling::new(limits.poll_us);
-        let staging_pages = limits.staging_pages;
+        let staging = limits.staging;
+        let (timeout, give_up) = (limits.timeout_ms, limits.give_up_ms);
         let pages = limits.max_pages;
-        let epoch = config.epoch.get();
+        let first = config.epoch.get();
 
         let client = Arc::pin_init(
             try_pin_init!(Self {
-                queues,
-                live <- new_mutex!(None, "Client::live"),
+                queues: stopped.queues().clone(),
+                queue_count: lanes.queues(),
+                link <- new_mutex!(Link::Stopped(stopped), "Client::link"),
                 lanes,
-                growth,
-                state: Atomic::new(state::NEW),
-                epoch: Atomic::new(epoch),
-                timeout: timeout.max(1),
-                polling,
-                max_pages,
-                max_flushes,
+                wants,
+                keeps: config.capabilities.get() & cap::KEEP != 0,
+                reasons: Atomic::new(standing::FRESH),
+                epoch: Atomic::new(first),
+                next_epoch: Atomic::new(first),
+                epochs <- new_spinlock_irq!(Epoch::new(first), "Client::epochs"),
+                timeout_ms: timeout,
+                polling: Polling::new(limits.poll_us),
+                max_pages: Atomic::new(max_pages),
+                max_flushes: Atomic::new(max_flushes),
+                said_declined: Atomic::new(false),
                 requests <- RequestPool::new(REQUESTS),
+                flights: Flights::new(IN_FLIGHT)?,
+                parked <- Parked::new(IN_FLIGHT),
+                again <- Again::new(REQUESTS, REQUESTS),
                 control <- Control::new(),
-                staging <- Staging::new(staging_pages, lanes.puts()),
-                frontswap <- Half::new(Pool::Frontswap, pages, module),
-                cleancache <- Half::new(Pool::Cleancache, pages, module),
+                staging <- Staging::new(staging, lanes.puts()),
+                frontswap <- PoolState::new(pages),
+                cleancache <- PoolState::new(pages),
                 admission: limits.admission.map(Admission::new).transpose()?,
                 bell: Bell::new(),
-                pump: pump::State::new(),
+                pump <- pump::State::new(timeout, give_up),
+                growth,
+                urgent,
                 growing: Atomic::new(false),
                 grow <- new_work!("Client::grow"),
+                let_go <- new_work!("Client::let_go"),
+                end <- new_work!("Client::end"),
+                renew <- new_work!("Client::renew"),
             }? Error),
             GFP_KERNEL,
         )?;
@@ -233,103 +306,41 @@ impl<O: Origin> Client<O> {
         Ok(client)
     }
 
-    /// Returns what virtqueue `queue` has to be like.
-    pub(crate) const fn spec(lanes: Lanes, queue: usize) -> Spec {
-        Spec {
-            name: c"virtio_tmem",
-            interrupts: lanes.interrupts(queue),
-            pieces: PIECES,
-        }
-    }
-
-    /// Takes over virtqueues that are live, and gives the device buffers for its events.
-    ///
-    /// They are stopped by [`Self::give_up`], which has to be called. May sleep.
-    pub(crate) fn listen(&self, live: Live<Self>) -> Result {
-        *self.live.lock() = Some(live);
-        for _ in 0..EVENTS {
-            let mut event = Request::new()?;
-
-            event
-                .frame
-                .reset(size_of::<Event>(), Direction::Out);
-            let queue = usize::from(QUEUE_EVENT);
-            if self.queues.submit(queue, event, Notify::Later).is_err() {
-                break;
-            }
-        }
-        self.queues.kick(usize::from(QUEUE_EVENT));
-        Ok(())
-    }
-
-    /// Lets puts happen from now on.
-    pub(crate) fn run(&self) {
-        self.state.store(state::RUNNING, Release);
-    }
-
-    /// Lets no put happen from now on, and ephemeral pages not be got.
-    pub(crate) fn quiesce(&self) {
-        let _ = self
-            .state
-            .cmpxchg(state::RUNNING, state::STOPPING, kernel::sync::atomic::Full);
-    }
-
-    /// Returns whether pages may be put.
-    pub(crate) fn running(&self) -> bool {
-        self.state.load(Acquire) == state::RUNNING
-    }
-
-    /// Returns whether the device is gone.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.state.load(Acquire) == state::GONE
-    }
-
-    /// Gives the device up: all requests fail, now and from now on.
-    ///
-    /// What only the device had is lost. Returns false if that happened before. May sleep.
-    pub(crate) fn give_up(&self) -> bool {
-        if self.state.xchg(state::GONE, kernel::sync::atomic::Full) == state::GONE {
-            return false;
-        }
-        self.frontswap.credits.clear();
-        self.cleancache.credits.clear();
-        self.requests.close();
-        self.control.close();
-        let live = self.live.lock().take();
-        if let Some(live) = live {
-            live.stop(|queue, request| self.returned(queue, request));
-        }
-        // What is staged, and all that is ephemeral, is not there any more.
-        self.staging.drain();
-        self.forget(Pool::Cleancache);
-        true
-    }
-
-    fn half(&self, pool: Pool) -> &Half {
+    fn pool(&self, pool: Pool) -> &PoolState {
         match pool {
             Pool::Frontswap => &self.frontswap,
             Pool::Cleancache => &self.cleancache,
         }
     }
 
+    /// Returns the epoch to be named in requests.
+    fn epoch(&self) -> u64 {
+        self.epoch.load(Relaxed)
+    }
+
     /// Returns the counters of a pool.
     pub(crate) fn counters(&self, pool: Pool) -> &counters::Counters {
-        &self.half(pool).counters
+        &self.pool(pool).counters
     }
 
     /// Returns how many pages of a pool the index has.
     pub(crate) fn pages(&self, pool: Pool) -> &Atomic<u64> {
-        self.half(pool).pages()
+        self.pool(pool).pages()
     }
 
     /// Returns how many pages wait to be sent, for a file.
     pub(crate) fn staged_pages(&self) -> &Atomic<usize> {
-        self.staging.waiting_counter()
+        &self.staging.waiting
+    }
+
+    /// Returns how many pages of staging memory there are, for a file.
+    pub(crate) fn staging_pages(&self) -> &Atomic<usize> {
+        self.staging.pages().held_counter()
     }
 
     /// Returns how many more pages of a pool the device would take.
     pub(crate) fn credits(&self, pool: Pool) -> i64 {
-        self.half(pool).credits.available()
+        self.pool(pool).credits.available()
     }
 
     /// Returns the virtqueues.
@@ -337,90 +348,32 @@ impl<O: Origin> Client<O> {
         &self.queues
     }
 
-    /// Returns how many of the pages at `index..index + n` can be got.
+    /// Returns how many of the pages at `index..index + n` the index has.
     ///
     /// Any context.
     pub(crate) fn present(&self, pool: Pool, tag: u64, index: u64, n: u64) -> u64 {
-        let half = self.half(pool);
+        let state = self.pool(pool);
 
-        if half.pages().load(Relaxed) == 0 {
+        if state.pages().load(Relaxed) == 0 {
             return 0;
         }
-        half.shard(tag)
+        state
+            .shard(tag)
             .map_or(0, |s| s.contains_range(tag, index, n))
-    }
-
-    /// Forgets a page, so that it cannot be got any more.
-    ///
-    /// Any context.
-    pub(crate) fn flush_page(&self, pool: Pool, tag: u64, index: u64) {
-        let half = self.half(pool);
-        let erased = half.shard(tag).and_then(|mut s| s.erase(tag, index));
-
-        if erased.is_some() {
-            half.counters.flushes.add(1);
-            trace::flush(pool.number(), tag, index, 1);
-            self.flush_later();
-        }
-    }
-
-    /// Forgets the pages at `first..=last`, so that they cannot be got any more.
-    ///
-    /// Any context.
-    pub(crate) fn flush_range(&self, pool: Pool, tag: u64, first: u64, last: u64) {
-        let half = self.half(pool);
-        let mut count = 0;
-        let mut next = Some(first);
-
-        while let Some(from) = next {
-            let Some(mut shard) = half.shard(tag) else {
-                break;
-            };
-            let erased = shard.erase_range(tag, from, last, |_| ());
-
-            count += erased.count;
-            next = erased.next;
-        }
-        if count > 0 {
-            half.counters.flushes.add(count as usize);
-            trace::flush(
-                pool.number(),
-                tag,
-                first,
-                count.min(u64::from(u32::MAX)) as u32,
-            );
-            self.flush_later();
-        }
-    }
-
-    /// Forgets an object, its pages and its marks; its tag may be used again.
-    ///
-    /// Any context.
-    pub(crate) fn flush_object(&self, pool: Pool, tag: u64) {
-        let half = self.half(pool);
-
-        if let Some(mut shard) = half.shard(tag) {
-            let before = shard.stats().live;
-            shard.drop_object(tag);
-            half.counters
-                .flushes
-                .add(before.saturating_sub(shard.stats().live) as usize);
-        }
-        self.flush_later();
     }
 
     /// Returns the marks of an object.
     ///
     /// Any context.
     pub(crate) fn marks(&self, pool: Pool, tag: u64) -> u8 {
-        self.half(pool).shard(tag).map_or(0, |s| s.flags(tag))
+        self.pool(pool).shard(tag).map_or(0, |s| s.flags(tag))
     }
 
     /// Adds marks to an object; they stay until the object is forgotten.
     ///
     /// Returns whether it has them now: they take memory that may not be there. Any context.
     pub(crate) fn mark(&self, pool: Pool, tag: u64, marks: u8) -> bool {
-        let Some(mut shard) = self.half(pool).shard(tag) else {
+        let Some(mut shard) = self.pool(pool).shard(tag) else {
             return false;
         };
         let marks = shard.flags(tag) | marks;
@@ -433,40 +386,11 @@ impl<O: Origin> Client<O> {
         marked
     }
 
-    /// Forgets all pages of a pool, and does not tell the device.
-    pub(crate) fn forget(&self, pool: Pool) {
-        for mut shard in self.half(pool).shards() {
-            shard.forget_all();
-        }
-    }
-
-    /// Returns the virtqueue for puts and flushes of the object with this tag.
-    fn put_queue(&self, tag: u64) -> usize {
-        self.lanes.put(Half::shard_of(tag))
-    }
-
-    /// Takes note of what a response or an event said.
-    fn heed(&self, news: &News) {
-        self.frontswap.credits.set(news.persistent_credits);
-        self.cleancache.credits.set(news.ephemeral_credits);
-
-        let epoch = self.epoch.load(Relaxed);
-        if epoch != news.epoch
-            && self
-                .epoch
-                .cmpxchg(epoch, news.epoch, kernel::sync::atomic::Full)
-                .is_ok()
-        {
-            pr_warn!("the host's epoch changed: its pages are not used any more\n");
-            self.forget(Pool::Cleancache);
-        }
-    }
-
-    /// Has the index grow soon.
+    /// Has the index and the staging memory grow soon.
     ///
     /// Any context.
     fn want_growth(&self) {
-        if !self.growing.xchg(true, kernel::sync::atomic::Full) {
+        if !self.growing.xchg(true, Full) {
             self.bell.ring();
         }
     }
@@ -475,20 +399,47 @@ impl<O: Origin> Client<O> {
     ///
     /// May sleep, and enters reclaim.
     fn grow_index(&self) {
-        for half in [&self.frontswap, &self.cleancache] {
-            for n in 0..half.shard_count() {
-                half.grow_shard(n);
+        for pool in self.pools() {
+            let state = self.pool(pool);
+
+            for n in 0..state.shard_count() {
+                state.grow_shard(n);
             }
         }
     }
 }
 
-impl<O: Origin> workqueue::WorkItem for Client<O> {
+impl<O: Origin> workqueue::WorkItem<GROW> for Client<O> {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
         this.growing.store(false, Release);
         this.grow_index();
+        this.staging.grow();
+    }
+}
+
+impl<O: Origin> workqueue::WorkItem<LET_GO> for Client<O> {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.let_go();
+    }
+}
+
+impl<O: Origin> workqueue::WorkItem<END> for Client<O> {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.end();
+    }
+}
+
+impl<O: Origin> workqueue::WorkItem<RENEW> for Client<O> {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        Self::renew(&this);
     }
 }
 
@@ -499,87 +450,17 @@ impl<O: Origin> Handler for Client<O> {
         match queue as u16 {
             QUEUE_CONTROL => self.control.done(request, Some(written)),
             QUEUE_EVENT => self.event(request, written),
-            _ => self.complete(queue, request, Some(written)),
+            _ => self.complete(queue, request, written),
         }
     }
 }
 
-impl<O: Origin> Client<O> {
-    /// Takes back a request that the device may or may not have carried out.
-    fn returned(&self, queue: usize, request: KBox<Request<O>>) {
-        match queue as u16 {
-            QUEUE_CONTROL => self.control.done(request, None),
-            QUEUE_EVENT => drop(request),
-            _ => self.complete(queue, request, None),
-        }
+impl<O: Origin> Shrink for Client<O> {
+    fn count(&self) -> usize {
+        self.staging.spare()
     }
 
-    /// Takes an event, and gives its buffer back to the device.
-    fn event(&self, mut buffer: KBox<Request<O>>, written: usize) {
-        if let Ok((event, _)) = Event::ref_from_prefix(buffer.frame.answer(written)) {
-            if EventKind::from_wire(event.kind.get()).is_some() {
-                self.heed(&News {
-                    persistent_credits: event.persistent_credits.get(),
-                    ephemeral_credits: event.ephemeral_credits.get(),
-                    epoch: event.epoch.get(),
-                });
-            }
-        }
-
-        buffer
-            .frame
-            .reset(size_of::<Event>(), Direction::Out);
-        // If the device does not take it, there are no more events to hear of.
-        let _ = self
-            .queues
-            .submit(usize::from(QUEUE_EVENT), buffer, Notify::Now);
-    }
-
-    /// Takes a request about pages back, tells the index and whoever asked.
-    fn complete(&self, queue: usize, mut request: KBox<Request<O>>, written: Option<usize>) {
-        let count = request.count;
-        let (status, mut outcomes, news) = match written {
-            Some(written) => request.outcomes(written),
-            None => (Status::Malformed, Outcomes::failed(count), None),
-        };
-        let code = written.map_or(0, |_| status.to_wire());
-
-        trace::response(queue, request.opcode.to_wire(), count, code);
-        if written.is_some() && status != Status::Ok {
-            pr_warn_ratelimited(request.opcode, status);
-        }
-        if let Some(news) = news {
-            // An answer from another epoch is about other pages.
-            if news.epoch != self.epoch.load(Relaxed) {
-                outcomes = Outcomes::failed(count);
-            }
-        }
-
-        match request.opcode {
-            Opcode::Put => self.put_done(&mut request, outcomes),
-            Opcode::Get => self.get_done(&mut request, &mut outcomes),
-            _ => (),
-        }
-        if let Some(news) = news {
-            self.heed(&news);
-        }
-        request.tell(outcomes);
-        self.requests.give(request);
-        if self.staging.any() {
-            self.bell.ring();
-        }
-    }
-}
-
-fn pr_warn_ratelimited(opcode: Opcode, status: Status) {
-    // A device that answers so answers all requests so: once is enough.
-    static SAID: Atomic<bool> = Atomic::new(false);
-
-    if !SAID.xchg(true, kernel::sync::atomic::Full) {
-        pr_warn!(
-            "the host answers {:?} to {:?}: its pages are not used\n",
-            status,
-            opcode
-        );
+    fn shrink(&self, count: usize) -> usize {
+        self.staging.pages().shrink(count.min(self.staging.spare()))
     }
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What happens when there is a device, and when there is none any more.
+//! What happens when there is a device, when it is reset and comes back, and when it goes.
+
+use core::pin::Pin;
 
 use kernel::{
     device::{
@@ -16,18 +18,23 @@ use virtio_tmem_abi::{
     ABI_MAJOR,
     ABI_MINOR,
     DEVICE_ID,
-    FIRST_DATA_QUEUE,
+    EPOCH_NONE,
     MAGIC, //
 };
 
 use crate::{
     bindings::{
+        memory::{
+            is_encrypted,
+            total_pages, //
+        },
+        shrinker::Shrinker,
         thread::Thread,
         work::OwnedQueue, //
     },
     client::{
-        Lanes,
-        Pool, //
+        Pool,
+        Wants, //
     },
     hooks::{
         self,
@@ -38,12 +45,7 @@ use crate::{
     stats::Stats,
     virtio::{
         self,
-        queue::{
-            Found,
-            Stopped, //
-        },
-        VIRTIO_F_VERSION_1,
-        VIRTIO_RING_F_INDIRECT_DESC, //
+        VIRTIO_F_VERSION_1, //
     },
 };
 
@@ -58,28 +60,31 @@ crate::virtio_device_table!(VIRTIO_TABLE, @none, [virtio::DeviceId::new(DEVICE_I
 /// What there is for a device, in the order in which it is taken down.
 pub(crate) struct TmemData {
     _stats: Stats,
-    _hooks: Hooks,
+    _shrinker: Option<Shrinker<Client>>,
+    hooks: Hooks,
     _pump: Thread<Client>,
-    _growth: Growth,
-    _queues: Queues,
+    _works: Works,
+    _attached: Attached,
     client: Arc<Client>,
 }
 
-/// Stops the virtqueues, if that has not happened before.
-struct Queues(Arc<Client>);
+/// Waits, when there is nobody any more who has work done, until it has been.
+struct Works([Arc<OwnedQueue>; 2]);
 
-impl Drop for Queues {
+impl Drop for Works {
     fn drop(&mut self) {
-        self.0.give_up();
+        for queue in &self.0 {
+            queue.flush();
+        }
     }
 }
 
-/// Waits, when there is nobody any more who has the index grow, until it has grown.
-struct Growth(Arc<OwnedQueue>);
+/// Lets go of the device, unless that has happened.
+struct Attached(Arc<Client>);
 
-impl Drop for Growth {
+impl Drop for Attached {
     fn drop(&mut self) {
-        self.0.flush();
+        self.0.part();
     }
 }
 
@@ -93,31 +98,29 @@ impl virtio::Driver for TmemDriver {
         bind(vdev)
     }
 
-    fn unbind<'bound>(vdev: &'bound virtio::Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
-        part(vdev, &this.client);
+    fn unbind<'bound>(_vdev: &'bound virtio::Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
+        this.client.quiesce();
+        this.hooks.empty();
+        this.client.leave();
     }
 
     fn freeze<'bound>(
+        _vdev: &'bound virtio::Device<Core<'_>>,
+        this: Pin<&Self::Data<'bound>>,
+    ) -> Result {
+        this.client.suspend()
+    }
+
+    fn restore<'bound>(
         vdev: &'bound virtio::Device<Core<'_>>,
         this: Pin<&Self::Data<'bound>>,
     ) -> Result {
-        part(vdev, &this.client);
-        Ok(())
+        Client::resume(&this.client, vdev)
     }
-}
 
-/// Gives the device up.
-fn part(vdev: &virtio::Device<Core<'_>>, client: &Client) {
-    client.quiesce();
-    let lost = client
-        .pages(Pool::Frontswap)
-        .load(kernel::sync::atomic::Relaxed);
-    if client.give_up() && lost > 0 {
-        dev_err!(
-            vdev,
-            "the device goes with {lost} swap pages that only the host has: reading one is \
-             an I/O error\n"
-        );
+    fn shutdown<'bound>(_vdev: &'bound virtio::Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
+        // Nobody is left who could want a page.
+        this.client.leave();
     }
 }
 
@@ -125,6 +128,14 @@ fn part(vdev: &virtio::Device<Core<'_>>, client: &Client) {
 ///
 /// What was set up is taken down if something later fails.
 fn bind(vdev: &virtio::Device<Core<'_>>) -> Result<TmemData> {
+    if is_encrypted() {
+        dev_err!(
+            vdev,
+            "the guest's memory is encrypted, and its pages would leave it as they are: not \
+             supported\n"
+        );
+        return Err(EOPNOTSUPP);
+    }
     let config = read_config(vdev)?;
     // Before anything is set up: there can be one.
     let seat = hooks::Seat::take().inspect_err(|_| {
@@ -135,46 +146,33 @@ fn bind(vdev: &virtio::Device<Core<'_>>) -> Result<TmemData> {
         );
     })?;
 
-    let count = usize::from(FIRST_DATA_QUEUE) + usize::from(config.data_queues.get());
-    let lanes = Lanes::new(config.data_queues.get().into());
-    let queues = Stopped::new((0..count).map(|n| Client::spec(lanes, n)))?;
-
+    let capabilities = config.capabilities.get();
+    let wants = Wants {
+        frontswap: params::frontswap() && capabilities & cap::PERSISTENT != 0,
+        cleancache: params::cleancache() && capabilities & cap::EPHEMERAL != 0,
+    };
     let growth = Arc::new(OwnedQueue::new(c"virtio_tmem_grow", false)?, GFP_KERNEL)?;
+    let urgent = Arc::new(OwnedQueue::new(c"virtio_tmem_life", true)?, GFP_KERNEL)?;
+    let works = Works([growth.clone(), urgent.clone()]);
     let client = Client::new(
-        queues.queues().clone(),
-        growth.clone(),
         &config,
-        &params::limits(hooks::total_pages()),
-        crate::this_module(),
+        wants,
+        &params::limits(wants, total_pages()),
+        growth,
+        urgent,
     )?;
     let pump = Thread::new(c"virtio_tmem", client.clone())?;
 
-    let found = queues.find(vdev, client.clone()).inspect_err(|error| {
-        dev_err!(
-            vdev,
-            "the device does not have the {count} virtqueues that its configuration \
-             promises ({:?})\n",
-            error.error
-        );
-    })?;
-    check_rings(vdev, &found, (lanes, count))?;
-    let queues = Queues(client.clone());
-    client.listen(found.start())?;
-    let capabilities = config.capabilities.get();
-    for (pool, bit, wanted) in [
-        (Pool::Frontswap, cap::PERSISTENT, params::frontswap()),
-        (Pool::Cleancache, cap::EPHEMERAL, params::cleancache()),
-    ] {
-        if wanted && capabilities & bit != 0 {
-            client.create_pool(pool)?;
-        }
-    }
+    let attached = Attached(client.clone());
+    Client::attach(&client, vdev)?;
+    client.begin_pools()?;
 
-    let hooks = seat.install(
-        &client,
-        params::frontswap() && capabilities & cap::PERSISTENT != 0,
-        params::cleancache() && capabilities & cap::EPHEMERAL != 0,
-    )?;
+    let hooks = seat.install(&client, wants)?;
+    let shrinker = if wants.cleancache {
+        Some(Shrinker::new(c"virtio-tmem-staging", client.clone())?)
+    } else {
+        None
+    };
     let stats = Stats::new(&client)?;
 
     client.run();
@@ -188,36 +186,13 @@ fn bind(vdev: &virtio::Device<Core<'_>>) -> Result<TmemData> {
     );
     Ok(TmemData {
         _stats: stats,
-        _hooks: hooks,
+        _shrinker: shrinker,
+        hooks,
         _pump: pump,
-        _growth: Growth(growth),
-        _queues: queues,
+        _works: works,
+        _attached: attached,
         client,
     })
-}
-
-/// Refuses virtqueues that are too small for what goes over them.
-fn check_rings(
-    vdev: &virtio::Device<Bound>,
-    found: &Found<'_, Client>,
-    (lanes, count): (Lanes, usize),
-) -> Result {
-    let indirect = found.has_feature(VIRTIO_RING_F_INDIRECT_DESC);
-
-    for n in 0..count {
-        let size = found.ring_size(n) as usize;
-        let least = if indirect { 1 } else { Client::spec(lanes, n).pieces };
-
-        if size < least {
-            dev_err!(
-                vdev,
-                "virtqueue {n} has {size} descriptors, and without indirect ones it takes \
-                 {least}: give the device larger virtqueues\n"
-            );
-            return Err(EINVAL);
-        }
-    }
-    Ok(())
 }
 
 fn on_off(on: bool) -> &'static str {
@@ -255,6 +230,16 @@ fn read_config(vdev: &virtio::Device<Bound>) -> Result<Config> {
             config.abi_minor.get()
         );
         return Err(EPROTONOSUPPORT);
+    }
+    // What is not there reads as all ones.
+    if config.epoch.get() == EPOCH_NONE || config.reserved1.last() == Some(&0xff) {
+        dev_err!(
+            vdev,
+            "the device's configuration space is too small: give it {} bytes (config_size={})\n",
+            size_of::<Config>(),
+            size_of::<Config>()
+        );
+        return Err(EINVAL);
     }
 
     let sound = [

@@ -98,6 +98,25 @@ impl client::Origin for Origin {
             Self::Waiter(waiter) => waiter.done(answers),
         }
     }
+
+    fn can_leave(&self) -> bool {
+        match self {
+            Self::Swap(request) => request.is_write(),
+            Self::Readahead | Self::Waiter(_) => false,
+        }
+    }
+
+    fn leave(self, _pages: &mut dyn Iterator<Item = PageOf>) -> Option<Self> {
+        match self {
+            Self::Swap(request) if request.is_write() => {
+                request.leave();
+                None
+            }
+            other => Some(other),
+        }
+    }
+
+    fn shrink(_pages: u64) {}
 }
 
 /// The most filesystems that there are parameters for.
@@ -300,8 +319,7 @@ impl Seat {
     pub(crate) fn install(
         self,
         client: &Arc<Client>,
-        frontswap: bool,
-        cleancache: bool,
+        wants: client::Wants,
     ) -> Result<Hooks> {
         let mut filesystems = KVec::with_capacity(FILESYSTEMS, GFP_KERNEL)?;
         for (name, checks) in params::filesystems() {
@@ -332,7 +350,7 @@ impl Seat {
             cleancache: None,
             seat: self,
         };
-        if frontswap {
+        if wants.frontswap {
             hooks.frontswap = match frontswap::Hooks::install() {
                 Ok(hooks) => Some(KBox::new(hooks, GFP_KERNEL)?),
                 Err(_) => {
@@ -341,7 +359,7 @@ impl Seat {
                 }
             };
         }
-        if cleancache {
+        if wants.cleancache {
             hooks.cleancache = cleancache::Hooks::install()
                 .inspect_err(|_| {
                     pr_warn!("cleancache is off: this kernel lacks a hook point that it needs\n");
@@ -375,6 +393,9 @@ impl Hooks {
     pub(crate) fn cleancache(&self) -> bool {
         self.cleancache.is_some()
     }
+
+    /// Has nothing be left that only the host has, as far as that can be. Sleeps.
+    pub(crate) fn empty(&self) {}
 }
 
 impl Drop for Hooks {
@@ -465,12 +486,4 @@ impl Drop for Teardown {
     fn drop(&mut self) {
         clear_left_behind();
     }
-}
-
-/// Returns how many pages of memory the guest has.
-pub(crate) fn total_pages() -> u64 {
-    // SAFETY: It is a number that the kernel changes at once.
-    let pages = unsafe { ptr::read_volatile(&raw const bindings::_totalram_pages) };
-
-    u64::try_from(pages.counter).unwrap_or(0)
 }

@@ -5,7 +5,11 @@
 use kernel::prelude::*;
 
 use crate::{
-    client::Limits,
+    client::{
+        Limits,
+        StagingSize,
+        Wants, //
+    },
     module_parameters, //
 };
 
@@ -38,6 +42,12 @@ pub(crate) fn check() -> Result {
         100,
         600_000,
     )?;
+    let give_up = module_parameters::give_up_ms.value();
+    if give_up != 0 {
+        let timeout = module_parameters::timeout_ms.value();
+
+        within("give_up_ms", give_up, timeout, u32::MAX)?;
+    }
     within("poll_us", module_parameters::poll_us.value(), 0, 10_000)?;
     Ok(())
 }
@@ -87,23 +97,23 @@ pub(crate) fn max_order() -> u32 {
 }
 
 /// Returns the limits of the client, for a guest with so many pages of memory.
-pub(crate) fn limits(total_pages: u64) -> Limits {
+pub(crate) fn limits(wants: Wants, total_pages: u64) -> Limits {
     let max_pages = match module_parameters::max_pages.value() {
         0 => total_pages.saturating_mul(8),
         pages => pages,
     };
-
-    let staging_pages = match module_parameters::staging_pages.value() {
-        // CAST: Clamped.
-        0 => (total_pages / 32).clamp(1024, 16384) as u32,
-        pages => pages,
+    let staging = match module_parameters::staging_pages.value() {
+        _ if !wants.cleancache => StagingSize::Nothing,
+        0 => StagingSize::OfMemory,
+        pages => StagingSize::Pages(pages),
     };
 
     Limits {
         // An index for fewer would not have memory to begin with.
         max_pages: max_pages.clamp(1024, 1 << 36),
-        staging_pages,
+        staging,
         timeout_ms: module_parameters::timeout_ms.value(),
+        give_up_ms: Some(module_parameters::give_up_ms.value()).filter(|&ms| ms > 0),
         poll_us: module_parameters::poll_us.value(),
         admission: module_parameters::admission.value().then_some(total_pages),
     }

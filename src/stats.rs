@@ -51,6 +51,7 @@ impl Stats {
                     dir.read_only_file(c"notifications", client.queues().notifications());
                     dir.read_only_file(c"interrupts", client.queues().interrupts());
                     dir.read_only_file(c"staged", client.staged_pages());
+                    dir.read_only_file(c"staging_pages", client.staging_pages());
                 },
             ),
             GFP_KERNEL,

@@ -100,8 +100,12 @@ module! {
             description: "Pages of memory for clean pages on their way to the host, 32 to 65536; 0: a 32nd of the guest's memory, from 1024 to 16384 pages (default: 0)",
         },
         timeout_ms: u32 {
-            default: 10000,
-            description: "How long the host may take to answer before it is given up, 100 to 600000 (default: 10000)",
+            default: 3000,
+            description: "How long the host may take to answer before everything that can goes on without it, 100 to 600000 (default: 3000)",
+        },
+        give_up_ms: u32 {
+            default: 0,
+            description: "How long the host may take to answer before it is given up, and what only it has is lost; at least timeout_ms; 0: never (default: 0)",
         },
         poll_us: u32 {
             default: 200,

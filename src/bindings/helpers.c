@@ -4,6 +4,7 @@
  * reach of bindgen. Nothing here decides anything.
  */
 #include <linux/bvec.h>
+#include <linux/cc_platform.h>
 #include <linux/crc32c.h>
 #include <linux/dax.h>
 #include <linux/fsverity.h>
@@ -128,6 +129,11 @@ void tmem_sg_set_page(struct scatterlist *sg, struct page *page,
 	sg_set_page(sg, page, len, offset);
 }
 
+bool tmem_memory_encrypted(void)
+{
+	return cc_platform_has(CC_ATTR_MEM_ENCRYPT);
+}
+
 void tmem_copy_page(struct page *to, struct page *from)
 {
 	copy_highpage(to, from);
@@ -140,6 +146,22 @@ u32 tmem_crc_page(struct page *page)
 
 	kunmap_local(addr);
 	return crc;
+}
+
+struct shrinker *tmem_shrinker_register(const char *name,
+	unsigned long (*count)(struct shrinker *, struct shrink_control *),
+	unsigned long (*scan)(struct shrinker *, struct shrink_control *),
+	void *data)
+{
+	struct shrinker *shrinker = shrinker_alloc(0, "%s", name);
+
+	if (!shrinker)
+		return NULL;
+	shrinker->count_objects = count;
+	shrinker->scan_objects = scan;
+	shrinker->private_data = data;
+	shrinker_register(shrinker);
+	return shrinker;
 }
 
 struct workqueue_struct *tmem_alloc_workqueue(const char *name, bool reclaim)

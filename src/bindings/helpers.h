@@ -6,6 +6,7 @@
 #include <linux/ftrace.h>
 #include <linux/kthread.h>
 #include <linux/pagemap.h>
+#include <linux/shrinker.h>
 #include <linux/swap.h>
 #include <linux/swap_ops.h>
 #include <linux/virtio.h>
@@ -34,8 +35,14 @@ void tmem_sg_set_page(struct scatterlist *sg, struct page *page,
 		      unsigned int len, unsigned int offset);
 
 /* pages */
+bool tmem_memory_encrypted(void);
 void tmem_copy_page(struct page *to, struct page *from);
 u32 tmem_crc_page(struct page *page);
+
+struct shrinker *tmem_shrinker_register(const char *name,
+	unsigned long (*count)(struct shrinker *, struct shrink_control *),
+	unsigned long (*scan)(struct shrinker *, struct shrink_control *),
+	void *data);
 
 /* threads and work */
 struct workqueue_struct *tmem_alloc_workqueue(const char *name, bool reclaim);

@@ -66,6 +66,8 @@ counters! {
     refused,
     /// Pages not sent because there was no credit.
     no_credit,
+    /// Pages not sent because there were as many as there may be.
+    max_pages,
     /// Pages not put because there was no memory in the index.
     no_memory,
     /// Pages not put because all staging memory was in use.
@@ -80,6 +82,8 @@ counters! {
     misses,
     /// Pages that the index had and the device did not return.
     lost,
+    /// Pages that the device could not write to where they were wanted, and did elsewhere.
+    bounced,
     /// Pages that came back other than they were sent.
     bad_crc,
     /// Pages that left the index because they changed, or were not needed any more.

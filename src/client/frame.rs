@@ -12,19 +12,21 @@ use crate::{
     virtio::queue::Buffers, //
 };
 
-use super::pages::{
-    PagePool,
-    Slot, //
+use super::{
+    logic::wire::{
+        ANSWER_BYTES,
+        HEADER_BYTES,
+        MAX_ENTRIES,
+        REQUEST_BYTES, //
+    },
+    pages::{
+        PagePool,
+        Slot, //
+    },
 };
 
-/// The most bytes that a frame carries to the device, pages apart.
-pub(crate) const OUT_BYTES: usize = 1344;
-
-/// The most bytes that a frame carries from the device, pages apart.
-pub(crate) const IN_BYTES: usize = 160;
-
 /// The most pages that a frame carries.
-pub(crate) const MAX_PAGES: usize = 32;
+pub(crate) const MAX_PAGES: usize = MAX_ENTRIES;
 
 /// Of how many pieces a frame consists at most: its bytes either way, and its pages.
 pub(crate) const PIECES: usize = MAX_PAGES + 2;
@@ -40,15 +42,16 @@ pub(crate) enum Direction {
 
 /// Memory for one descriptor chain.
 ///
-/// The device-readable part is the bytes of [`out`](Self::out), then the pages if they go out; the
-/// device-writable part is the bytes of [`answer`](Self::answer), then the pages if they come in.
+/// The device-readable part is the bytes that were [pushed](Self::push_out), then the pages if they
+/// go out; the device-writable part is the bytes of [`answer`](Self::answer), then the pages if they
+/// come in.
 ///
 /// # Invariants
 ///
-/// `out_len <= OUT_BYTES` and `in_len <= IN_BYTES`.
+/// `out_len <= REQUEST_BYTES` and `in_len <= ANSWER_BYTES`.
 pub(crate) struct Frame {
-    out: [u8; OUT_BYTES],
-    answer: [u8; IN_BYTES],
+    out: [u8; REQUEST_BYTES],
+    answer: [u8; ANSWER_BYTES],
     out_len: usize,
     in_len: usize,
     direction: Direction,
@@ -85,11 +88,11 @@ impl Frame {
         self.detach();
         self.out_len = 0;
         // INVARIANT: Bounded here.
-        self.in_len = in_len.min(IN_BYTES);
+        self.in_len = in_len.min(ANSWER_BYTES);
         self.direction = direction;
     }
 
-    /// Appends to the bytes for the device; more than [`OUT_BYTES`] are an error.
+    /// Appends to the bytes for the device; more than [`REQUEST_BYTES`] are an error.
     pub(crate) fn push_out(&mut self, bytes: &[u8]) -> Result {
         let end = self.out_len.checked_add(bytes.len()).ok_or(EOVERFLOW)?;
         let room = self.out.get_mut(self.out_len..end).ok_or(EOVERFLOW)?;
@@ -100,27 +103,30 @@ impl Frame {
         Ok(())
     }
 
-    /// Returns the bytes for the device.
-    pub(crate) fn out(&self) -> &[u8] {
-        self.out.get(..self.out_len).unwrap_or(&[])
+    /// Leaves room for a header, before all else.
+    pub(crate) fn reserve_header(&mut self) {
+        // INVARIANT: The longest request has one.
+        self.out_len = HEADER_BYTES;
     }
 
-    /// Returns the bytes for the device, to change them in place.
-    pub(crate) fn out_mut(&mut self) -> &mut [u8] {
-        self.out.get_mut(..self.out_len).unwrap_or(&mut [])
+    /// Writes the header into the room that was left for it.
+    pub(crate) fn write_header(&mut self, header: &[u8]) {
+        if let Some(room) = self.out.get_mut(..header.len()) {
+            room.copy_from_slice(header);
+        }
     }
 
     /// Sets how many bytes the device may write, pages apart.
     pub(crate) fn set_answer_len(&mut self, in_len: usize) {
         // INVARIANT: Bounded here.
-        self.in_len = in_len.min(IN_BYTES);
+        self.in_len = in_len.min(ANSWER_BYTES);
     }
 
-    /// Returns the first `written` bytes of the device's answer, pages apart.
+    /// Returns what the device may have written, pages apart.
     ///
-    /// The device need not have written them: what it did not write is zero.
-    pub(crate) fn answer(&self, written: usize) -> &[u8] {
-        self.answer.get(..written.min(self.in_len)).unwrap_or(&[])
+    /// What it did not write is zero.
+    pub(crate) fn answer(&self) -> &[u8] {
+        self.answer.get(..self.in_len).unwrap_or(&[])
     }
 
     /// Appends a page.
@@ -152,6 +158,13 @@ impl Frame {
         Ok(())
     }
 
+    /// Copies page `n` of those that were [attached](Self::attach) to `to`.
+    pub(crate) fn copy_slot(&self, n: usize, to: PageRef) {
+        if let Some(Some(slot)) = self.slots.get(n) {
+            slot.page().copy_to(to);
+        }
+    }
+
     /// Gives the slots back to their pool and forgets all pages.
     pub(crate) fn detach(&mut self) {
         if let Some(pool) = self.pool.take() {
@@ -171,9 +184,8 @@ impl Frame {
         let out = self.out.get(..self.out_len).unwrap_or(&[]);
         let answer = self.answer.get_mut(..self.in_len).unwrap_or(&mut []);
         let pages = self.pages.iter().take(self.count).flatten();
-        let pool = self.pool.as_deref();
         let slots = self.slots.iter().take(self.held).flatten();
-        let owned = slots.filter_map(|slot| pool?.page(slot));
+        let owned = slots.map(Slot::page);
 
         // The device may write less than it says, so that nothing old may be left to be read.
         answer.fill(0);

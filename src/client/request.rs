@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests: the memory of one, and the fixed number of them that there is.
+//! Requests: the memory of one, what is remembered of it, and the fixed number that there is.
+//!
+//! A [`Request`] is what a virtqueue carries: memory that the device reads and writes. What was
+//! asked, for whom, and what to do about the answer, is in its [`Record`], which no device ever
+//! sees.
 
 use kernel::{
     new_condvar, new_spinlock_irq,
@@ -10,40 +14,34 @@ use kernel::{
         SpinLockIrq, //
     },
 };
-use virtio_tmem_abi::{
-    Key,
-    Le16,
-    Le32,
-    Le64,
-    ObjectId,
-    Opcode,
-    PageResult,
-    RequestHeader,
-    ResponseHeader,
-    Status, //
-};
-use zerocopy::{
-    FromBytes,
-    IntoBytes, //
+use virtio_tmem_abi::Opcode;
+use zerocopy::IntoBytes;
+
+use crate::{
+    bindings::page::PageRef,
+    virtio::queue::{
+        Buffers,
+        Token, //
+    },
 };
 
 use super::{
     frame::{
         Direction,
-        Frame,
-        MAX_PAGES, //
+        Frame, //
     },
-    logic::index::Covers, //
+    logic::{
+        index::Covers,
+        wire::{
+            self,
+            Operation,
+            Outcomes,
+            MAX_ENTRIES,
+            RESPONSE_BYTES, //
+        },
+    },
+    pool::Pool, //
 };
-
-use crate::virtio::queue::{
-    self,
-    Buffers, //
-};
-
-const HEADER: usize = size_of::<RequestHeader>();
-const KEY: usize = size_of::<Key>();
-const RESPONSE: usize = size_of::<ResponseHeader>();
 
 /// What became of one page of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -54,57 +52,10 @@ pub(crate) enum Outcome {
     Failed,
 }
 
-/// What became of each page of a request, in the order in which they were pushed.
-#[derive(Clone, Copy)]
-pub(super) struct Outcomes {
-    /// A bit for each page that was done.
-    done: u32,
-    count: usize,
-}
-
-const _: () = assert!(MAX_PAGES <= u32::BITS as usize);
-
-impl Outcomes {
-    /// Returns the outcomes of `count` pages that all failed.
-    pub(super) fn failed(count: usize) -> Self {
-        Self { done: 0, count }
-    }
-
-    /// Says that page `n` was done.
-    pub(super) fn set_done(&mut self, n: usize) {
-        self.done |= bit(n);
-    }
-
-    /// Says that page `n` failed after all.
-    pub(super) fn set_failed(&mut self, n: usize) {
-        self.done &= !bit(n);
-    }
-
-    /// Returns whether page `n` was done.
-    pub(super) fn is_done(self, n: usize) -> bool {
-        self.done & bit(n) != 0
-    }
-
-    /// Returns how many pages were done.
-    pub(super) fn done(self) -> usize {
-        self.done.count_ones() as usize
-    }
-
-    /// Returns how many pages there are.
-    pub(super) fn len(self) -> usize {
-        self.count
-    }
-}
-
-fn bit(n: usize) -> u32 {
-    // CAST: There are at most 32 pages.
-    1u32.checked_shl(n as u32).unwrap_or(0)
-}
-
 /// What became of the pages of a request, for whoever asked.
 pub(crate) struct Answers<'a, P> {
     outcomes: Outcomes,
-    pages: &'a [Page<P>],
+    entries: &'a [Entry<P>],
 }
 
 impl<'a, P: Copy> Answers<'a, P> {
@@ -113,24 +64,20 @@ impl<'a, P: Copy> Answers<'a, P> {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (P, Outcome)> + 'a {
         let outcomes = self.outcomes;
 
-        self.pages
-            .iter()
-            .take(outcomes.count)
-            .enumerate()
-            .map(move |(n, page)| {
-                let outcome = if outcomes.is_done(n) {
-                    Outcome::Done
-                } else {
-                    Outcome::Failed
-                };
+        self.entries.iter().enumerate().map(move |(n, entry)| {
+            let outcome = if outcomes.is_done(n) {
+                Outcome::Done
+            } else {
+                Outcome::Failed
+            };
 
-                (page.mine, outcome)
-            })
+            (entry.mine, outcome)
+        })
     }
 }
 
 /// Who asked, and is told what became of it.
-pub(crate) trait Origin: Send + 'static {
+pub(crate) trait Origin: Sized + Send + 'static {
     /// What whoever asks wants to be told again with the outcome of a page.
     type Page: Copy + Default + Send;
 
@@ -138,134 +85,96 @@ pub(crate) trait Origin: Send + 'static {
     ///
     /// Hard interrupt context, or process context; may not sleep.
     fn done(self, answers: &Answers<'_, Self::Page>);
+
+    /// Returns whether whoever asked can do without the answer, should the device fall silent.
+    ///
+    /// Process context.
+    fn can_leave(&self) -> bool;
+
+    /// Lets whoever asked go on without an answer, which may still come.
+    ///
+    /// Returns what is told of it then; it has to keep the pages of a get until it is. Process
+    /// context, where reclaim waits; may sleep, but not allocate other than reclaim may.
+    fn leave(self, pages: &mut dyn Iterator<Item = Self::Page>) -> Option<Self>;
+
+    /// The device asks for persistent pages back. Hard interrupt context.
+    fn shrink(pages: u64);
 }
 
-/// What the driver remembers of a page that it asked for.
+/// What is remembered of one entry of a request.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Page<P> {
+pub(super) struct Entry<P> {
     /// The tag of the object that the page belongs to.
     pub(super) tag: u64,
-    /// The CRC of the page, if `checked`.
+    /// The object's name to the device.
+    pub(super) wire: u64,
+    /// The page's place in the object.
+    pub(super) index: u64,
+    /// The page's version.
+    pub(super) version: u32,
+    /// The CRC of the page, or 0 for none.
     pub(super) crc: u32,
-    /// Whether the CRC is known.
-    pub(super) checked: bool,
     /// What the index needs to know should a put be given up.
     pub(super) covers: Option<Covers>,
     /// What whoever asked wants to be told again.
     pub(super) mine: P,
 }
 
-/// What a response says about the device as a whole.
-#[derive(Clone, Copy)]
-pub(super) struct News {
-    pub(super) persistent_credits: u32,
-    pub(super) ephemeral_credits: u32,
+/// What was asked, for whom, and what to do about the answer.
+pub(super) struct Record<O: Origin> {
+    pub(super) operation: Operation,
+    pub(super) pool: Pool,
     pub(super) epoch: u64,
-}
-
-impl From<&ResponseHeader> for News {
-    fn from(header: &ResponseHeader) -> Self {
-        Self {
-            persistent_credits: header.persistent_credits.get(),
-            ephemeral_credits: header.ephemeral_credits.get(),
-            epoch: header.epoch.get(),
-        }
-    }
-}
-
-/// One request, from when it is built until its outcome is known.
-pub(crate) struct Request<O: Origin> {
-    pub(super) frame: Frame,
-    pub(super) opcode: Opcode,
-    pub(super) pool: u32,
-    pub(super) pages: [Page<O::Page>; MAX_PAGES],
-    pub(super) count: usize,
     pub(super) origin: Option<O>,
+    /// A request that this one asks again for, by way of other memory, and what came so far.
+    pub(super) instead_of: Option<(Blank<O>, Outcomes)>,
+    /// How often it has been asked again.
+    pub(super) tries: u32,
+    /// Whether the device has read the request, as far as it says.
+    pub(super) was_read: bool,
+    count: usize,
+    entries: [Entry<O::Page>; MAX_ENTRIES],
 }
 
-impl<O: Origin> queue::Token for Request<O> {
-    fn buffers<'a>(&'a mut self, list: &mut Buffers<'a>) {
-        self.frame.buffers(list);
-    }
-}
-
-impl<O: Origin> Request<O> {
-    /// Allocates a request.
-    ///
-    /// May sleep.
-    pub(super) fn new() -> Result<KBox<Self>> {
-        KBox::init(
-            init!(Self {
-                frame <- Frame::init(),
-                opcode: Opcode::Put,
-                pool: 0,
-                pages: [Page::default(); MAX_PAGES],
-                count: 0,
+impl<O: Origin> Record<O> {
+    fn new() -> Result<KBox<Self>> {
+        Ok(KBox::new(
+            Self {
+                operation: Operation::Put,
+                pool: Pool::Cleancache,
+                epoch: 0,
                 origin: None,
-            }? Error),
+                instead_of: None,
+                tries: 0,
+                was_read: false,
+                count: 0,
+                entries: [Entry::default(); MAX_ENTRIES],
+            },
             GFP_KERNEL,
-        )
+        )?)
     }
 
-    /// Begins a request about pages of `pool`.
-    pub(super) fn begin(&mut self, opcode: Opcode, pool: u32, epoch: u64, flags: u16) -> Result {
-        let direction = match opcode {
-            Opcode::Get => Direction::In,
-            _ => Direction::Out,
-        };
-
-        self.opcode = opcode;
-        self.pool = pool;
-        self.count = 0;
-        self.origin = None;
-        self.frame.reset(RESPONSE, direction);
-        self.frame.push_out(
-            RequestHeader {
-                opcode: Le16::new(opcode.to_wire()),
-                flags: Le16::new(flags),
-                pool: Le32::new(pool),
-                count: Le32::new(0),
-                reserved: Le32::new(0),
-                epoch: Le64::new(epoch),
-                reserved1: Le64::new(0),
-            }
-            .as_bytes(),
-        )
+    /// Returns how many entries there are.
+    pub(super) fn len(&self) -> usize {
+        self.count
     }
 
-    /// Appends an entry to the table.
-    pub(super) fn push_entry(&mut self, entry: &[u8], page: Page<O::Page>) -> Result {
-        let place = self.pages.get_mut(self.count).ok_or(EOVERFLOW)?;
-
-        self.frame.push_out(entry)?;
-        *place = page;
-        self.count += 1;
-        self.frame.set_answer_len(RESPONSE + self.count);
-        Ok(())
+    /// Returns the entries, in the order in which they were pushed.
+    pub(super) fn entries(&self) -> &[Entry<O::Page>] {
+        self.entries.get(..self.count).unwrap_or(&[])
     }
 
-    /// Appends a key to the table.
-    pub(super) fn push_key(
-        &mut self,
-        wire: u64,
-        index: u64,
-        version: u32,
-        page: Page<O::Page>,
-    ) -> Result {
-        let key = Key {
-            object: object_id(wire),
-            index: Le64::new(index),
-            version: Le64::new(u64::from(version)),
-        };
-        self.push_entry(key.as_bytes(), page)
+    /// Returns the entry that was pushed last.
+    pub(super) fn last_mut(&mut self) -> Option<&mut Entry<O::Page>> {
+        self.entries.get_mut(self.count.checked_sub(1)?)
     }
 
-    /// Writes the number of entries into the header; nothing is pushed after that.
-    pub(super) fn seal(&mut self) {
-        let count = self.count as u32;
+    /// Lets whoever asked go on without an answer.
+    pub(super) fn leave(&mut self) {
+        if let Some(origin) = self.origin.take() {
+            let mut pages = self.entries().iter().map(|entry| entry.mine);
 
-        if let Ok((header, _)) = RequestHeader::mut_from_prefix(self.frame.out_mut()) {
-            header.count = Le32::new(count);
+            self.origin = origin.leave(&mut pages);
         }
     }
 
@@ -274,93 +183,126 @@ impl<O: Origin> Request<O> {
         if let Some(origin) = self.origin.take() {
             origin.done(&Answers {
                 outcomes,
-                pages: &self.pages,
+                entries: self.entries(),
             });
         }
     }
+}
 
-    /// Returns whether it only tells the device what it need not keep.
-    pub(super) fn is_flush(&self) -> bool {
-        matches!(
-            self.opcode,
-            Opcode::FlushPage | Opcode::FlushRange | Opcode::FlushObject
-        )
-    }
+/// What a virtqueue carries.
+pub(crate) struct Request<O: Origin> {
+    pub(super) frame: Frame,
+    /// What is remembered of it, unless somebody else has that; see
+    /// [`Flights`](super::flight::Flights).
+    pub(super) record: Option<KBox<Record<O>>>,
+    /// Its place among those in flight, for one of a [`RequestPool`].
+    pub(super) place: usize,
+}
 
-    /// Reads the status and the news of an answer that has no results.
-    pub(super) fn status(&self, written: usize) -> Option<(Status, News)> {
-        let (header, _) = ResponseHeader::ref_from_prefix(self.frame.answer(written)).ok()?;
-
-        Some((Status::from_wire(header.status.get())?, News::from(header)))
-    }
-
-    /// Returns the wire id, index and version of entry `n`, where the table is one of keys.
-    pub(super) fn key(&self, n: usize) -> Option<(u64, u64, u32)> {
-        let at = HEADER.checked_add(n.checked_mul(KEY)?)?;
-        let (key, _) = Key::ref_from_prefix(self.frame.out().get(at..)?).ok()?;
-
-        Some((
-            key.object.0.first()?.get(),
-            key.index.get(),
-            key.version.get() as u32,
-        ))
-    }
-
-    /// Reads the answer.
-    ///
-    /// Whatever the device wrote, or did not write, an outcome is [`Outcome::Done`] only where
-    /// the device said so.
-    pub(super) fn outcomes(&self, written: usize) -> (Status, Outcomes, Option<News>) {
-        let mut outcomes = Outcomes::failed(self.count);
-        let answer = self.frame.answer(written);
-        let Ok((header, results)) = ResponseHeader::ref_from_prefix(answer) else {
-            return (Status::Malformed, outcomes, None);
-        };
-        let news = News::from(header);
-
-        match Status::from_wire(header.status.get()) {
-            Some(Status::Ok) => (),
-            Some(status) => return (status, outcomes, Some(news)),
-            None => return (Status::Malformed, outcomes, None),
-        }
-        if header.count.get() as usize != self.count {
-            return (Status::Malformed, outcomes, None);
-        }
-
-        for (n, &result) in results.iter().enumerate().take(self.count) {
-            let done = matches!(
-                (self.opcode, PageResult::from_wire(result)),
-                (Opcode::Put, Some(PageResult::Stored))
-                    | (Opcode::Get, Some(PageResult::Hit))
-                    | (_, Some(PageResult::Flushed | PageResult::Absent))
-            );
-            if done {
-                outcomes.set_done(n);
-            }
-        }
-        (Status::Ok, outcomes, Some(news))
+impl<O: Origin> Token for Request<O> {
+    fn buffers<'a>(&'a mut self, list: &mut Buffers<'a>) {
+        self.frame.buffers(list);
     }
 }
 
-/// Returns the object that a wire id stands for.
-pub(super) fn object_id(wire: u64) -> ObjectId {
-    ObjectId([Le64::new(wire), Le64::new(0), Le64::new(0)])
+impl<O: Origin> Request<O> {
+    /// Allocates a request about no pages: for the control virtqueue, or for an event.
+    ///
+    /// May sleep.
+    pub(super) fn new(place: usize) -> Result<KBox<Self>> {
+        KBox::init(
+            init!(Self {
+                frame <- Frame::init(),
+                record: None,
+                place,
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+}
+
+/// A request in which nothing is asked yet, or not any more, with its record.
+pub(super) struct Blank<O: Origin> {
+    pub(super) request: KBox<Request<O>>,
+    pub(super) record: KBox<Record<O>>,
+}
+
+impl<O: Origin> Blank<O> {
+    /// Allocates a request, for a place among those in flight. May sleep.
+    pub(super) fn new(place: usize) -> Result<Self> {
+        Ok(Self {
+            request: Request::new(place)?,
+            record: Record::new()?,
+        })
+    }
+
+    /// Begins to ask about pages of a pool.
+    pub(super) fn begin(&mut self, operation: Operation, pool: Pool) {
+        let direction = match operation {
+            Operation::Get => Direction::In,
+            _ => Direction::Out,
+        };
+
+        self.record.operation = operation;
+        self.record.pool = pool;
+        self.record.origin = None;
+        self.record.tries = 0;
+        self.record.was_read = false;
+        self.record.count = 0;
+        self.request.frame.reset(RESPONSE_BYTES, direction);
+        self.request.frame.reserve_header();
+    }
+
+    /// Appends a page to a table of keys.
+    pub(super) fn push_key(&mut self, entry: Entry<O::Page>) -> Result {
+        let key = wire::key(entry.wire, entry.index, entry.version);
+
+        self.push(key.as_bytes(), entry)
+    }
+
+    /// Appends an entry to the table.
+    pub(super) fn push(&mut self, bytes: &[u8], entry: Entry<O::Page>) -> Result {
+        let record = &mut *self.record;
+        let place = record.entries.get_mut(record.count).ok_or(EOVERFLOW)?;
+
+        self.request.frame.push_out(bytes)?;
+        *place = entry;
+        record.count += 1;
+        self.request
+            .frame
+            .set_answer_len(RESPONSE_BYTES + record.count);
+        Ok(())
+    }
+
+    /// Appends a page to be sent or to be filled.
+    pub(super) fn push_page(&mut self, page: PageRef) -> Result {
+        self.request.frame.push_page(page)
+    }
+
+    /// Writes the header; nothing is pushed after that.
+    pub(super) fn seal(&mut self, flags: u16, epoch: u64) {
+        let record = &mut self.record;
+        let opcode: Opcode = record.operation.opcode();
+        let header = wire::header(opcode, flags, record.pool.number(), record.count, epoch);
+
+        record.epoch = epoch;
+        self.request.frame.write_header(header.as_bytes());
+    }
 }
 
 /// The requests that are not in use.
 struct Free<O: Origin> {
-    requests: KVec<KBox<Request<O>>>,
+    blanks: KVec<Blank<O>>,
     /// How many requests have come back so far.
     returned: u64,
     /// How many wait for one.
     waiters: u32,
-    closed: bool,
 }
 
 /// A fixed number of requests.
 ///
-/// Reclaim waits for one to come back where it has to, as it does for a disk's; it is bounded
-/// because a device that does not answer is given up, and [`Self::close`]d.
+/// Reclaim waits for one to come back where it has to, as it does for a disk's, but for no longer
+/// than the device answers.
 #[pin_data]
 pub(super) struct RequestPool<O: Origin> {
     #[pin]
@@ -376,16 +318,15 @@ impl<O: Origin> RequestPool<O> {
     /// May sleep.
     pub(super) fn new(total: usize) -> impl PinInit<Self, Error> {
         pin_init::pin_init_scope(move || {
-            let mut requests = KVec::with_capacity(total, GFP_KERNEL)?;
-            for _ in 0..total {
-                requests.push(Request::new()?, GFP_KERNEL)?;
+            let mut blanks = KVec::with_capacity(total, GFP_KERNEL)?;
+            for place in 0..total {
+                blanks.push(Blank::new(place)?, GFP_KERNEL)?;
             }
 
             let free = Free {
-                requests,
+                blanks,
                 returned: 0,
                 waiters: 0,
-                closed: false,
             };
             Ok(try_pin_init!(Self {
                 free <- new_spinlock_irq!(free, "RequestPool::free"),
@@ -398,42 +339,73 @@ impl<O: Origin> RequestPool<O> {
     /// Takes a request, unless fewer than `reserve` would be left.
     ///
     /// Any context.
-    pub(super) fn try_take(&self, reserve: usize) -> Option<KBox<Request<O>>> {
+    pub(super) fn try_take(&self, reserve: usize) -> Option<Blank<O>> {
         let mut free = self.free.lock();
 
-        if free.closed || free.requests.len() <= reserve {
+        if free.blanks.len() <= reserve {
             return None;
         }
-        free.requests.pop()
+        free.blanks.pop()
     }
 
-    /// Takes a request, and waits for one if there is none.
+    /// Takes a request as [`Self::try_take`] does, and waits for one as long as `wait` says.
     ///
-    /// [`None`] if the pool is closed. Sleeps.
-    pub(super) fn take(&self) -> Option<KBox<Request<O>>> {
+    /// `wait` is asked whenever a request comes back, and on [`Self::wake`]; it is called with
+    /// interrupts off and a lock held. Sleeps.
+    pub(super) fn take(&self, reserve: usize, wait: impl Fn() -> bool) -> Option<Blank<O>> {
         let mut free = self.free.lock();
 
-        loop {
-            if free.closed {
-                return None;
-            }
-            if let Some(request) = free.requests.pop() {
-                return Some(request);
+        while wait() {
+            if free.blanks.len() > reserve {
+                return free.blanks.pop();
             }
             free.waiters += 1;
             self.came_back.wait(&mut free);
             free.waiters -= 1;
         }
+        None
     }
 
-    /// Waits until a request comes back after `seen` have, or the pool is closed.
+    /// Waits until a request comes back after `seen` have, as long as `wait` says.
     ///
-    /// Sleeps.
-    pub(super) fn wait_after(&self, seen: u64) {
+    /// For `wait` see [`Self::take`]. Sleeps.
+    pub(super) fn wait_after(&self, seen: u64, wait: impl Fn() -> bool) {
         let mut free = self.free.lock();
 
         free.waiters += 1;
-        while free.returned == seen && !free.closed && free.requests.len() < self.total {
+        while free.returned == seen && free.blanks.len() < self.total && wait() {
+            self.came_back.wait(&mut free);
+        }
+        free.waiters -= 1;
+    }
+
+    /// Waits until all requests are there, as long as `wait` says; returns whether they are.
+    ///
+    /// For `wait` see [`Self::take`]. Sleeps.
+    pub(super) fn wait_all(&self, wait: impl Fn() -> bool) -> bool {
+        let mut free = self.free.lock();
+
+        free.waiters += 1;
+        while free.blanks.len() < self.total && wait() {
+            self.came_back.wait(&mut free);
+        }
+        free.waiters -= 1;
+        free.blanks.len() == self.total
+    }
+
+    /// Has whoever waits ask again whether to. Any context.
+    pub(super) fn wake(&self) {
+        // Whoever has asked before sleeps when the lock is free, so that this is not missed.
+        drop(self.free.lock());
+        self.came_back.notify_all();
+    }
+
+    /// Sleeps as long as `wait` says. For `wait` see [`Self::take`].
+    pub(super) fn wait_while(&self, wait: impl Fn() -> bool) {
+        let mut free = self.free.lock();
+
+        free.waiters += 1;
+        while wait() {
             self.came_back.wait(&mut free);
         }
         free.waiters -= 1;
@@ -447,28 +419,17 @@ impl<O: Origin> RequestPool<O> {
     /// Gives a request back.
     ///
     /// Any context.
-    pub(super) fn give(&self, mut request: KBox<Request<O>>) {
-        request.frame.detach();
+    pub(super) fn give(&self, mut blank: Blank<O>) {
+        blank.request.frame.detach();
         let mut free = self.free.lock();
 
         // The vector has room for all requests that there are.
-        let _ = free.requests.push_within_capacity(request);
+        let _ = free.blanks.push_within_capacity(blank);
         free.returned = free.returned.wrapping_add(1);
         let wanted = free.waiters > 0;
         drop(free);
         if wanted {
             self.came_back.notify_all();
         }
-    }
-
-    /// Lets nobody take a request any more, and wakes who waits for one.
-    pub(super) fn close(&self) {
-        self.free.lock().closed = true;
-        self.came_back.notify_all();
-    }
-
-    /// Returns whether a request is in use.
-    pub(super) fn any_out(&self) -> bool {
-        self.free.lock().requests.len() < self.total
     }
 }

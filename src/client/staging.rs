@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages that were copied because their put cannot wait for the device.
+//! The memory for clean pages on their way to the device, and the order in which they go.
 
 use kernel::{
     new_spinlock_irq,
@@ -13,32 +13,51 @@ use kernel::{
         Arc,
         SpinLockIrq, //
     },
-    time::msecs_to_jiffies,
 };
 
 use crate::bindings::{
+    memory::total_pages,
     page::PageRef,
     thread, //
 };
 
 use super::{
-    frame::MAX_PAGES,
-    half::Half,
     logic::index::Covers,
     pages::{
         PagePool,
         Slot, //
     },
-    request::Origin,
-    Client,
-    Pool, //
 };
 
-/// How long to wait for any staging memory to be free, in milliseconds.
-const PATIENCE: u32 = 200;
+/// The part of the guest's memory that is used, if nothing else is asked for.
+const PART: u64 = 32;
 
-/// For how long not to wait after that was in vain, in milliseconds.
-const IMPATIENCE: u32 = 1000;
+/// The fewest and the most pages that it is then.
+const FEWEST: u64 = 256;
+const MOST: u64 = 16384;
+
+/// How many pages of staging memory there are to be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StagingSize {
+    /// None: no clean pages are put.
+    Nothing,
+    /// So many.
+    Pages(u32),
+    /// A part of the memory that the guest has at the time.
+    OfMemory,
+}
+
+impl StagingSize {
+    /// Returns how many pages are wanted now.
+    fn target(self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Pages(pages) => pages as usize,
+            // CAST: Clamped.
+            Self::OfMemory => (total_pages() / PART).clamp(FEWEST, MOST) as usize,
+        }
+    }
+}
 
 /// One page that waits to be sent.
 pub(super) struct Staged {
@@ -56,8 +75,8 @@ pub(super) struct Staged {
 ///
 /// # Invariants
 ///
-/// `items` has room for all slots that there are.
-struct Fifo {
+/// `items` has room for all slots that there can be.
+pub(super) struct Fifo {
     items: KVVec<Option<Staged>>,
     head: usize,
     len: usize,
@@ -70,7 +89,7 @@ impl Fifo {
     }
 
     /// Adds a page: there is room for all slots.
-    fn push(&mut self, staged: Staged) {
+    pub(super) fn push(&mut self, staged: Staged) {
         let at = self.wrap(self.head.wrapping_add(self.len));
 
         if let Some(place) = self.items.get_mut(at) {
@@ -94,26 +113,29 @@ impl Fifo {
 /// The staging memory.
 #[pin_data]
 pub(super) struct Staging {
-    pub(super) pages: Arc<PagePool>,
-    fifos: KVec<Pin<KBox<SpinLockIrq<Fifo>>>>,
-    waiting: Atomic<usize>,
+    size: StagingSize,
+    pages: Arc<PagePool>,
+    pub(super) fifos: KVec<Pin<KBox<SpinLockIrq<Fifo>>>>,
+    pub(super) waiting: Atomic<usize>,
     /// Until when, in jiffies, nobody waits for a page to be free.
-    impatient_until: Atomic<usize>,
+    pub(super) impatient_until: Atomic<usize>,
 }
 
 impl Staging {
-    /// Allocates `pages` pages, to be sent over `queues` virtqueues.
+    /// Allocates staging memory, to be sent over `queues` virtqueues.
     ///
     /// May sleep.
-    pub(super) fn new(pages: u32, queues: usize) -> impl PinInit<Self, Error> {
+    pub(super) fn new(size: StagingSize, queues: usize) -> impl PinInit<Self, Error> {
         pin_init::pin_init_scope(move || {
+            // What there is a place for never becomes more, so that little is taken for places.
+            let capacity = size.target();
             let mut fifos = KVec::with_capacity(queues, GFP_KERNEL)?;
             for _ in 0..queues {
-                let mut items = KVVec::with_capacity(pages as usize, GFP_KERNEL)?;
-                for _ in 0..pages {
+                let mut items = KVVec::with_capacity(capacity, GFP_KERNEL)?;
+                for _ in 0..capacity {
                     items.push(None, GFP_KERNEL)?;
                 }
-                // INVARIANT: There are as many slots.
+                // INVARIANT: There can be as many slots.
                 let fifo = Fifo {
                     items,
                     head: 0,
@@ -124,19 +146,52 @@ impl Staging {
                     GFP_KERNEL,
                 )?;
             }
+            let pages = Arc::pin_init(PagePool::new(capacity), GFP_KERNEL)?;
+            pages.grow(capacity)?;
 
             Ok(try_pin_init!(Self {
-                pages: Arc::pin_init(PagePool::new(pages), GFP_KERNEL)?,
+                size,
+                pages,
                 fifos,
                 waiting: Atomic::new(0),
                 impatient_until: Atomic::new(thread::jiffies()),
-            }))
+            }? Error))
         })
     }
 
-    /// Returns how many pages wait, for a file.
-    pub(super) fn waiting_counter(&self) -> &Atomic<usize> {
-        &self.waiting
+    /// Returns the pages.
+    pub(super) fn pages(&self) -> &Arc<PagePool> {
+        &self.pages
+    }
+
+    /// Copies a page that waits, or is on its way, to `to`. Any context.
+    pub(super) fn copy_out(&self, slot: u32, to: PageRef) {
+        self.pages.copy_out(slot, to);
+    }
+
+    /// Returns whether there are fewer pages than are wanted now. Any context.
+    pub(super) fn may_grow(&self) -> bool {
+        self.pages.held() < self.size.target().min(self.pages.capacity())
+    }
+
+    /// Allocates the pages that are wanted now, as far as there is memory.
+    ///
+    /// May sleep, and enters reclaim.
+    pub(super) fn grow(&self) {
+        let _ = self.pages.grow(self.size.target());
+    }
+
+    /// Frees pages that are not wanted any more, as far as they are not in use. Any context.
+    pub(super) fn trim(&self) {
+        self.pages
+            .shrink(self.pages.held().saturating_sub(self.size.target()));
+    }
+
+    /// Returns how many pages could be freed without all of them being. Any context.
+    pub(super) fn spare(&self) -> usize {
+        let few = self.pages.capacity() / 8;
+
+        self.pages.free().min(self.pages.held().saturating_sub(few))
     }
 
     /// Returns how many pages wait.
@@ -145,6 +200,7 @@ impl Staging {
     }
 
     /// Returns whether pages wait.
+    #[inline]
     pub(super) fn any(&self) -> bool {
         self.waiting() > 0
     }
@@ -184,120 +240,6 @@ impl Staging {
                 };
                 self.pages.give([staged.slot]);
             }
-        }
-    }
-}
-
-impl<O: Origin> Client<O> {
-    /// Puts copies of `count` neighbouring pages, at most [`MAX_PAGES`], into the ephemeral pool.
-    ///
-    /// Returns how many of the first can be got from now on. Earlier pages in the places of all of
-    /// them cannot be got any more, whatever happens. With `checked` what comes back later is
-    /// compared with what was put. An object with one of the marks `refuse` is not put. Any
-    /// context; nothing waits, nothing is allocated.
-    pub(crate) fn stage(
-        &self,
-        tag: u64,
-        index: u64,
-        count: usize,
-        pages: impl Iterator<Item = PageRef>,
-        checked: bool,
-        refuse: u8,
-    ) -> usize {
-        let half = &self.cleancache;
-        let last = index.wrapping_add(count as u64).wrapping_sub(1);
-        let mut slots = [const { None }; MAX_PAGES];
-
-        let admitted = if self.running() {
-            half.admit(count.min(MAX_PAGES))
-        } else {
-            0
-        };
-        let taken = self.staging.pages.take(admitted, &mut slots);
-        half.counters.no_staging.add(admitted - taken);
-        let Some(mut shard) = half.shard(tag).filter(|_| taken > 0) else {
-            half.admitted(admitted, 0);
-            self.flush_range(Pool::Cleancache, tag, index, last);
-            return 0;
-        };
-        for (slot, page) in slots.iter_mut().flatten().zip(pages) {
-            self.staging.pages.copy_in(slot, page);
-        }
-
-        let lane = Half::shard_of(tag) % self.staging.queues().max(1);
-        let (mut staged, mut before) = (0, 0);
-        if shard.flags(tag) & refuse != 0 {
-            half.counters.unsafe_inode.add(taken);
-        } else if let Some(mut fifo) = self.staging.fifos.get(lane).map(|fifo| fifo.lock()) {
-            let mut copies = slots.iter_mut();
-
-            // CAST: There are at most 32.
-            staged = shard.insert_run(tag, index, taken as u64, |n, inserted| {
-                let Some(slot) = copies.next().and_then(Option::take) else {
-                    return u32::MAX;
-                };
-                let number = slot.number();
-
-                fifo.push(Staged {
-                    slot,
-                    tag,
-                    wire: inserted.wire,
-                    index: index.wrapping_add(n),
-                    version: inserted.version,
-                    covers: inserted.covers,
-                    checked,
-                });
-                number
-            }) as usize;
-            // Before the lock is let go of: then somebody may take them out.
-            before = self.staging.waiting.fetch_add(staged, Relaxed);
-            drop(fifo);
-            half.counters.no_memory.add(taken - staged);
-        }
-        if staged < count {
-            let first = index.wrapping_add(staged as u64);
-            // So few pages are gone through at once.
-            let _ = shard.erase_range(tag, first, last, |_| ());
-        }
-        let short = shard.wants().any();
-        drop(shard);
-
-        half.admitted(admitted, staged);
-        self.staging.pages.give(slots.into_iter().flatten());
-        if short {
-            self.want_growth();
-        }
-        if staged < count {
-            self.flush_later();
-        }
-        self.staged(before, staged);
-        staged
-    }
-
-    /// Returns whether there is staging memory for so many pages. Any context.
-    pub(crate) fn can_stage(&self, count: usize) -> bool {
-        self.staging.pages.free() >= count
-    }
-
-    /// Waits until so many pages can be staged, or it has taken too long.
-    ///
-    /// Whoever evicts pages faster than the device takes them is held up a little, rather than
-    /// have them go to waste. Where that does not help, nobody is held up for a while. Sleeps.
-    pub(crate) fn await_staging(&self, count: usize) {
-        let impatient = &self.staging.impatient_until;
-        let now = thread::jiffies();
-
-        if !self.running() || self.cleancache.credits.available() <= 0 {
-            return;
-        }
-        if (impatient.load(Relaxed).wrapping_sub(now) as isize) > 0 {
-            return;
-        }
-        self.cleancache.counters.held_up.add(count);
-        if !self.staging.pages.wait(count, msecs_to_jiffies(PATIENCE)) {
-            let until = now.wrapping_add(msecs_to_jiffies(IMPATIENCE));
-
-            impatient.store(until, Relaxed);
         }
     }
 }

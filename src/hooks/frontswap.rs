@@ -198,7 +198,7 @@ impl<'a> Builder<'a> {
 
         if self.batch.is_none() {
             self.batch = match &mut self.gets {
-                Some(gets) => gets.begin(Pool::Frontswap),
+                Some(gets) => gets.begin_waiting(Pool::Frontswap).ok(),
                 None => client.begin_put(Pool::Frontswap),
             };
         }

@@ -24,8 +24,11 @@ use zerocopy::FromBytes;
 /// The most pages, or flushes, in one request.
 pub const MAX_ENTRIES: usize = 32;
 
+/// The bytes of a request's header.
+pub const HEADER_BYTES: usize = size_of::<RequestHeader>();
+
 /// The bytes of the longest request, pages apart.
-pub const REQUEST_BYTES: usize = size_of::<RequestHeader>() + MAX_ENTRIES * size_of::<Key>();
+pub const REQUEST_BYTES: usize = HEADER_BYTES + MAX_ENTRIES * size_of::<Key>();
 
 /// The bytes of a response without results.
 pub const RESPONSE_BYTES: usize = size_of::<ResponseHeader>();

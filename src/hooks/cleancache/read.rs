@@ -223,7 +223,8 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
         if request.is_none() {
             request = gets
                 .get_or_insert_with(|| client.gets())
-                .begin(Pool::Cleancache);
+                .begin_waiting(Pool::Cleancache)
+                .ok();
         }
         let Some(batch) = request.as_mut() else {
             break;
@@ -340,7 +341,7 @@ fn read_by_parts(context: &Entered, file: File, folio: Folio) -> bool {
         if first >= folio.pages() {
             break;
         }
-        let Some(mut batch) = gets.begin(Pool::Cleancache) else {
+        let Ok(mut batch) = gets.begin_waiting(Pool::Cleancache) else {
             next = Err(ENODEV);
             break;
         };

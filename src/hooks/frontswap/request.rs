@@ -305,6 +305,19 @@ impl Request {
         }
     }
 
+    /// Returns whether it is to be written.
+    pub(in crate::hooks) fn is_write(&self) -> bool {
+        self.transfer().rw == WRITE
+    }
+
+    /// Has a batch of the request not be waited for: then all of it goes to the swap area. Sleeps.
+    pub(in crate::hooks) fn leave(self) {
+        self.fail(0);
+        if let Some(context) = Context::get() {
+            self.put(&context, true);
+        }
+    }
+
     pub(super) fn get(&self) {
         self.transfer().left.add(1, Relaxed);
     }

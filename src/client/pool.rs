@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One pool, as the driver knows it: its index, its credits, its counters.
+//! What the driver knows of a pool: its index, its credits, its counters.
 
 use core::ops::{
     Deref,
@@ -21,10 +21,9 @@ use kernel::{
         },
         SpinLockIrq, //
     },
-    ThisModule, //
 };
 
-use crate::bindings::pin::ModulePin;
+use crate::bindings::random::random_u32;
 
 use super::{
     counters::Counters,
@@ -43,7 +42,7 @@ use super::{
 const SHARDS: u32 = 16;
 
 /// Which pool.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pool {
     /// The persistent one.
     Frontswap,
@@ -61,33 +60,27 @@ impl Pool {
     }
 }
 
-/// One pool, as the driver knows it.
+/// What the driver knows of a pool.
 #[pin_data]
-pub(crate) struct Half {
-    pub(super) pool: Pool,
+pub(crate) struct PoolState {
     shards: KVec<Pin<KBox<SpinLockIrq<Shard>>>>,
-    /// Keeps the module loaded while there are pages that only the device has.
-    #[pin]
-    pin: ModulePin,
     pages: Atomic<u64>,
     max_pages: u64,
     pub(super) credits: Credits,
     pub(crate) counters: Counters,
 }
 
-impl Half {
+impl PoolState {
     /// Creates a pool without pages, for at most `max_pages`.
     ///
     /// May sleep.
     pub(super) fn new(
-        pool: Pool,
         max_pages: u64,
-        module: &'static ThisModule,
     ) -> impl PinInit<Self, Error> {
         pin_init::pin_init_scope(move || {
             let mut shards = KVec::with_capacity(SHARDS as usize, GFP_KERNEL)?;
-            let version = kernel::time::Instant::<kernel::time::Monotonic>::now();
-            let version = version.elapsed().as_nanos() as u32;
+            // So that an earlier driver's versions mean nothing.
+            let version = random_u32();
 
             for number in 0..SHARDS {
                 let shard = Shard::new(index::Config {
@@ -99,15 +92,13 @@ impl Half {
                 .map_err(|_| ENOMEM)?;
 
                 shards.push(
-                    KBox::pin_init(new_spinlock_irq!(shard, "Half::shards"), GFP_KERNEL)?,
+                    KBox::pin_init(new_spinlock_irq!(shard, "PoolState::shards"), GFP_KERNEL)?,
                     GFP_KERNEL,
                 )?;
             }
 
             Ok(try_pin_init!(Self {
-                pool,
                 shards,
-                pin <- ModulePin::new(module),
                 pages: Atomic::new(0),
                 max_pages,
                 credits: Credits::new(),
@@ -188,7 +179,7 @@ impl Half {
         let shard = shard.lock();
 
         ShardGuard {
-            half: self,
+            state: self,
             before: shard.stats().live,
             shard,
         }
@@ -199,29 +190,20 @@ impl Half {
     /// Any context. To be followed by insertions and [`Self::admitted`].
     pub(super) fn admit(&self, pages: usize) -> usize {
         if self.pages.load(Relaxed) >= self.max_pages {
+            self.counters.max_pages.add(pages);
             return 0;
         }
         let admitted = self.credits.take(pages);
         if admitted < pages {
             self.counters.no_credit.add(pages - admitted);
         }
-        if admitted > 0 && self.pool == Pool::Frontswap && !self.pin.add(1) {
-            self.credits.settle(admitted);
-            return 0;
-        }
         admitted
     }
 
-    /// Gives back what [`Self::admit`] took, but for what the pages themselves hold on to.
-    ///
-    /// So many of the pages that were admitted are going to be put.
+    /// Gives back what [`Self::admit`] took, but for the pages that are going to be put.
     pub(super) fn admitted(&self, admitted: usize, inserted: usize) {
         if admitted > inserted {
             self.credits.settle(admitted - inserted);
-        }
-        // Pages that are in the index now have taken their own.
-        if admitted > 0 && self.pool == Pool::Frontswap {
-            self.pin.sub(1);
         }
     }
 }
@@ -230,7 +212,7 @@ impl Half {
 ///
 /// When it is dropped, the number of pages that the shard has more or fewer is accounted for.
 pub(super) struct ShardGuard<'a> {
-    half: &'a Half,
+    state: &'a PoolState,
     before: u64,
     shard: Guard<'a, Shard, SpinLockIrqBackend>,
 }
@@ -255,20 +237,11 @@ impl Drop for ShardGuard<'_> {
 
         match after.checked_sub(self.before) {
             Some(0) => (),
-            Some(more) => {
-                self.half.pages.add(more, Relaxed);
-                if self.half.pool == Pool::Frontswap {
-                    // The inserter has been admitted, so that this cannot fail.
-                    let _ = self.half.pin.add(more);
-                }
-            }
+            Some(more) => self.state.pages.add(more, Relaxed),
             None => {
                 let fewer = self.before.wrapping_sub(after);
 
-                self.half.pages.fetch_sub(fewer, Relaxed);
-                if self.half.pool == Pool::Frontswap {
-                    self.half.pin.sub(fewer);
-                }
+                self.state.pages.fetch_sub(fewer, Relaxed);
             }
         }
     }

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Requests about pools, one at a time, by who waits for the answer.
+
+use kernel::{
+    new_condvar, new_mutex, new_spinlock_irq,
+    prelude::*,
+    sync::{
+        CondVar,
+        CondVarTimeoutResult,
+        Mutex,
+        SpinLockIrq, //
+    },
+    time::msecs_to_jiffies,
+};
+use virtio_tmem_abi::{
+    pool_flags,
+    Le32,
+    Opcode,
+    PoolCreate,
+    Status,
+    QUEUE_CONTROL, //
+};
+use zerocopy::IntoBytes;
+
+use crate::virtio::queue::Notify;
+
+use super::{
+    frame::Direction,
+    logic::wire::{
+        self,
+        decode_control,
+        RESPONSE_BYTES, //
+    },
+    request::{
+        Origin,
+        Request, //
+    },
+    Client,
+    Pool,
+    NO_PLACE, //
+};
+
+/// How long to wait for an answer at least, in milliseconds: a device that is started may take its
+/// time.
+const PATIENCE: u32 = 10_000;
+
+/// What has come back.
+struct Answer<O: Origin> {
+    request: Option<(KBox<Request<O>>, Option<usize>)>,
+    closed: bool,
+}
+
+/// The control virtqueue's one request.
+#[pin_data]
+pub(super) struct Control<O: Origin> {
+    #[pin]
+    turn: Mutex<()>,
+    #[pin]
+    answer: SpinLockIrq<Answer<O>>,
+    #[pin]
+    came_back: CondVar,
+}
+
+impl<O: Origin> Control<O> {
+    pub(super) fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            turn <- new_mutex!((), "Control::turn"),
+            answer <- new_spinlock_irq!(
+                Answer { request: None, closed: false },
+                "Control::answer"
+            ),
+            came_back <- new_condvar!("Control::came_back"),
+        })
+    }
+
+    /// Takes the request back. Any context.
+    pub(super) fn done(&self, request: KBox<Request<O>>, written: Option<usize>) {
+        let old = self.answer.lock().request.replace((request, written));
+
+        self.came_back.notify_all();
+        drop(old);
+    }
+
+    /// Lets nobody wait any more. Any context.
+    pub(super) fn close(&self) {
+        self.answer.lock().closed = true;
+        self.came_back.notify_all();
+    }
+}
+
+impl<O: Origin> Client<O> {
+    /// Returns the pools that there are to be.
+    pub(super) fn pools(&self) -> impl Iterator<Item = Pool> + '_ {
+        [
+            (self.wants.frontswap, Pool::Frontswap),
+            (self.wants.cleancache, Pool::Cleancache),
+        ]
+        .into_iter()
+        .filter_map(|(wanted, pool)| wanted.then_some(pool))
+    }
+
+    /// Destroys the pools that an earlier driver may have left, and creates those that there are
+    /// to be.
+    ///
+    /// May sleep, but not for longer than the device is given time for.
+    pub(crate) fn begin_pools(&self) -> Result {
+        for pool in [Pool::Frontswap, Pool::Cleancache] {
+            match self.ask(Opcode::PoolDestroy, pool, &[])? {
+                Status::Ok | Status::NoPool => (),
+                status => return Err(refused("destroy", pool, status)),
+            }
+        }
+        self.create_pools()
+    }
+
+    /// Creates the pools that there are to be; one that is there already keeps its pages.
+    ///
+    /// May sleep, but not for longer than the device is given time for.
+    pub(super) fn create_pools(&self) -> Result {
+        for pool in self.pools() {
+            let persistent = match pool {
+                Pool::Frontswap => pool_flags::PERSISTENT,
+                Pool::Cleancache => 0,
+            };
+            // Should the guest start another kernel, that one need not know of the pools.
+            let released = if self.keeps {
+                pool_flags::RELEASED_BY_RESET
+            } else {
+                0
+            };
+            let create = PoolCreate {
+                flags: Le32::new(persistent | released),
+                page_shift: kernel::page::PAGE_SHIFT as u8,
+                reserved: [0; 11],
+                uuid: [0; 16],
+            };
+
+            match self.ask(Opcode::PoolCreate, pool, create.as_bytes())? {
+                Status::Ok => (),
+                status => return Err(refused("create", pool, status)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Destroys the pools, as far as the device does so in time.
+    pub(super) fn destroy_pools(&self) {
+        for pool in self.pools() {
+            if self.ask(Opcode::PoolDestroy, pool, &[]).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Asks for something about a pool, and waits for the answer.
+    ///
+    /// May sleep, but not for longer than the device is given time for.
+    pub(super) fn ask(&self, opcode: Opcode, pool: Pool, entry: &[u8]) -> Result<Status> {
+        let _turn = self.control.turn.lock();
+        let queue = usize::from(QUEUE_CONTROL);
+        let epoch = self.epoch();
+        let count = usize::from(!entry.is_empty());
+        let header = wire::header(opcode, 0, pool.number(), count, epoch);
+
+        let mut request = Request::new(NO_PLACE)?;
+        request.frame.reset(RESPONSE_BYTES, Direction::Out);
+        request.frame.push_out(header.as_bytes())?;
+        request.frame.push_out(entry)?;
+
+        // One that came too late is of no interest any more.
+        let late = self.control.answer.lock().request.take();
+        drop(late);
+        self.queues
+            .submit(queue, request, Notify::Now)
+            .map_err(|_| ENODEV)?;
+
+        let mut answer = self.control.answer.lock();
+        let mut patience = msecs_to_jiffies(self.timeout_ms.max(PATIENCE));
+        loop {
+            if let Some((request, written)) = answer.request.take() {
+                drop(answer);
+                return self.read_answer(opcode, epoch, &request, written);
+            }
+            if answer.closed {
+                return Err(ENODEV);
+            }
+            patience = match self
+                .control
+                .came_back
+                .wait_interruptible_timeout(&mut answer, patience)
+            {
+                CondVarTimeoutResult::Woken { jiffies } => jiffies.max(1),
+                CondVarTimeoutResult::Timeout => {
+                    pr_err!(
+                        "the host does not answer {:?}: is it up, and is its virtqueue served?\n",
+                        opcode
+                    );
+                    return Err(ETIMEDOUT);
+                }
+                CondVarTimeoutResult::Signal { .. } => return Err(EINTR),
+            };
+        }
+    }
+
+    fn read_answer(
+        &self,
+        opcode: Opcode,
+        epoch: u64,
+        request: &Request<O>,
+        written: Option<usize>,
+    ) -> Result<Status> {
+        // The virtqueues were stopped.
+        let written = written.ok_or(ENODEV)?;
+
+        match decode_control(request.frame.answer(), written) {
+            Ok(Some((status, state))) => {
+                self.heed(&state, Some(epoch));
+                Ok(status)
+            }
+            Ok(None) => {
+                pr_err!(
+                    "the host cannot read the guest's memory, or does not know {:?}: is the \
+                     guest's memory shared with it (share=on)?\n",
+                    opcode
+                );
+                Err(EIO)
+            }
+            Err(lie) => {
+                self.accuse(&lie);
+                Err(EPROTO)
+            }
+        }
+    }
+}
+
+fn refused(what: &str, pool: Pool, status: Status) -> Error {
+    pr_err!(
+        "the host does not {what} the pool of {:?}: {status:?}\n",
+        pool
+    );
+    match status {
+        Status::NotAllowed => EPERM,
+        Status::NoMemory => ENOMEM,
+        Status::Unsupported => ENODEV,
+        _ => EPROTO,
+    }
+}

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Puts of clean pages, which cannot wait: they are copied, and the thread sends the copies.
+
+use kernel::{
+    sync::atomic::Relaxed,
+    time::msecs_to_jiffies, //
+};
+
+use crate::bindings::{
+    page::PageRef,
+    thread, //
+};
+
+use super::{
+    frame::MAX_PAGES,
+    get::crc_of,
+    logic::wire::Operation,
+    pool::PoolState,
+    request::{
+        Entry,
+        Origin, //
+    },
+    staging::Staged,
+    Client,
+    Pool, //
+};
+
+/// How long to wait for any staging memory to be free, in milliseconds.
+const PATIENCE: u32 = 200;
+
+/// For how long not to wait after that was in vain, in milliseconds.
+const IMPATIENCE: u32 = 1000;
+
+/// How many requests with staged pages are sent in one go, where pages come fast.
+const BURST: usize = 4;
+
+impl<O: Origin> Client<O> {
+    /// Puts copies of `count` neighbouring pages, at most [`MAX_PAGES`], into the ephemeral pool.
+    ///
+    /// Returns how many of the first can be got from now on. Earlier pages in the places of all of
+    /// them cannot be got any more, whatever happens. With `checked` what comes back later is
+    /// compared with what was put. An object with one of the marks `refuse` is not put. Any
+    /// context; nothing waits, nothing is allocated.
+    pub(crate) fn stage(
+        &self,
+        tag: u64,
+        index: u64,
+        count: usize,
+        pages: impl Iterator<Item = PageRef>,
+        checked: bool,
+        refuse: u8,
+    ) -> usize {
+        let state = &self.cleancache;
+        let last = index.wrapping_add(count as u64).wrapping_sub(1);
+        let mut slots = [const { None }; MAX_PAGES];
+
+        let admitted = if self.running() {
+            state.admit(count.min(MAX_PAGES))
+        } else {
+            0
+        };
+        let taken = self.staging.pages().take(admitted, &mut slots);
+        if taken < admitted {
+            state.counters.no_staging.add(admitted - taken);
+            if self.staging.may_grow() {
+                self.want_growth();
+            }
+        }
+        let Some(mut shard) = state.shard(tag).filter(|_| taken > 0) else {
+            state.admitted(admitted, 0);
+            self.flush_range(Pool::Cleancache, tag, index, last);
+            return 0;
+        };
+        for (slot, page) in slots.iter_mut().flatten().zip(pages) {
+            slot.copy_in(page);
+        }
+
+        let lane = PoolState::shard_of(tag) % self.staging.queues().max(1);
+        let (mut staged, mut before) = (0, 0);
+        if shard.flags(tag) & refuse != 0 {
+            state.counters.unsafe_inode.add(taken);
+        } else if let Some(mut fifo) = self.staging.fifos.get(lane).map(|fifo| fifo.lock()) {
+            let mut copies = slots.iter_mut();
+
+            // CAST: There are at most 32.
+            staged = shard.insert_run(tag, index, taken as u64, |n, inserted| {
+                let Some(slot) = copies.next().and_then(Option::take) else {
+                    return super::put::NO_SLOT;
+                };
+                let number = slot.number();
+
+                fifo.push(Staged {
+                    slot,
+                    tag,
+                    wire: inserted.wire,
+                    index: index.wrapping_add(n),
+                    version: inserted.version,
+                    covers: inserted.covers,
+                    checked,
+                });
+                number
+            }) as usize;
+            // Before the lock is let go of: then somebody may take them out.
+            before = self.staging.waiting.fetch_add(staged, Relaxed);
+            drop(fifo);
+            state.counters.no_memory.add(taken - staged);
+        }
+        if staged < count {
+            let first = index.wrapping_add(staged as u64);
+            // So few pages are gone through at once.
+            let _ = shard.erase_range(tag, first, last, |_| ());
+        }
+        let short = shard.wants().any();
+        drop(shard);
+
+        state.admitted(admitted, staged);
+        self.staging.pages().give(slots.into_iter().flatten());
+        if short {
+            self.want_growth();
+        }
+        if staged < count {
+            self.flush_later();
+        }
+        self.staged(before, staged);
+        staged
+    }
+
+    /// Returns whether there is staging memory for so many pages. Any context.
+    pub(crate) fn can_stage(&self, count: usize) -> bool {
+        self.staging.pages().free() >= count
+    }
+
+    /// Waits until so many pages can be staged, or it has taken too long.
+    ///
+    /// Whoever evicts pages faster than the device takes them is held up a little, rather than
+    /// have them go to waste. Where that does not help, nobody is held up for a while. Sleeps.
+    pub(crate) fn await_staging(&self, count: usize) {
+        let impatient = &self.staging.impatient_until;
+        let now = thread::jiffies();
+
+        if !self.running() || self.cleancache.credits.available() <= 0 {
+            return;
+        }
+        if (impatient.load(Relaxed).wrapping_sub(now) as isize) > 0 {
+            return;
+        }
+        self.cleancache.counters.held_up.add(count);
+        if !self.staging.pages().wait(count, msecs_to_jiffies(PATIENCE)) {
+            let until = now.wrapping_add(msecs_to_jiffies(IMPATIENCE));
+
+            impatient.store(until, Relaxed);
+        }
+    }
+
+    /// Has staged pages sent, now that so many more wait than did before. Any context.
+    fn staged(&self, before: usize, more: usize) {
+        let bursts = |pages: usize| pages.checked_div(self.burst());
+
+        // The first ones, or enough for one more burst.
+        if more > 0 && (before == 0 || bursts(before) != bursts(before.wrapping_add(more))) {
+            self.bell.ring();
+        }
+    }
+
+    /// Returns for how many staged pages to wake the thread: waking it costs as much as sending
+    /// some pages.
+    fn burst(&self) -> usize {
+        let most = self.staging.pages().held() / 4;
+
+        (BURST * self.max_pages.load(Relaxed)).min(most).max(1)
+    }
+
+    /// Sends staged pages; returns in how many jiffies to look again. For the thread itself.
+    pub(super) fn pump_staged(&self) -> Option<usize> {
+        let waiting = self.staging.waiting();
+
+        if waiting == 0 || !self.running() {
+            self.pump.lingered.store(false, Relaxed);
+            return None;
+        }
+        if waiting < self.burst() && !self.pump.lingered.xchg(true, Relaxed) {
+            return Some(1);
+        }
+        self.pump.lingered.store(false, Relaxed);
+
+        for n in 0..self.staging.queues() {
+            while self.staging.any() && self.send_staged(n) {}
+        }
+        // Of the rest, the next pages that come, or a request that comes back, ring the bell; if
+        // neither does, nobody waits for it.
+        (self.staging.waiting() > 0).then_some(1)
+    }
+
+    /// Sends one request with staged pages for virtqueue `n`, if there are any.
+    fn send_staged(&self, n: usize) -> bool {
+        let Some(mut batch) = self.begin_spare(Operation::Put, Pool::Cleancache) else {
+            return false;
+        };
+
+        let mut staged = [const { None }; MAX_PAGES];
+        if let Some(room) = staged.get_mut(..self.max_pages.load(Relaxed)) {
+            self.staging.pop(n, room);
+        }
+        let any = staged.iter().any(Option::is_some);
+        self.drop_outdated(&mut staged);
+
+        for staged in staged.into_iter().flatten() {
+            let entry = Entry {
+                tag: staged.tag,
+                wire: staged.wire,
+                index: staged.index,
+                version: staged.version,
+                crc: if staged.checked {
+                    crc_of(staged.slot.crc())
+                } else {
+                    0
+                },
+                covers: Some(staged.covers),
+                mine: O::Page::default(),
+            };
+            // It fits: there is room for as many pages as are taken.
+            let _ = batch.blank.push_key(entry);
+            let _ = batch
+                .blank
+                .request
+                .frame
+                .attach(self.staging.pages(), staged.slot);
+            batch.queue = Some(self.lanes.put(n));
+        }
+        if batch.len() == 0 {
+            self.cancel(batch);
+            return any;
+        }
+        self.send(batch);
+        true
+    }
+
+    /// Gives up the pages that have changed, or were taken back, while they waited.
+    fn drop_outdated(&self, staged: &mut [Option<Staged>]) {
+        let mut dropped = 0;
+        let mut n = 0;
+
+        while let Some(Some(first)) = staged.get(n) {
+            let (tag, wire, index, version) = (first.tag, first.wire, first.index, first.version);
+            let Some(mut shard) = self.cleancache.shard(tag) else {
+                break;
+            };
+            let run = staged.iter().skip(n).flatten();
+            let versions = (index..)
+                .zip(run)
+                .take_while(|(i, page)| (page.tag, page.wire, page.index) == (tag, wire, *i))
+                .map(|(_, page)| page.version);
+            // CAST: There are at most 32.
+            let current = shard.current_run(tag, wire, index, versions) as usize;
+
+            n += current.max(1);
+            if current > 0 || shard.is_current(tag, wire, index, version) {
+                continue;
+            }
+            let outdated = staged.get_mut(n - 1).and_then(Option::take);
+            if let Some(page) = outdated {
+                shard.abandon(tag, wire, index, version, page.covers);
+                drop(shard);
+                // The slot is free once the index does not name it any more.
+                self.staging.pages().give([page.slot]);
+                dropped += 1;
+            }
+        }
+        self.cleancache.credits.settle(dropped);
+    }
+}
