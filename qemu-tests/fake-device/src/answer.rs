@@ -72,7 +72,7 @@ pub(crate) fn honest(store: &mut Store, readable: &[u8], writable: usize) -> Opt
             store.flush_pool(pool);
             results = Vec::new();
         }
-        Opcode::PoolCreate => results = Vec::new(),
+        Opcode::PoolCreate | Opcode::PoolKeep => results = Vec::new(),
         Opcode::PoolStats => return None,
     }
     let mut response = ResponseHeader::new_zeroed();

@@ -3,7 +3,7 @@
 //! The ways to lie.
 
 use clap::Args;
-use virtio_tmem_abi::{cap, Config, ABI_MAJOR, MAGIC};
+use virtio_tmem_abi::{cap, Config, ABI_MAJOR, ABI_MINOR, MAGIC};
 
 /// What the device says of itself, and how often it answers wrongly.
 #[derive(Args, Clone, Debug)]
@@ -71,7 +71,7 @@ impl Lies {
         Config {
             magic: self.magic.into(),
             abi_major: self.abi_major.into(),
-            abi_minor: 0.into(),
+            abi_minor: ABI_MINOR.into(),
             capabilities: self.capabilities.into(),
             page_shift: self.page_shift,
             reserved0: 0,
@@ -80,7 +80,8 @@ impl Lies {
             max_flushes: self.max_flushes.into(),
             max_pools: self.max_pools.into(),
             epoch: EPOCH.into(),
-            reserved1: [0; 24],
+            reserved1: [0; 23],
+            end: 0,
         }
     }
 }

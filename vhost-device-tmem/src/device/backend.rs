@@ -160,6 +160,12 @@ impl VhostUserBackend for Backend {
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE
+    }
+
+    fn reset_device(&self) {
+        tracing::debug!("guest {:?} was reset", self.session.name);
+        self.session.reset();
     }
 
     fn set_event_idx(&self, _enabled: bool) {
