@@ -4,9 +4,9 @@
 
 mod support;
 
-use support::{key, stat, wait_until, Daemon, Guest, Place};
-use tmem_driver::EVENT_IDX;
-use virtio_tmem_abi::{pool_flags, request_flags, EventKind, Opcode, PageResult, Status};
+use support::{key, stat, wait_until, Daemon, Guest, Place, BUFFERS, MEMORY, PAGE};
+use tmem_driver::{Part, EVENT_IDX};
+use virtio_tmem_abi::{cap, pool_flags, request_flags, EventKind, Opcode, PageResult, Status};
 use zerocopy::IntoBytes;
 
 const DATA: usize = 2;
@@ -126,6 +126,111 @@ fn credits_are_told_when_there_are_some_again() {
     );
     assert!(event.persistent_credits.get() > 0);
     assert_eq!(event.epoch.get(), guest.epoch());
+}
+
+#[test]
+fn a_reset_frees_what_the_driver_did_not_mean_to_come_back_for() {
+    let place = Place::new();
+    let mut daemon = start(&place, &[]);
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    assert_ne!(guest.config.capabilities.get() & cap::KEEP, 0);
+    let (persistent, released) = (pool_flags::PERSISTENT, pool_flags::RELEASED_BY_RESET);
+    // One that stays in any case, one that is kept, and two that are not.
+    let pools = [
+        persistent,
+        persistent | released,
+        persistent | released,
+        released,
+    ];
+    for (pool, flags) in (0..).zip(pools) {
+        assert_eq!(guest.create_pool(pool, flags), Status::Ok);
+        let put = guest.put(DATA, pool, &[(key(1, 1, 1), 0x10 + pool as u8)]);
+        assert_eq!(put.results(), [PageResult::Stored]);
+    }
+    assert_eq!(guest.control(Opcode::PoolKeep, 1), Status::Ok);
+    assert_eq!(guest.control(Opcode::PoolKeep, 9), Status::NoPool);
+    // As when the machine is paused: no reset.
+    guest.stop();
+    guest.start_anew();
+    assert_eq!(guest.stats(2).pages.get(), 1);
+    guest.reset();
+    let line = daemon.wait_for("was reset");
+    assert!(
+        line.contains("1 persistent and 1 ephemeral pages"),
+        "{line}"
+    );
+    let control = place.path("control.sock");
+    wait_until("the pages are freed", || stat(&control)["used_pages"] == 2);
+    guest.reset();
+    guest.start_anew();
+    for (pool, status) in [(1, Status::Ok), (2, Status::NoPool), (3, Status::NoPool)] {
+        assert_eq!(guest.control(Opcode::PoolKeep, pool), status);
+    }
+    for (pool, flags) in (0..).zip(pools) {
+        assert_eq!(guest.create_pool(pool, flags), Status::Ok);
+        let got = guest.get(DATA, pool, 0, &[key(1, 1, 1)]);
+        if pool < 2 {
+            assert_eq!(got.page(0), [0x10 + pool as u8; PAGE]);
+        } else {
+            assert_eq!(got.results(), [PageResult::Miss]);
+        }
+    }
+    // It was kept for one absence.
+    guest.reset();
+    guest.start_anew();
+    assert_eq!(guest.control(Opcode::PoolKeep, 1), Status::NoPool);
+    assert_eq!(guest.stats(0).pages.get(), 1);
+}
+
+#[test]
+fn a_page_that_the_daemon_cannot_reach_is_not_lost() {
+    let place = Place::new();
+    let _daemon = start(&place, &[]);
+    let mut guest = Guest::connect(&place.path("guest.sock"));
+    guest.create_pool(0, pool_flags::PERSISTENT);
+    guest.put(DATA, 0, &[(key(1, 1, 1), 0x77)]);
+    let request = |guest: &Guest, opcode, index| {
+        let header = guest.header(opcode, 0, 1);
+        [header.as_bytes(), key(1, index, 1).as_bytes()].concat()
+    };
+    let (answer, away) = (BUFFERS * 2, MEMORY as u64);
+    let (refused, missed) = (PageResult::NoMemory, PageResult::Miss);
+    let put = request(&guest, Opcode::Put, 2);
+    let parts = [
+        Part::readable(BUFFERS, put.len()),
+        Part::readable(away, PAGE),
+        Part::writable(answer, 33),
+    ];
+    assert_eq!(guest.send_parts(DATA, &put, &parts), 33);
+    assert_eq!(guest.read(answer + 32, 1), [refused.to_wire()]);
+    let get = request(&guest, Opcode::Get, 1);
+    let parts = [
+        Part::readable(BUFFERS, get.len()),
+        Part::writable(answer, 33),
+        Part::writable(away, PAGE),
+    ];
+    assert_eq!(guest.send_parts(DATA, &get, &parts), 33);
+    assert_eq!(guest.read(answer + 32, 1), [missed.to_wire()]);
+    let got = guest.get(DATA, 0, 0, &[key(1, 1, 1)]);
+    assert_eq!(got.page(0), [0x77; PAGE]);
+    // Where there is no answer, nothing was done.
+    let flush = request(&guest, Opcode::FlushPage, 1);
+    let parts = [
+        Part::readable(BUFFERS, flush.len()),
+        Part::writable(away, 33),
+    ];
+    assert_eq!(guest.send_parts(DATA, &flush, &parts), 0);
+    let parts = [
+        Part::readable(away, flush.len()),
+        Part::writable(answer, 33),
+    ];
+    assert_eq!(guest.send_parts(DATA, &flush, &parts), 0);
+    assert_eq!(guest.stats(0).pages.get(), 1);
+    let listed = &stat(&place.path("control.sock"))["guests"][0];
+    assert_eq!(
+        (&listed["out_of_reach"], &listed["malformed"]),
+        (&4.into(), &0.into())
+    );
 }
 
 #[test]

@@ -33,7 +33,10 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"TMEM");
 pub const ABI_MAJOR: u16 = 1;
 
 /// The minor ABI version; a driver accepts any.
-pub const ABI_MINOR: u16 = 0;
+pub const ABI_MINOR: u16 = 1;
+
+/// No epoch: the value of [`Config::epoch`] where a driver reads past the end of what it was given.
+pub const EPOCH_NONE: u64 = u64::MAX;
 
 /// The virtqueue for requests about pools.
 pub const QUEUE_CONTROL: u16 = 0;
@@ -56,8 +59,11 @@ pub mod cap {
     pub const SHARED: u64 = 1 << 2;
     /// Persistent pages that the device stored outlive the process that serves it.
     pub const DURABLE: u64 = 1 << 3;
+    /// The device knows [`Opcode::PoolKeep`](crate::Opcode::PoolKeep) and
+    /// [`RELEASED_BY_RESET`](crate::pool_flags::RELEASED_BY_RESET).
+    pub const KEEP: u64 = 1 << 4;
     /// Every bit that has a meaning.
-    pub const ALL: u64 = EPHEMERAL | PERSISTENT | SHARED | DURABLE;
+    pub const ALL: u64 = EPHEMERAL | PERSISTENT | SHARED | DURABLE | KEEP;
 }
 
 /// The device configuration space.
@@ -86,10 +92,13 @@ pub struct Config {
     pub max_flushes: Le32,
     /// The most pools that a driver may have, at least 1; pool numbers are below it.
     pub max_pools: Le32,
-    /// The epoch: a changed one means that no page put before may be got.
+    /// The epoch: a changed one means that no page put before may be got. Never [`EPOCH_NONE`].
     pub epoch: Le64,
     /// Zero.
-    pub reserved1: [u8; 24],
+    pub reserved1: [u8; 23],
+    /// Zero in every version: it tells a driver that the space was not cut short, since some VMMs
+    /// answer ones for what lies past its end.
+    pub end: u8,
 }
 
 const_assert_eq!(size_of::<Config>(), 64);

@@ -27,6 +27,11 @@ pub mod pool_flags {
     /// The pool is the one that all drivers share who name the same UUID and are authorised to.
     /// Not together with [`PERSISTENT`]: what others may flush cannot be promised.
     pub const SHARED: u32 = 1 << 1;
+    /// A device reset that was not announced with a
+    /// [`PoolKeep`](crate::Opcode::PoolKeep) request releases the pool: the device frees it.
+    /// Without this bit a pool stays until the driver destroys it or its connection ends. Only for
+    /// devices that have [`KEEP`](crate::cap::KEEP), and not together with [`SHARED`].
+    pub const RELEASED_BY_RESET: u32 = 1 << 2;
 }
 
 /// What a pool-create request asks for.

@@ -34,6 +34,7 @@ pub use config::{
     ABI_MAJOR,
     ABI_MINOR,
     DEVICE_ID,
+    EPOCH_NONE,
     FIRST_DATA_QUEUE,
     MAGIC,
     QUEUE_CONTROL,

@@ -44,6 +44,8 @@ wire_enum! {
         /// Read a pool's counters. No table; answered by a [`PoolStats`](crate::PoolStats).
         /// Control virtqueue.
         PoolStats = 18,
+        /// Keep a pool over device resets, until it is created again. No table. Control virtqueue.
+        PoolKeep = 19,
     }
 }
 

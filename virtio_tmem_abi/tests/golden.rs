@@ -28,6 +28,7 @@ use virtio_tmem_abi::{
     ABI_MINOR,
     CREDITS_UNLIMITED,
     DEVICE_ID,
+    EPOCH_NONE,
     FIRST_DATA_QUEUE,
     MAGIC,
     QUEUE_CONTROL,
@@ -100,8 +101,9 @@ fn config_bytes() {
             epoch: 0x2827_2625_2423_2221.into(),
             reserved1: [
                 0x29, 0x2a, 0x2b, 0x2c, 0x2d, 0x2e, 0x2f, 0x30, 0x31, 0x32, 0x33, 0x34, 0x35, 0x36,
-                0x37, 0x38, 0x39, 0x3a, 0x3b, 0x3c, 0x3d, 0x3e, 0x3f, 0x40,
+                0x37, 0x38, 0x39, 0x3a, 0x3b, 0x3c, 0x3d, 0x3e, 0x3f,
             ],
+            end: 0x40,
         },
         &counting(64),
     );
@@ -239,15 +241,16 @@ fn config_of_a_device() {
             max_flushes: 512.into(),
             max_pools: 64.into(),
             epoch: 0x1122_3344_5566_7788.into(),
-            reserved1: [0; 24],
+            reserved1: [0; 23],
+            end: 0,
         },
         &hex("
-            54 4d 45 4d  0100  0000
-            0f00000000000000
+            54 4d 45 4d  0100  0100
+            1f00000000000000
             0c  00  0400  20000000
             00020000  40000000
             8877665544332211
-            0000000000000000 0000000000000000 0000000000000000
+            0000000000000000 0000000000000000 00000000000000  00
         "),
     );
 }
@@ -496,7 +499,7 @@ fn flushes() {
     assert_eq!([header.as_bytes(), rest].concat(), golden);
 }
 
-/// The creation of a shared pool and of a persistent one.
+/// The creation of a shared pool, of a persistent one and of one that a reset releases.
 #[test]
 fn pool_creation() {
     let header = RequestHeader {
@@ -541,6 +544,51 @@ fn pool_creation() {
             00000000 0000 0000 0000 000000000000
         "),
     );
+    both_ways(
+        PoolCreate {
+            flags: (pool_flags::PERSISTENT | pool_flags::RELEASED_BY_RESET).into(),
+            page_shift: 12,
+            reserved: [0; 11],
+            uuid: [0; 16],
+        },
+        &hex("
+            05000000 0c 0000000000000000000000
+            00000000 0000 0000 0000 000000000000
+        "),
+    );
+}
+
+/// What a driver says of a pool before a reset from which it means to come back.
+#[test]
+fn pool_keep() {
+    both_ways(
+        RequestHeader {
+            opcode: Opcode::PoolKeep.to_wire().into(),
+            flags: 0.into(),
+            pool: 1.into(),
+            count: 0.into(),
+            reserved: 0.into(),
+            epoch: 0xfe.into(),
+            reserved1: 0.into(),
+        },
+        &hex("1300 0000 01000000 00000000 00000000 fe00000000000000 0000000000000000"),
+    );
+}
+
+/// What a driver reads that was given less than the whole configuration space: ones.
+#[test]
+fn config_that_was_cut_short() {
+    let mut bytes = hex("
+        54 4d 45 4d  0100  0100
+        0300000000000000
+        0c  00  0400  20000000
+        00020000  40000000
+    ");
+    bytes.resize(size_of::<Config>(), 0xff);
+    let config = Config::read_from_bytes(&bytes).unwrap();
+    assert_eq!(config.magic.get(), MAGIC);
+    assert_eq!(config.epoch.get(), EPOCH_NONE);
+    assert_ne!(config.end, 0);
 }
 
 /// What the device answers to a pool-stats request.

@@ -39,6 +39,7 @@ use virtio_tmem_abi::{
     ABI_MINOR,
     CREDITS_UNLIMITED,
     DEVICE_ID,
+    EPOCH_NONE,
     FIRST_DATA_QUEUE,
     MAGIC,
     QUEUE_CONTROL,
@@ -146,6 +147,7 @@ fn structs_of_types() -> Vec<Struct> {
             max_pools,
             epoch,
             reserved1,
+            end,
         }),
         describe!(Event {
             kind,
@@ -240,13 +242,14 @@ const CONSTANT_TABLES: [(&str, &str); 6] = [
 fn numbers_of_types() -> Vec<Numbers> {
     vec![
         constants!("Virtqueue", QUEUE_CONTROL, QUEUE_EVENT, FIRST_DATA_QUEUE),
-        constants!("Constant", DEVICE_ID, MAGIC, ABI_MAJOR, ABI_MINOR),
+        constants!("Constant", DEVICE_ID, MAGIC, ABI_MAJOR, ABI_MINOR, EPOCH_NONE),
         constants!(
             "Capability",
             cap::EPHEMERAL,
             cap::PERSISTENT,
             cap::SHARED,
-            cap::DURABLE
+            cap::DURABLE,
+            cap::KEEP
         ),
         members!(EventKind),
         constants!("Credits", CREDITS_UNLIMITED),
@@ -255,7 +258,12 @@ fn numbers_of_types() -> Vec<Numbers> {
         members!(Status),
         members!(Malformed),
         members!(PageResult),
-        constants!("Pool flag", pool_flags::PERSISTENT, pool_flags::SHARED),
+        constants!(
+            "Pool flag",
+            pool_flags::PERSISTENT,
+            pool_flags::SHARED,
+            pool_flags::RELEASED_BY_RESET
+        ),
     ]
 }
 

@@ -10,7 +10,8 @@ use virtio_tmem_abi::{
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::{
-    lies::{Lies, EPOCH},
+    behaviour::{wrong_result, Behaviour},
+    lies::Lies,
     store::Store,
 };
 
@@ -25,9 +26,38 @@ pub(crate) struct Answer {
     pub(crate) used: u32,
 }
 
-/// Carries out the request `readable`, whose answer has room for `writable` bytes.
-pub(crate) fn honest(store: &mut Store, readable: &[u8], writable: usize) -> Option<Answer> {
+/// The operation that a request asks for.
+pub(crate) fn opcode(readable: &[u8]) -> Option<Opcode> {
+    let (header, _) = RequestHeader::read_from_prefix(readable).ok()?;
+    Opcode::from_wire(header.opcode.get())
+}
+
+fn response(status: Status, count: u32, epoch: u64) -> ResponseHeader {
+    let mut response = ResponseHeader::new_zeroed();
+    response.status = status.to_wire().into();
+    response.count = count.into();
+    response.persistent_credits = CREDITS_UNLIMITED.into();
+    response.ephemeral_credits = CREDITS_UNLIMITED.into();
+    response.epoch = epoch.into();
+    response
+}
+
+/// Carries out the request `readable` in an epoch. Its answer has room for `writable` bytes, and
+/// pages of which `reaches` says that they cannot be reached are not copied.
+pub(crate) fn honest(
+    store: &mut Store,
+    epoch: u64,
+    readable: &[u8],
+    writable: usize,
+    reaches: impl Fn(usize) -> bool,
+) -> Option<Answer> {
     let (header, rest) = RequestHeader::read_from_prefix(readable).ok()?;
+    if header.epoch.get() != epoch {
+        let mut bytes = response(Status::StaleEpoch, 0, epoch).as_bytes().to_vec();
+        bytes.truncate(writable);
+        let used = u32::try_from(bytes.len()).ok()?;
+        return Some(Answer { bytes, used });
+    }
     let pool = header.pool.get();
     let count = usize::try_from(header.count.get()).ok()?;
     let results: Vec<PageResult>;
@@ -35,24 +65,29 @@ pub(crate) fn honest(store: &mut Store, readable: &[u8], writable: usize) -> Opt
     match Opcode::from_wire(header.opcode.get())? {
         Opcode::Put => {
             let (keys, data) = <[Key]>::ref_from_prefix_with_elems(rest, count).ok()?;
-            let put = |(key, page): (&Key, &[u8])| store.put(pool, key, page.into());
-            results = keys.iter().zip(data.chunks_exact(PAGE)).map(put).collect();
+            let put = |(n, (key, page)): (usize, (&Key, &[u8]))| {
+                if reaches(n) {
+                    store.put(pool, key, page.into())
+                } else {
+                    store.forget_page(pool, key);
+                    PageResult::NoMemory
+                }
+            };
+            let pages = keys.iter().zip(data.chunks_exact(PAGE)).enumerate();
+            results = pages.map(put).collect();
         }
         Opcode::Get => {
             let (keys, _) = <[Key]>::ref_from_prefix_with_elems(rest, count).ok()?;
             pages = vec![0; count * PAGE];
-            let get = |(key, place): (&Key, &mut [u8])| match store.get(pool, key) {
-                Some(page) => {
+            let get = |(n, (key, place)): (usize, (&Key, &mut [u8]))| match store.get(pool, key) {
+                Some(page) if reaches(n) => {
                     place.copy_from_slice(page);
                     PageResult::Hit
                 }
-                None => PageResult::Miss,
+                _ => PageResult::Miss,
             };
-            results = keys
-                .iter()
-                .zip(pages.chunks_exact_mut(PAGE))
-                .map(get)
-                .collect();
+            let places = keys.iter().zip(pages.chunks_exact_mut(PAGE)).enumerate();
+            results = places.map(get).collect();
         }
         Opcode::FlushPage => {
             let (keys, _) = <[Key]>::ref_from_prefix_with_elems(rest, count).ok()?;
@@ -72,15 +107,10 @@ pub(crate) fn honest(store: &mut Store, readable: &[u8], writable: usize) -> Opt
             store.flush_pool(pool);
             results = Vec::new();
         }
-        Opcode::PoolCreate => results = Vec::new(),
+        Opcode::PoolCreate | Opcode::PoolKeep => results = Vec::new(),
         Opcode::PoolStats => return None,
     }
-    let mut response = ResponseHeader::new_zeroed();
-    response.status = Status::Ok.to_wire().into();
-    response.count = u32::try_from(results.len()).ok()?.into();
-    response.persistent_credits = CREDITS_UNLIMITED.into();
-    response.ephemeral_credits = CREDITS_UNLIMITED.into();
-    response.epoch = EPOCH.into();
+    let response = response(Status::Ok, u32::try_from(results.len()).ok()?, epoch);
     let mut bytes = response.as_bytes().to_vec();
     bytes.extend(results.iter().map(|result| result.to_wire()));
     bytes.extend(pages);
@@ -134,14 +164,76 @@ pub(crate) fn distort(lies: &Lies, rng: &mut Rng, readable: &[u8], answer: &mut 
     }
 }
 
+/// Makes of an honest answer what a behaviour says; `turn` counts the answers.
+pub(crate) fn misbehave(
+    behaviour: &Behaviour,
+    turn: u64,
+    readable: &[u8],
+    room: usize,
+    answer: &mut Answer,
+) {
+    let Ok((request, _)) = RequestHeader::read_from_prefix(readable) else {
+        return;
+    };
+    let header = |answer: &mut Answer, at: usize, value: u32| {
+        if let Some(field) = answer.bytes.get_mut(at..at + 4) {
+            field.copy_from_slice(&value.to_le_bytes());
+        }
+    };
+    match behaviour {
+        Behaviour::WrongOp => {
+            let Some(opcode) = Opcode::from_wire(request.opcode.get()) else {
+                return;
+            };
+            let count = usize::try_from(request.count.get()).unwrap_or(0);
+            // The place of a page keeps what was there.
+            answer.bytes.truncate(HEADER + count);
+            for result in answer.bytes.iter_mut().skip(HEADER) {
+                *result = wrong_result(opcode).to_wire();
+            }
+        }
+        Behaviour::Status(status) => header(answer, 0, *status),
+        Behaviour::Count(count) => header(answer, 8, *count),
+        Behaviour::EpochFlap => {
+            if turn % 2 == 1 {
+                if let Some(epoch) = answer.bytes.get_mut(24..32) {
+                    epoch[0] ^= 0xff;
+                }
+            }
+        }
+        Behaviour::BadCredits => {
+            let credits = [0, 1, CREDITS_UNLIMITED - 1, 0x8000_0000];
+            header(answer, 12, credits[turn as usize % credits.len()]);
+            header(answer, 16, credits[(turn as usize + 1) % credits.len()]);
+        }
+        Behaviour::Short(used) => {
+            answer.used = answer.used.min(*used);
+            answer.bytes.truncate(*used as usize);
+        }
+        Behaviour::LongUsed => answer.used = (room + PAGE) as u32,
+        Behaviour::AnswerNothing(_)
+        | Behaviour::LoseOne(_)
+        | Behaviour::LoseEvery(_)
+        | Behaviour::Hold(_)
+        | Behaviour::UsedZero(_)
+        | Behaviour::Unreachable(_) => {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lies::EPOCH;
+
+    fn carry_out(store: &mut Store, readable: &[u8], room: usize) -> Answer {
+        honest(store, EPOCH, readable, room, |_| true).unwrap()
+    }
 
     fn request(opcode: Opcode, index: u64, page: &[u8]) -> Vec<u8> {
         let mut header = RequestHeader::new_zeroed();
         header.opcode = opcode.to_wire().into();
         header.count = 1.into();
+        header.epoch = EPOCH.into();
         let key = Key {
             index: index.into(),
             ..Key::default()
@@ -152,13 +244,61 @@ mod tests {
     #[test]
     fn honest_answers_are_those_of_a_device() {
         let mut store = Store::default();
-        let put = honest(&mut store, &request(Opcode::Put, 3, &[7; PAGE]), 33).unwrap();
+        let put = carry_out(&mut store, &request(Opcode::Put, 3, &[7; PAGE]), 33);
         assert_eq!(put.bytes[32], PageResult::Stored.to_wire());
-        let get = honest(&mut store, &request(Opcode::Get, 3, &[]), 33 + PAGE).unwrap();
+        let get = carry_out(&mut store, &request(Opcode::Get, 3, &[]), 33 + PAGE);
         assert_eq!(get.bytes[32], PageResult::Hit.to_wire());
         assert_eq!(get.bytes[33..], [7; PAGE]);
-        let miss = honest(&mut store, &request(Opcode::Get, 4, &[]), 33 + PAGE).unwrap();
+        let miss = carry_out(&mut store, &request(Opcode::Get, 4, &[]), 33 + PAGE);
         assert_eq!(miss.bytes[32], PageResult::Miss.to_wire());
+        let stale = honest(&mut store, 1, &request(Opcode::Get, 3, &[]), 33, |_| true).unwrap();
+        assert_eq!(stale.bytes[0], Status::StaleEpoch.to_wire() as u8);
+        assert_eq!(stale.used, 32);
+    }
+
+    #[test]
+    fn a_page_out_of_reach_is_not_lost() {
+        let mut store = Store::default();
+        carry_out(&mut store, &request(Opcode::Put, 3, &[7; PAGE]), 33);
+        let get = request(Opcode::Get, 3, &[]);
+        let out = honest(&mut store, EPOCH, &get, 33 + PAGE, |_| false).unwrap();
+        assert_eq!(out.bytes[32], PageResult::Miss.to_wire());
+        assert_eq!(carry_out(&mut store, &get, 33 + PAGE).bytes[33], 7);
+        let put = request(Opcode::Put, 3, &[8; PAGE]);
+        let out = honest(&mut store, EPOCH, &put, 33, |_| false).unwrap();
+        assert_eq!(out.bytes[32], PageResult::NoMemory.to_wire());
+        let miss = carry_out(&mut store, &get, 33 + PAGE);
+        assert_eq!(miss.bytes[32], PageResult::Miss.to_wire());
+    }
+
+    #[test]
+    fn each_behaviour_changes_what_it_says() {
+        let mut store = Store::default();
+        let get = request(Opcode::Get, 3, &[]);
+        carry_out(&mut store, &request(Opcode::Put, 3, &[7; PAGE]), 33);
+        let mut with = |behaviour: &str, turn| {
+            let mut answer = carry_out(&mut store, &get, 33 + PAGE);
+            misbehave(
+                &behaviour.parse().unwrap(),
+                turn,
+                &get,
+                33 + PAGE,
+                &mut answer,
+            );
+            answer
+        };
+        let wrong = with("wrong-op", 0);
+        assert_eq!(wrong.bytes[32..], [PageResult::Flushed.to_wire()]);
+        assert_eq!(with("status:77", 0).bytes[..4], [77, 0, 0, 0]);
+        assert_eq!(with("count:9", 0).bytes[8], 9);
+        assert_eq!(with("short", 0).used, 16);
+        assert_eq!(with("long-used", 0).used as usize, 33 + 2 * PAGE);
+        let epoch = |answer: &Answer| answer.bytes[24..32].to_vec();
+        assert_ne!(epoch(&with("epoch-flap", 0)), epoch(&with("epoch-flap", 1)));
+        let credits = |answer: &Answer| answer.bytes[12..20].to_vec();
+        assert_ne!(credits(&with("bad-credits", 0)), [0xff; 8]);
+        let hold = with("hold:1", 0);
+        assert_eq!((hold.used as usize, hold.bytes[33]), (33 + PAGE, 7));
     }
 
     #[test]
@@ -168,7 +308,7 @@ mod tests {
         let lies = <crate::Args as clap::Parser>::parse_from(args).lies;
         let readable = request(Opcode::Get, 4, &[]);
         for _ in 0..1000 {
-            let mut answer = honest(&mut Store::default(), &readable, 33 + PAGE).unwrap();
+            let mut answer = carry_out(&mut Store::default(), &readable, 33 + PAGE);
             distort(&lies, &mut rng, &readable, &mut answer);
             assert_ne!(answer.bytes[32], PageResult::Hit.to_wire());
         }

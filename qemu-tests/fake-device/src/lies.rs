@@ -3,7 +3,7 @@
 //! The ways to lie.
 
 use clap::Args;
-use virtio_tmem_abi::{cap, Config, ABI_MAJOR, MAGIC};
+use virtio_tmem_abi::{cap, Config, ABI_MAJOR, ABI_MINOR, MAGIC};
 
 /// What the device says of itself, and how often it answers wrongly.
 #[derive(Args, Clone, Debug)]
@@ -27,6 +27,9 @@ pub(crate) struct Lies {
     /// The configuration space has no bytes from this one on.
     #[arg(long, default_value_t = 64)]
     pub(crate) config_bytes: usize,
+    /// What is read past the end of the configuration space.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) config_fill: u8,
     /// Never use a buffer of the control virtqueue.
     #[arg(long)]
     pub(crate) silent_control: bool,
@@ -54,7 +57,7 @@ pub(crate) struct Lies {
     /// Change a byte of so many pages in a hundred that are got.
     #[arg(long, default_value_t = 0)]
     pub(crate) corrupt_percent: u8,
-    /// Answer rightly so many times before the first lie.
+    /// Answer rightly so many times before the first lie, and before the behaviours.
     #[arg(long, default_value_t = 0)]
     pub(crate) honest_answers: u64,
     /// What decides when to lie.
@@ -62,16 +65,16 @@ pub(crate) struct Lies {
     pub(crate) seed: u64,
 }
 
-/// The epoch that the device is in.
+/// The epoch that the device begins with.
 pub(crate) const EPOCH: u64 = 0x0123_4567_89ab_cdef;
 
 impl Lies {
     /// The configuration space.
-    pub(crate) fn config(&self) -> Config {
+    pub(crate) fn config(&self, epoch: u64) -> Config {
         Config {
             magic: self.magic.into(),
             abi_major: self.abi_major.into(),
-            abi_minor: 0.into(),
+            abi_minor: ABI_MINOR.into(),
             capabilities: self.capabilities.into(),
             page_shift: self.page_shift,
             reserved0: 0,
@@ -79,8 +82,9 @@ impl Lies {
             max_pages: self.max_pages.into(),
             max_flushes: self.max_flushes.into(),
             max_pools: self.max_pools.into(),
-            epoch: EPOCH.into(),
-            reserved1: [0; 24],
+            epoch: epoch.into(),
+            reserved1: [0; 23],
+            end: 0,
         }
     }
 }

@@ -29,6 +29,21 @@ impl Store {
         (*version == key.version.get()).then_some(page)
     }
 
+    /// Forgets a page, whatever its version.
+    pub(crate) fn forget_page(&mut self, pool: u32, key: &Key) {
+        self.0.remove(&place(pool, key));
+    }
+
+    /// Returns how many pages there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Forgets all pages.
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// Forgets a page of the version that the key names.
     pub(crate) fn flush(&mut self, pool: u32, key: &Key) -> PageResult {
         let there = self.get(pool, key).is_some();

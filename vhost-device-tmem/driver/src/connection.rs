@@ -52,6 +52,7 @@ impl Connection {
         // Memory slots would change how memory is told.
         let wanted = VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::RESET_DEVICE
             | VhostUserProtocolFeatures::REPLY_ACK;
         frontend
             .set_protocol_features(protocol & wanted)
@@ -119,6 +120,18 @@ impl Connection {
             frontend.set_vring_enable(number, true)
         };
         start().map_err(io::Error::other)
+    }
+
+    /// Resets the device, whose virtqueues were stopped.
+    ///
+    /// # Errors
+    ///
+    /// What the protocol says, where the device cannot be told so.
+    pub fn reset(&mut self) -> io::Result<()> {
+        let reset = self.frontend.reset_device();
+        // They are gone with it.
+        let reset = reset.and_then(|()| self.frontend.set_features(self.features));
+        reset.map_err(io::Error::other)
     }
 
     /// Stops a virtqueue, and returns how many chains the device took from it.

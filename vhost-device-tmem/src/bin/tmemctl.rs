@@ -108,13 +108,14 @@ fn table(stat: &Stat) -> String {
             (false, _) => "disconnected",
         };
         text += &format!(
-            "{}: {state}, epoch {:#018x}, {} requests ({} malformed), {} kicks, \
+            "{}: {state}, epoch {:#018x}, {} requests ({} malformed, {} out of reach), {} kicks, \
              {} of {} polls found some, {} calls, \
              credits {} persistent {} ephemeral\n",
             guest.name,
             guest.epoch,
             guest.requests,
             guest.malformed,
+            guest.out_of_reach,
             guest.kicks,
             guest.polls_found,
             guest.polls,

@@ -106,6 +106,9 @@ pub struct GuestStat {
     pub requests: u64,
     /// Requests that break a rule.
     pub malformed: u64,
+    /// Requests, and pages of others, in memory that the front-end does not share.
+    #[serde(default)]
+    pub out_of_reach: u64,
     /// Virtqueues found broken.
     pub ring_errors: u64,
     /// Pages that it could put into persistent pools.

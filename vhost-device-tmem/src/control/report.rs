@@ -60,6 +60,7 @@ fn guest(slot: &Slot) -> GuestStat {
         events: counters.events.get(),
         requests: counters.requests.get(),
         malformed: counters.malformed.get(),
+        out_of_reach: counters.out_of_reach.get(),
         ring_errors: counters.ring_errors.get(),
         persistent_credits: credits.persistent,
         ephemeral_credits: credits.ephemeral,

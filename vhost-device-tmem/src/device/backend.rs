@@ -156,10 +156,20 @@ impl VhostUserBackend for Backend {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        // Not `CONFIGURE_MEM_SLOTS`: QEMU then tells memory piece by piece, and of a machine whose
+        // memory is not shared it tells nothing and starts the virtqueues all the same. The
+        // framework ends the connection at the first of them, and QEMU aborts. Without it QEMU
+        // refuses to start the device, and says what is missing. The price is that it shares no
+        // more than eight pieces of memory.
         VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE
+    }
+
+    fn reset_device(&self) {
+        tracing::debug!("guest {:?} was reset", self.session.name);
+        self.session.reset();
     }
 
     fn set_event_idx(&self, _enabled: bool) {

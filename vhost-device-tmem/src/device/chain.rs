@@ -7,20 +7,40 @@ use vm_memory::{GuestMemory, GuestMemoryBackend, GuestMemoryMmap, Permissions, V
 
 use crate::prefetch::{prefetch, LINE};
 
+/// A piece of one part of a request.
+#[derive(Clone, Debug)]
+enum Piece<'m> {
+    /// Guest memory.
+    Memory(VolatileSlice<'m>),
+    /// So many bytes of a descriptor that leads out of the memory which the front-end shares.
+    Hole(usize),
+}
+
+impl Piece<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Memory(slice) => slice.len(),
+            Self::Hole(len) => *len,
+        }
+    }
+}
+
 /// The readable and the writable part of one request, as pieces of guest memory.
 ///
-/// The descriptors are read once. A part ends before the first descriptor that leads out of guest
-/// memory, so that a request which has one is too short.
+/// The descriptors are read once. What of a descriptor leads out of guest memory counts in the
+/// lengths, and cannot be read or written.
 ///
 /// # Invariants
 ///
 /// Each length is the sum of that of the part's pieces.
 #[derive(Debug, Default)]
 pub(super) struct Parts<'m> {
-    readable: Vec<VolatileSlice<'m>>,
-    writable: Vec<VolatileSlice<'m>>,
+    readable: Vec<Piece<'m>>,
+    writable: Vec<Piece<'m>>,
     readable_len: usize,
     writable_len: usize,
+    /// The chain goes on where it could not be followed.
+    cut: bool,
 }
 
 impl<'m> Parts<'m> {
@@ -33,44 +53,50 @@ impl<'m> Parts<'m> {
         self.readable.clear();
         self.writable.clear();
         (self.readable_len, self.writable_len) = (0, 0);
-        let (mut readable_ends, mut writable_ends) = (false, false);
+        // Until there is a descriptor, it is the first one that could not be had.
+        self.cut = true;
         for descriptor in chain {
-            let (pieces, len, ends, access) = if descriptor.is_write_only() {
+            self.cut = descriptor.has_next();
+            let (pieces, len, access) = if descriptor.is_write_only() {
                 let part = (&mut self.writable, &mut self.writable_len);
-                (part.0, part.1, &mut writable_ends, Permissions::Write)
+                (part.0, part.1, Permissions::Write)
             } else {
                 let part = (&mut self.readable, &mut self.readable_len);
-                (part.0, part.1, &mut readable_ends, Permissions::Read)
+                (part.0, part.1, Permissions::Read)
             };
-            if *ends {
-                continue;
-            }
             let (addr, size) = (descriptor.addr(), descriptor.len() as usize);
+            *len += size;
             // It lies in one region as good as always, and this is the shorter way.
             if let Ok(slice) = mem.get_slice(addr, size) {
-                *len += size;
-                pieces.push(slice);
+                pieces.push(Piece::Memory(slice));
                 continue;
             }
-            let Ok(slices) = GuestMemory::get_slices(mem, addr, size, access) else {
-                *ends = true;
-                continue;
-            };
-            for slice in slices {
-                let Ok(slice) = slice else {
-                    *ends = true;
-                    break;
-                };
-                *len += slice.len();
-                pieces.push(slice);
+            let mut left = size;
+            if let Ok(slices) = GuestMemory::get_slices(mem, addr, size, access) {
+                for slice in slices.map_while(Result::ok) {
+                    left -= slice.len();
+                    pieces.push(Piece::Memory(slice));
+                }
+            }
+            if left > 0 {
+                pieces.push(Piece::Hole(left));
             }
         }
+    }
+
+    /// Returns whether the chain goes on where it could not be followed: then the lengths say
+    /// nothing of the request.
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut
     }
 
     /// Says that the request will be carried out soon.
     pub(super) fn prefetch(&self) {
         let pieces = self.readable.iter().take(2).chain(self.writable.first());
         for piece in pieces {
+            let Piece::Memory(piece) = piece else {
+                continue;
+            };
             if let Ok(start) = piece.subslice(0, piece.len().min(AHEAD)) {
                 will_read(&start);
             }
@@ -112,47 +138,64 @@ pub(super) fn will_read(slice: &VolatileSlice<'_>) {
 /// A place in one part of a request.
 #[derive(Clone, Debug)]
 pub(super) struct Cursor<'a, 'm> {
-    pieces: &'a [VolatileSlice<'m>],
+    pieces: &'a [Piece<'m>],
     /// Bytes of the first piece that are behind.
     offset: usize,
 }
 
 impl<'a, 'm> Cursor<'a, 'm> {
-    fn new(pieces: &'a [VolatileSlice<'m>]) -> Self {
+    fn new(pieces: &'a [Piece<'m>]) -> Self {
         Self { pieces, offset: 0 }
     }
 
-    /// Fills `buf`; false if the part ends before.
+    /// Fills `buf`; false if that many bytes are not there, or not all within reach. The cursor is
+    /// behind them all the same.
     pub(super) fn read(&mut self, buf: &mut [u8]) -> bool {
         let mut done = 0;
-        self.advance(buf.len(), |piece| {
+        let read = self.advance(buf.len(), |piece| {
             done += piece.copy_to(&mut buf[done..]);
-        })
+        });
+        read == Advance::Whole
     }
 
-    /// Writes all of `buf`; false if the part ends before.
+    /// Writes all of `buf`; false as for [`Self::read`].
     pub(super) fn write(&mut self, buf: &[u8]) -> bool {
         let mut done = 0;
-        self.advance(buf.len(), |piece| {
+        let written = self.advance(buf.len(), |piece| {
             piece.copy_from(&buf[done..done + piece.len()]);
             done += piece.len();
-        })
+        });
+        written == Advance::Whole
     }
 
-    /// Leaves out `len` bytes; false if the part ends before.
+    /// Leaves out `len` bytes, within reach or not; false if the part ends before.
     pub(super) fn skip(&mut self, len: usize) -> bool {
-        self.advance(len, |_| ())
+        self.advance(len, |_| ()) != Advance::Ended
     }
 
-    fn advance(&mut self, mut len: usize, mut visit: impl FnMut(&VolatileSlice<'m>)) -> bool {
+    /// Returns whether the next `len` bytes are there, and within reach.
+    pub(super) fn reaches(&self, len: usize) -> bool {
+        self.clone().advance(len, |_| ()) == Advance::Whole
+    }
+
+    /// Goes over `len` bytes. `visit` is told of them as far as they are within reach without a
+    /// gap.
+    fn advance(&mut self, mut len: usize, mut visit: impl FnMut(&VolatileSlice<'m>)) -> Advance {
+        let mut done = Advance::Whole;
         while len > 0 {
             let Some(piece) = self.pieces.first() else {
-                return false;
+                return Advance::Ended;
             };
             let step = len.min(piece.len() - self.offset);
-            match piece.subslice(self.offset, step) {
-                Ok(slice) => visit(&slice),
-                Err(_) => return false,
+            match piece {
+                Piece::Memory(slice) if done == Advance::Whole => {
+                    match slice.subslice(self.offset, step) {
+                        Ok(slice) => visit(&slice),
+                        Err(_) => return Advance::Ended,
+                    }
+                }
+                Piece::Memory(_) => {}
+                Piece::Hole(_) => done = Advance::OutOfReach,
             }
             len -= step;
             self.offset += step;
@@ -161,6 +204,17 @@ impl<'a, 'm> Cursor<'a, 'm> {
                 self.offset = 0;
             }
         }
-        true
+        done
     }
+}
+
+/// How far it went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Advance {
+    /// Over all of the bytes, which are within reach.
+    Whole,
+    /// Over all of the bytes, some of which are not.
+    OutOfReach,
+    /// To the end of the part.
+    Ended,
 }

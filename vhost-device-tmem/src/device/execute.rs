@@ -4,19 +4,15 @@
 
 use std::sync::Arc;
 
-use virtio_tmem_abi::{
-    pool_flags, Key, Malformed, PageResult, PoolCreate, PoolStats, Range, ResponseHeader, Status,
-};
+use virtio_tmem_abi::{Key, Malformed, PageResult, PoolStats, Range, ResponseHeader, Status};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{
     chain::{Cursor, Parts},
-    request::{check_create, parse, Command, QueueKind, Reject, Request, RESPONSE},
+    request::{parse, Command, QueueKind, Reject, Request, RESPONSE},
     session::Session,
 };
-use crate::store::{
-    PageBytes, PageSink, PageSource, PoolError, PoolKind, PoolReport, Store, PAGE_SIZE,
-};
+use crate::store::{PageBytes, PageSink, PageSource, PoolKind, PoolReport, PAGE_SIZE};
 
 /// Pages of requests that are carried out together: what the store does under one hold of its lock.
 const MERGED: usize = 32;
@@ -43,15 +39,6 @@ enum Answer {
         pages: bool,
     },
     Stats(PoolStats),
-}
-
-impl From<PoolError> for Reject {
-    fn from(error: PoolError) -> Self {
-        Self::Status(match error {
-            PoolError::NoPool => Status::NoPool,
-            PoolError::Exists => Status::PoolExists,
-        })
-    }
 }
 
 /// Carries out requests in their order, whatever their bytes are, and writes the responses.
@@ -147,14 +134,24 @@ impl Session {
             let (status, detail) = match reject {
                 Reject::Malformed(rule) => (Status::Malformed, rule.to_wire()),
                 Reject::Status(status) => (status, 0),
+                Reject::OutOfReach => {
+                    lens.resize(run.parts.len(), 0);
+                    self.note_out_of_reach(lens.len() as u64);
+                    return;
+                }
             };
             header.status = status.to_wire().into();
             header.detail = detail.into();
         }
         for (parts, count) in run.each() {
-            // That is never one that was well-formed.
+            // Neither is ever one that was carried out.
             if parts.writable_len() < RESPONSE {
                 self.note_malformed("there is no room for a response");
+                lens.push(0);
+                continue;
+            }
+            if !parts.writer().reaches(RESPONSE) {
+                self.note_out_of_reach(1);
                 lens.push(0);
                 continue;
             }
@@ -194,13 +191,15 @@ impl Session {
         results: &mut Vec<PageResult>,
     ) -> Result<Answer, Reject> {
         let request = run.request.as_ref().map_err(|reject| *reject)?;
-        let (store, guest, pool) = (&*self.store, &self.guest, request.pool);
+        let (store, guest, pool) = (&*self.store, self.pools.guest(), request.pool);
         match request.command(tables)? {
             Command::Put(keys) => {
                 results.resize(keys.len(), PageResult::NoMemory);
                 let entry = size_of::<Key>();
                 let mut source = Pages::new(run, |parts, count| (parts.reader(), count * entry));
-                store.put(guest, pool, keys, &mut source, results)?;
+                let put = store.put(guest, pool, keys, &mut source, results);
+                self.note_out_of_reach(source.out_of_reach);
+                put?;
             }
             Command::Get { keys, take } => {
                 if take && store.pool_kind(guest, pool)? != PoolKind::Ephemeral {
@@ -208,7 +207,9 @@ impl Session {
                 }
                 results.resize(keys.len(), PageResult::Miss);
                 let mut sink = Pages::new(run, |parts, count| (parts.writer(), count));
-                store.get(guest, pool, take, keys, &mut sink, results)?;
+                let got = store.get(guest, pool, take, keys, &mut sink, results);
+                self.note_out_of_reach(sink.out_of_reach);
+                got?;
                 return Ok(Answer::Results { pages: true });
             }
             Command::FlushPages(keys) => {
@@ -233,11 +234,15 @@ impl Session {
                 return Ok(Answer::Nothing);
             }
             Command::PoolCreate(create) => {
-                self.create_pool(store, pool, &create)?;
+                self.pools.create(pool, &create)?;
                 return Ok(Answer::Nothing);
             }
             Command::PoolDestroy => {
-                store.destroy_pool(guest, pool)?;
+                self.pools.destroy(pool)?;
+                return Ok(Answer::Nothing);
+            }
+            Command::PoolKeep => {
+                self.pools.keep(pool)?;
                 return Ok(Answer::Nothing);
             }
             Command::PoolStats => {
@@ -245,24 +250,6 @@ impl Session {
             }
         }
         Ok(Answer::Results { pages: false })
-    }
-
-    fn create_pool(&self, store: &Store, pool: u32, create: &PoolCreate) -> Result<(), Reject> {
-        check_create(create)?;
-        let flags = create.flags.get();
-        if flags & pool_flags::SHARED != 0 {
-            // What there is has the first word; no UUID is authorised.
-            return Err(Reject::Status(match store.pool_kind(&self.guest, pool) {
-                Ok(_) => Status::PoolExists,
-                Err(_) => Status::NotAllowed,
-            }));
-        }
-        let kind = if flags & pool_flags::PERSISTENT != 0 {
-            PoolKind::Persistent
-        } else {
-            PoolKind::Ephemeral
-        };
-        Ok(store.create_pool(&self.guest, pool, kind)?)
     }
 }
 
@@ -294,6 +281,8 @@ struct Pages<'r, 'm, I> {
     /// The page that the cursor is at, and the first one of the next request.
     next: usize,
     end: usize,
+    /// Pages that could not be copied.
+    out_of_reach: u64,
 }
 
 impl<'r, 'm> Pages<'r, 'm, ()> {
@@ -314,6 +303,7 @@ impl<'r, 'm> Pages<'r, 'm, ()> {
             cursor: None,
             next: 0,
             end: 0,
+            out_of_reach: 0,
         }
     }
 }
@@ -336,13 +326,17 @@ impl<'r, 'm, I: Iterator<Item = (Cursor<'r, 'm>, usize)>> Pages<'r, 'm, I> {
 
 impl<'r, 'm, I: Iterator<Item = (Cursor<'r, 'm>, usize)>> PageSource for Pages<'r, 'm, I> {
     fn read_page(&mut self, n: usize, frame: &mut PageBytes) -> bool {
-        self.seek(n).is_some_and(|cursor| cursor.read(frame))
+        let read = self.seek(n).is_some_and(|cursor| cursor.read(frame));
+        self.out_of_reach += u64::from(!read);
+        read
     }
 }
 
 impl<'r, 'm, I: Iterator<Item = (Cursor<'r, 'm>, usize)>> PageSink for Pages<'r, 'm, I> {
     fn write_page(&mut self, n: usize, page: &PageBytes) -> bool {
-        self.seek(n).is_some_and(|cursor| cursor.write(page))
+        let written = self.seek(n).is_some_and(|cursor| cursor.write(page));
+        self.out_of_reach += u64::from(!written);
+        written
     }
 }
 

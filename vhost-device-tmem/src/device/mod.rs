@@ -7,6 +7,7 @@ mod chain;
 mod execute;
 mod listen;
 mod polling;
+mod pools;
 mod queue;
 mod request;
 mod session;

@@ -29,6 +29,8 @@ pub(super) enum Reject {
     Malformed(Malformed),
     /// Anything else than [`Status::Ok`] and [`Status::Malformed`].
     Status(Status),
+    /// No response: memory is out of reach in which the request is, or its answer should be.
+    OutOfReach,
 }
 
 impl From<Malformed> for Reject {
@@ -49,6 +51,7 @@ pub(super) enum Command<'t> {
     PoolCreate(PoolCreate),
     PoolDestroy,
     PoolStats,
+    PoolKeep,
 }
 
 /// The length of the header in the readable part.
@@ -113,7 +116,7 @@ fn shape(opcode: Opcode, limits: &Limits) -> Shape {
             extra: size_of::<PoolStats>(),
             ..none
         },
-        Opcode::FlushPool | Opcode::PoolDestroy => none,
+        Opcode::FlushPool | Opcode::PoolDestroy | Opcode::PoolKeep => none,
     }
 }
 
@@ -150,6 +153,7 @@ impl Request {
             Opcode::FlushPool => Command::FlushPool,
             Opcode::PoolDestroy => Command::PoolDestroy,
             Opcode::PoolStats => Command::PoolStats,
+            Opcode::PoolKeep => Command::PoolKeep,
             Opcode::PoolCreate => {
                 let create = PoolCreate::read_from_bytes(table).map_err(|_| Malformed::Short)?;
                 Command::PoolCreate(create)
@@ -172,7 +176,8 @@ impl Request {
     }
 }
 
-/// Reads a request and makes checks 2 to 10 and the part of 12 that needs no pool; what the pool
+/// Reads a request and makes checks 2 to 10 and the part of 12 that needs no pool, once it is known
+/// that an answer can be given; what the pool
 /// has to say is for whoever carries it out.
 ///
 /// `tables` is the private memory into which the table is copied, behind those that are there.
@@ -189,8 +194,14 @@ pub(super) fn parse(
 ) -> Result<Request, Reject> {
     let mut reader = parts.reader();
     let mut header = RequestHeader::new_zeroed();
-    if !reader.read(header.as_mut_bytes()) {
+    if parts.is_cut() {
+        return Err(Reject::OutOfReach);
+    }
+    if parts.readable_len() < REQUEST {
         return Err(Malformed::Short.into());
+    }
+    if !reader.read(header.as_mut_bytes()) {
+        return Err(Reject::OutOfReach);
     }
     let unsupported = Reject::Status(Status::Unsupported);
     let opcode = Opcode::from_wire(header.opcode.get()).ok_or(unsupported)?;
@@ -227,11 +238,15 @@ pub(super) fn parse(
     if header.epoch.get() != epoch {
         return Err(Reject::Status(Status::StaleEpoch));
     }
+    let answer = RESPONSE + shape.extra + count * shape.answer;
+    if !parts.writer().reaches(answer) {
+        return Err(Reject::OutOfReach);
+    }
     let start = tables.len();
     tables.resize(start + count * shape.entry, 0);
     if !reader.read(&mut tables[start..]) {
         tables.truncate(start);
-        return Err(Malformed::Short.into());
+        return Err(Reject::OutOfReach);
     }
     Ok(Request {
         pool,
@@ -249,11 +264,11 @@ pub(super) fn parse(
 /// The rule that it breaks first.
 pub(super) fn check_create(create: &PoolCreate) -> Result<(), Malformed> {
     let flags = create.flags.get();
-    let both = pool_flags::PERSISTENT | pool_flags::SHARED;
+    let private = pool_flags::PERSISTENT | pool_flags::RELEASED_BY_RESET;
     if create.reserved != [0; 11] {
         return Err(Malformed::Reserved);
     }
-    if flags & !both != 0 || flags == both {
+    if flags & !private != 0 && flags != pool_flags::SHARED {
         return Err(Malformed::Flags);
     }
     if flags & pool_flags::SHARED == 0 && create.uuid != [0; 16] {

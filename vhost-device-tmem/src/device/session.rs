@@ -12,11 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use virtio_tmem_abi::{cap, Config, Event, EventKind, ABI_MAJOR, ABI_MINOR, MAGIC};
+use virtio_tmem_abi::{cap, Config, Event, EventKind, ABI_MAJOR, ABI_MINOR, EPOCH_NONE, MAGIC};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Limits;
-use crate::store::{CreditWatcher, Credits, Dropped, Guest, PoolReport, Store, PAGE_SHIFT};
+use super::{pools::Pools, Limits};
+use crate::store::{CreditWatcher, Credits, Dropped, PoolReport, Store, PAGE_SHIFT};
 
 /// How often at most the log speaks of one guest's broken requests.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -57,6 +57,8 @@ pub struct Counters {
     pub calls: Counter,
     /// Events sent.
     pub events: Counter,
+    /// Requests, and pages of others, in memory that the front-end does not share.
+    pub out_of_reach: Counter,
     /// Virtqueues found broken.
     pub ring_errors: Counter,
 }
@@ -66,7 +68,7 @@ pub struct Counters {
 pub struct Session {
     pub(super) name: String,
     pub(super) store: Arc<Store>,
-    pub(super) guest: Guest,
+    pub(super) pools: Pools,
     pub(super) limits: Limits,
     /// What happened on the connection.
     pub counters: Counters,
@@ -90,7 +92,7 @@ impl Session {
     pub fn new(name: &str, store: Arc<Store>, limits: Limits) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             name: name.to_owned(),
-            guest: store.add_guest(),
+            pools: Pools::new(Arc::clone(&store)),
             store,
             limits,
             counters: Counters::default(),
@@ -103,7 +105,7 @@ impl Session {
         }))
     }
 
-    /// Returns the epoch, never zero.
+    /// Returns the epoch, never zero and never [`EPOCH_NONE`].
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -115,12 +117,12 @@ impl Session {
 
     /// Returns what the guest's pools hold.
     pub fn pools(&self) -> Vec<PoolReport> {
-        self.store.pools(&self.guest)
+        self.store.pools(self.pools.guest())
     }
 
     /// Forgets all that the guest put. No worker of the session is left.
     pub(super) fn end(&self) -> Dropped {
-        self.store.remove_guest(&self.guest)
+        self.pools.end()
     }
 
     /// Returns the configuration space.
@@ -129,7 +131,7 @@ impl Session {
             magic: MAGIC.into(),
             abi_major: ABI_MAJOR.into(),
             abi_minor: ABI_MINOR.into(),
-            capabilities: (cap::EPHEMERAL | cap::PERSISTENT).into(),
+            capabilities: (cap::EPHEMERAL | cap::PERSISTENT | cap::KEEP).into(),
             page_shift: PAGE_SHIFT,
             reserved0: 0,
             data_queues: self.limits.data_queues.into(),
@@ -137,7 +139,8 @@ impl Session {
             max_flushes: self.limits.max_flushes.into(),
             max_pools: self.limits.max_pools.into(),
             epoch: self.epoch.into(),
-            reserved1: [0; 24],
+            reserved1: [0; 23],
+            end: 0,
         }
     }
 
@@ -189,6 +192,35 @@ impl Session {
         }
     }
 
+    /// Counts requests, or pages, in memory that cannot be reached, and says so now and then.
+    pub(super) fn note_out_of_reach(&self, count: u64) {
+        if count == 0 {
+            return;
+        }
+        self.counters.out_of_reach.add(count);
+        if self.may_log() {
+            let (name, total) = (&self.name, self.counters.out_of_reach.get());
+            tracing::warn!(
+                "guest {name:?} has memory that is not shared: {total} pages or requests in it \
+                 could not be reached so far; give each memory backend share=on"
+            );
+        }
+    }
+
+    /// The driver, or who has it in hand, has reset the device: frees the pools that this
+    /// releases.
+    pub(super) fn reset(&self) {
+        let dropped = self.pools.reset();
+        if !dropped.pools.is_empty() {
+            tracing::info!(
+                "guest {:?} was reset: {} persistent and {} ephemeral pages released",
+                self.name,
+                dropped.persistent_pages,
+                dropped.ephemeral_pages
+            );
+        }
+    }
+
     /// Counts a virtqueue that the guest broke, and says so now and then.
     pub(super) fn note_ring_error(&self, queue: &str, error: &virtio_queue::Error) {
         self.counters.ring_errors.add(1);
@@ -222,7 +254,7 @@ fn random_epoch() -> u64 {
         let mut hasher = RandomState::new().build_hasher();
         hasher.write_u32(std::process::id());
         match hasher.finish() {
-            0 => continue,
+            0 | EPOCH_NONE => continue,
             epoch => return epoch,
         }
     }

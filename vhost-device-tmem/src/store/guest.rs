@@ -39,7 +39,7 @@ pub enum PoolError {
     Exists,
 }
 
-/// What was lost when a guest went away.
+/// Pools that were destroyed, when a guest went away or was reset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
     /// Pages of persistent pools.
@@ -48,6 +48,19 @@ pub struct Dropped {
     pub ephemeral_pages: u64,
     /// The pools, with the counters that they had at last, and no pages.
     pub pools: Vec<PoolReport>,
+}
+
+impl Dropped {
+    /// Adds a pool that was destroyed, as it was before.
+    pub fn add(&mut self, mut pool: PoolReport) {
+        match pool.kind {
+            PoolKind::Persistent => self.persistent_pages += pool.pages,
+            PoolKind::Ephemeral => self.ephemeral_pages += pool.pages,
+        }
+        (pool.pages, pool.objects, pool.bytes) = (0, 0, 0);
+        pool.contents = Contents::default();
+        self.pools.push(pool);
+    }
 }
 
 impl Store {
@@ -62,15 +75,9 @@ impl Store {
     /// Forgets a guest and all its pages. No operation of it is running.
     pub fn remove_guest(&self, guest: &Guest) -> Dropped {
         let mut dropped = Dropped::default();
-        for mut pool in self.pools(guest) {
-            match pool.kind {
-                PoolKind::Persistent => dropped.persistent_pages += pool.pages,
-                PoolKind::Ephemeral => dropped.ephemeral_pages += pool.pages,
-            }
+        for pool in self.pools(guest) {
             if self.destroy_pool(guest, pool.pool).is_ok() {
-                (pool.pages, pool.objects, pool.bytes) = (0, 0, 0);
-                pool.contents = Contents::default();
-                dropped.pools.push(pool);
+                dropped.add(pool);
             }
         }
         self.lock().guests.remove(&guest.id);

@@ -14,15 +14,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tmem_driver::{Response, TmemDevice, EVENT_IDX, FEATURES};
+use tmem_driver::{Part, Queue, Response, TmemDevice, EVENT_IDX, FEATURES};
 use virtio_tmem_abi::{Event, Key, ObjectId, Opcode, PoolStats, Status, QUEUE_EVENT};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
 
 pub(crate) const PAGE: usize = 4096;
 const QUEUE_SIZE: u16 = 64;
-const MEMORY: usize = 16 << 20;
-const BUFFERS: u64 = 1 << 20;
+pub(crate) const MEMORY: usize = 16 << 20;
+pub(crate) const BUFFERS: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `done`, and panics if that takes a minute.
@@ -160,6 +160,47 @@ impl Guest {
     pub(crate) fn stop_queue(&mut self, queue: usize) -> u32 {
         let device = &mut self.0;
         device.connection.stop(&device.queues[queue]).unwrap()
+    }
+
+    /// Stops all virtqueues, as when the machine is paused.
+    pub(crate) fn stop(&mut self) {
+        for queue in 0..self.queues.len() {
+            self.stop_queue(queue);
+        }
+    }
+
+    /// Resets the device.
+    pub(crate) fn reset(&mut self) {
+        self.stop();
+        self.connection.reset().unwrap();
+    }
+
+    /// Sets up all virtqueues as after a reset.
+    pub(crate) fn start_anew(&mut self) {
+        for number in 0..self.queues.len() {
+            let base = number as u64 * Queue::bytes(QUEUE_SIZE);
+            let queue = Queue::new(&self.connection, number, QUEUE_SIZE, base).unwrap();
+            self.queues[number] = queue;
+            self.start_queue(number);
+        }
+    }
+
+    /// Sends a request with pieces that lie anywhere, its readable part at `BUFFERS`, and returns
+    /// the used length.
+    pub(crate) fn send_parts(&mut self, queue: usize, readable: &[u8], parts: &[Part]) -> u32 {
+        let mem = self.connection.mem();
+        mem.write_slice(readable, GuestAddress(BUFFERS)).unwrap();
+        self.queues[queue].add(parts).unwrap();
+        self.queues[queue].kick_now();
+        self.wait(queue)
+    }
+
+    /// Reads guest memory.
+    pub(crate) fn read(&self, addr: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let mem = self.connection.mem();
+        mem.read_slice(&mut bytes, GuestAddress(addr)).unwrap();
+        bytes
     }
 
     /// Waits until the device wants to be notified of the next buffer.

@@ -21,60 +21,159 @@ fn the_used_length_ends_at_the_first_gap() {
     assert_eq!(pages, [1, 2, UNTOUCHED, 3]);
 }
 
+/// Addresses of a page of which not all is in memory, and how much of it is at the start.
+const BAD: [(u64, usize); 5] = [
+    (MEMORY as u64, 0),
+    (MEMORY as u64 - 4095, 4095),
+    (u64::MAX, 0),
+    (u64::MAX - 4095, 0),
+    (1 << 63, 0),
+];
+
 #[test]
-fn memory_that_is_not_there_makes_a_request_too_short() {
-    let mut device = Device::new();
-    let request = device.put_bytes(0, &[key(1, 1)], 1);
-    let end = MEMORY as u64;
-    let (header, page) = ((READABLE, 72, false), (READABLE + 72, 4096, false));
-    let response = (WRITABLE, 33, true);
-    for bad in [end, end - 4095, u64::MAX, u64::MAX - 4095, 1 << 63] {
-        let sent = device.send_pieces(
-            QueueKind::Data,
-            &request,
-            33,
-            &[header, (bad, 4096, false), response],
-        );
-        sent.assert_malformed(Malformed::ReadableLength);
-        // What follows does not take its place.
-        let pieces = [header, (bad, 4096, false), page, response];
-        let sent = device.send_pieces(QueueKind::Data, &request, 33, &pieces);
-        sent.assert_malformed(Malformed::ReadableLength);
+fn a_page_that_cannot_be_read_is_refused_and_the_others_are_not() {
+    for (n, (bad, _)) in (1..).zip(BAD) {
+        let mut device = Device::new();
+        device.put(0, &[key(2, 1)], 0x70);
+        let keys = [key(1, 1), key(2, 2), key(3, 1)];
+        let request = device.put_bytes(0, &keys, 1);
+        let table = 32 + 3 * 40;
         let pieces = [
-            header,
-            page,
-            (WRITABLE, 32, true),
-            (end, 1, true),
-            (WRITABLE, 1, true),
+            (READABLE, table, false),
+            (READABLE + u64::from(table), 4096, false),
+            (bad, 4096, false),
+            (READABLE + u64::from(table) + 8192, 4096, false),
+            (WRITABLE, 35, true),
         ];
-        let sent = device.send_pieces(QueueKind::Data, &request, 33, &pieces);
-        sent.assert_malformed(Malformed::WritableLength);
-        let sent = device.send_pieces(QueueKind::Data, &request, 33, &[(bad, 4096, false)]);
-        assert_eq!(sent.len, 0);
-        let pieces = [header, page, (WRITABLE, 32, true), (bad, 1, true)];
-        // The last byte of memory is there.
-        if bad != end - 4095 {
-            let sent = device.send_pieces(QueueKind::Data, &request, 33, &pieces);
-            sent.assert_malformed(Malformed::WritableLength);
-        }
+        let sent = device.send_pieces(QueueKind::Data, &request, 35, &pieces);
+        let (stored, refused) = (PageResult::Stored, PageResult::NoMemory);
+        assert_eq!(sent.results(), [stored, refused, stored]);
+        assert_eq!(device.session.counters.out_of_reach.get(), 1, "{n}");
+        // What was there before is gone, as after any refusal.
+        let got = device.get(0, 0, &[key(1, 1), key(2, 1), key(2, 2), key(3, 1)]);
+        let (hit, miss) = (PageResult::Hit, PageResult::Miss);
+        assert_eq!(got.results(), [hit, miss, miss, hit]);
+        assert_eq!(got.bytes[36], 1);
+        assert_eq!(got.bytes[36 + 3 * PAGE_SIZE], 3);
+        assert_eq!(device.session.counters.malformed.get(), 0);
     }
-    device.assert_works();
 }
 
 #[test]
-fn a_get_into_memory_that_is_not_there_takes_nothing() {
+fn a_page_that_cannot_be_written_stays_for_the_next_get() {
+    for (bad, there) in BAD {
+        for (pool, flags) in [(0, 0), (1, 0), (1, request_flags::TAKE)] {
+            let mut device = Device::new();
+            let keys = [key(1, 1), key(2, 1), key(3, 1)];
+            device.put(pool, &keys, 0x40);
+            let request = device.get_bytes(pool, flags, &keys);
+            let pieces = [
+                (READABLE, request.len() as u32, false),
+                (WRITABLE, 35 + 4096, true),
+                (bad, 4096, true),
+                (WRITABLE + 35 + 8192, 4096, true),
+            ];
+            let len = 35 + 3 * PAGE_SIZE;
+            let sent = device.send_pieces(QueueKind::Data, &request, len, &pieces);
+            let (hit, miss) = (PageResult::Hit, PageResult::Miss);
+            assert_eq!(sent.results(), [hit, miss, hit]);
+            assert_eq!(sent.len as usize, 35 + PAGE_SIZE);
+            assert_eq!(sent.bytes[35 + 2 * PAGE_SIZE..], [0x42; PAGE_SIZE]);
+            assert!(there <= PAGE_SIZE);
+            let again = device.get(pool, flags, &[key(2, 1)]);
+            assert_eq!(again.results(), [hit]);
+            assert_eq!(again.bytes[33..], [0x41; PAGE_SIZE]);
+        }
+    }
+}
+
+#[test]
+fn a_request_that_cannot_be_read_or_answered_is_not_carried_out() {
+    for (bad, there) in BAD {
+        let mut device = Device::new();
+        let request = device.put_bytes(0, &[key(1, 1)], 1);
+        let (header, table) = ((READABLE, 32, false), (READABLE + 32, 40, false));
+        let (page, response) = ((READABLE + 72, 4096, false), (WRITABLE, 33, true));
+        let chains: [&[Piece]; 5] = [
+            &[(bad + there as u64, 32, false), table, page, response],
+            &[header, (bad + there as u64, 40, false), page, response],
+            &[header, table, page, (bad + there as u64, 33, true)],
+            &[
+                header,
+                table,
+                page,
+                (WRITABLE, 32, true),
+                (bad + there as u64, 1, true),
+            ],
+            &[
+                header,
+                table,
+                page,
+                (WRITABLE, 31, true),
+                (bad + there as u64, 2, true),
+            ],
+        ];
+        for (n, pieces) in (1..).zip(chains) {
+            let sent = device.send_pieces(QueueKind::Data, &request, 33, pieces);
+            assert_eq!(sent.len, 0, "{bad:#x}");
+            assert_eq!(device.session.counters.out_of_reach.get(), n);
+        }
+        assert_eq!(device.session.pools()[0].counters.puts, 0);
+        assert_eq!(device.session.counters.malformed.get(), 0);
+        let sent = device.send(QueueKind::Data, &request, 33);
+        assert_eq!(sent.results(), [PageResult::Stored]);
+    }
+}
+
+/// What is out of reach has its length, and what is malformed is said where it can be.
+#[test]
+fn lengths_count_what_is_out_of_reach() {
     let mut device = Device::new();
-    device.put(1, &[key(1, 1)], 0x42);
-    let request = device.get_bytes(1, request_flags::TAKE, &[key(1, 1)]);
+    let request = device.put_bytes(0, &[key(1, 1)], 1);
+    let end = MEMORY as u64;
     let pieces = [
-        (READABLE, request.len() as u32, false),
+        (READABLE, 72, false),
+        (end, 4097, false),
         (WRITABLE, 33, true),
-        (MEMORY as u64 - 4095, 4096, true),
     ];
-    let response = device.send_pieces(QueueKind::Data, &request, 33, &pieces);
-    response.assert_malformed(Malformed::WritableLength);
-    let again = device.get(1, request_flags::TAKE, &[key(1, 1)]);
-    assert_eq!(again.results(), [PageResult::Hit]);
+    let sent = device.send_pieces(QueueKind::Data, &request, 33, &pieces);
+    sent.assert_malformed(Malformed::ReadableLength);
+    let pieces = [
+        (READABLE, 72 + 4096, false),
+        (WRITABLE, 32, true),
+        (end, 2, true),
+    ];
+    let sent = device.send_pieces(QueueKind::Data, &request, 33, &pieces);
+    sent.assert_malformed(Malformed::WritableLength);
+    device.assert_works();
+}
+
+/// An indirect table of which only the first descriptors can be read: the request is not what they
+/// say.
+#[test]
+fn a_table_that_ends_too_soon_is_no_request() {
+    let mut device = Device::new();
+    let request = device.put_bytes(0, &[key(1, 1)], 1);
+    device
+        .mem
+        .write_slice(&request, GuestAddress(READABLE))
+        .unwrap();
+    let (next, write) = (VRING_DESC_F_NEXT as u16, VRING_DESC_F_WRITE as u16);
+    let table = [
+        Descriptor::new(WRITABLE, 33, next | write, 1),
+        Descriptor::new(READABLE, 72, next, 2),
+        Descriptor::new(READABLE + 72, 4096, 0, 0),
+    ];
+    let at = MEMORY as u64 - 32;
+    for (n, descriptor) in table[..2].iter().enumerate() {
+        let descriptor = RawDescriptor::from(*descriptor);
+        let at = GuestAddress(at + 16 * n as u64);
+        device.mem.write_obj(descriptor, at).unwrap();
+    }
+    let indirect = Descriptor::new(at, 48, VRING_DESC_F_INDIRECT as u16, 0);
+    assert_eq!(device.serve(QueueKind::Data, &[indirect]), 0);
+    assert_eq!(device.session.pools()[0].counters.puts, 0);
+    device.assert_works();
 }
 
 #[test]

@@ -2,22 +2,31 @@
 
 //! What each rule of the specification makes of requests that break it.
 
+use std::time::Duration;
+
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost_user_backend::VhostUserBackend;
+use vm_memory::GuestMemoryAtomic;
+
 use super::*;
+use crate::device::backend::Backend;
 
 fn writable(opcode: Opcode, count: usize) -> usize {
     match opcode {
         Opcode::Get => 32 + count * (1 + PAGE_SIZE),
         Opcode::PoolStats => 32 + size_of::<PoolStats>(),
-        Opcode::FlushPool | Opcode::PoolCreate | Opcode::PoolDestroy => 32,
+        Opcode::FlushPool | Opcode::PoolCreate | Opcode::PoolDestroy | Opcode::PoolKeep => 32,
         _ => 32 + count,
     }
 }
 
 fn queue_of(opcode: Opcode) -> QueueKind {
     match opcode {
-        Opcode::FlushPool | Opcode::PoolCreate | Opcode::PoolDestroy | Opcode::PoolStats => {
-            QueueKind::Control
-        }
+        Opcode::FlushPool
+        | Opcode::PoolCreate
+        | Opcode::PoolDestroy
+        | Opcode::PoolStats
+        | Opcode::PoolKeep => QueueKind::Control,
         _ => QueueKind::Data,
     }
 }
@@ -111,7 +120,7 @@ fn a_request_without_its_table_is_short() {
             table.truncate(entry.saturating_sub(1));
         },
         |opcode, response| match opcode {
-            Opcode::FlushPool | Opcode::PoolDestroy | Opcode::PoolStats => {
+            Opcode::FlushPool | Opcode::PoolDestroy | Opcode::PoolStats | Opcode::PoolKeep => {
                 assert_eq!(response.status(), Status::Ok);
             }
             _ => response.assert_malformed(Malformed::Short),
@@ -230,7 +239,7 @@ fn the_writable_part_is_exactly_as_long_as_it_has_to_be() {
             *writable -= usize::from(*writable > 32 && opcode != Opcode::PoolCreate);
         },
         |opcode, response| match opcode {
-            Opcode::FlushPool | Opcode::PoolCreate | Opcode::PoolDestroy => {
+            Opcode::FlushPool | Opcode::PoolCreate | Opcode::PoolDestroy | Opcode::PoolKeep => {
                 assert_eq!(response.status(), Status::Ok);
             }
             _ => response.assert_malformed(Malformed::WritableLength),
@@ -273,7 +282,7 @@ fn an_operation_belongs_to_its_kind_of_virtqueue() {
         response.assert_status(Status::Unsupported, 0);
     }
     let mut device = Device::new();
-    for unknown in [0u16, 7, 15, 19, 0xffff] {
+    for unknown in [0u16, 7, 15, 20, 0xffff] {
         let mut header = device.header(Opcode::Put, 0, 1);
         header.opcode = unknown.into();
         for kind in [QueueKind::Control, QueueKind::Data] {
@@ -319,7 +328,9 @@ fn what_a_pool_is_to_be_has_to_make_sense() {
     let both = pool_flags::PERSISTENT | pool_flags::SHARED;
     let mut create = |change: &dyn Fn(&mut PoolCreate)| device.create_as(7, change);
     create(&|c| c.reserved[10] = 1).assert_malformed(Malformed::Reserved);
-    create(&|c| c.flags = 4.into()).assert_malformed(Malformed::Flags);
+    create(&|c| c.flags = 8.into()).assert_malformed(Malformed::Flags);
+    create(&|c| c.flags = 6.into()).assert_malformed(Malformed::Flags);
+    create(&|c| c.flags = 7.into()).assert_malformed(Malformed::Flags);
     create(&|c| c.flags = both.into()).assert_malformed(Malformed::Flags);
     create(&|c| c.uuid[0] = 1).assert_malformed(Malformed::Reserved);
     create(&|c| c.page_shift = 16).assert_malformed(Malformed::PageShift);
@@ -344,4 +355,90 @@ fn a_pool_that_is_created_again_keeps_its_pages() {
         Status::Ok
     );
     assert_eq!(device.get(0, 0, &[key(1, 1)]).results(), [PageResult::Hit]);
+}
+
+/// Whether pool 7 has the page that was put into it.
+fn pool_7_is_there(device: &mut Device) -> bool {
+    match device.get(7, 0, &[key(1, 1)]).status() {
+        Status::Ok => true,
+        status => {
+            assert_eq!(status, Status::NoPool);
+            false
+        }
+    }
+}
+
+fn keep(device: &mut Device) -> Status {
+    let header = device.header(Opcode::PoolKeep, 7, 0);
+    device
+        .send(QueueKind::Control, header.as_bytes(), 32)
+        .status()
+}
+
+#[test]
+fn a_reset_releases_what_was_not_kept() {
+    let released = pool_flags::RELEASED_BY_RESET;
+    for flags in [released, released | pool_flags::PERSISTENT] {
+        let mut device = Device::new();
+        device.put(0, &[key(1, 1)], 1);
+        assert_eq!(keep(&mut device), Status::NoPool);
+        assert_eq!(device.create(7, flags).status(), Status::Ok);
+        device.put(7, &[key(1, 1)], 0x31);
+        // However many resets there are until the driver is back.
+        assert_eq!(keep(&mut device), Status::Ok);
+        assert_eq!(keep(&mut device), Status::Ok);
+        for _ in 0..3 {
+            device.session.reset();
+        }
+        assert_eq!(keep(&mut device), Status::Ok);
+        assert_eq!(device.create(7, flags).status(), Status::Ok);
+        let got = device.get(7, 0, &[key(1, 1)]);
+        assert_eq!(got.results(), [PageResult::Hit]);
+        // It was good for one absence.
+        device.session.reset();
+        assert!(!pool_7_is_there(&mut device));
+        assert_eq!(keep(&mut device), Status::NoPool);
+        // It is as good as new.
+        assert_eq!(device.create(7, flags).status(), Status::Ok);
+        let got = device.get(7, 0, &[key(1, 1)]);
+        assert_eq!(got.results(), [PageResult::Miss]);
+        // One that resets do not release was never touched.
+        let got = device.get(0, 0, &[key(1, 1)]);
+        assert_eq!(got.results(), [PageResult::Hit]);
+    }
+}
+
+#[test]
+fn a_pool_that_was_destroyed_is_not_kept() {
+    let mut device = Device::new();
+    let released = pool_flags::RELEASED_BY_RESET;
+    assert_eq!(device.create(7, released).status(), Status::Ok);
+    assert_eq!(keep(&mut device), Status::Ok);
+    let header = device.header(Opcode::PoolDestroy, 7, 0);
+    let destroyed = device.send(QueueKind::Control, header.as_bytes(), 32);
+    assert_eq!(destroyed.status(), Status::Ok);
+    device.session.reset();
+    // The same number, of the other kind.
+    assert_eq!(device.create(7, 0).status(), Status::Ok);
+    device.session.reset();
+    assert!(pool_7_is_there(&mut device));
+    device
+        .create(7, released)
+        .assert_status(Status::PoolExists, 0);
+    assert_eq!(keep(&mut device), Status::Ok);
+    device.session.reset();
+    assert!(pool_7_is_there(&mut device));
+    // And the other way round.
+    assert_eq!(device.create(8, released).status(), Status::Ok);
+    device.create(8, 0).assert_status(Status::PoolExists, 0);
+}
+
+/// See there for why.
+#[test]
+fn memory_is_told_in_one_piece_and_resets_are_told() {
+    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let backend = Backend::new(Device::new().session, memory, Duration::ZERO).unwrap();
+    let features = backend.protocol_features();
+    assert!(!features.contains(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS));
+    assert!(features.contains(VhostUserProtocolFeatures::RESET_DEVICE));
 }
