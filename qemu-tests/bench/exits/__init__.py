@@ -250,7 +250,7 @@ def inside(
             "roomy",
             slot=ROOMY,
             options=setting.options,
-            properties=setting.properties,
+            **dict(word.split("=", 1) for word in setting.properties.split()),
         ),
         Daemon(folder, "full", slot=FULL, capacity="1MiB"),
     ]
