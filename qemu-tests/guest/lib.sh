@@ -242,6 +242,7 @@ out() {
 	mkdir -p /tmp/out
 	GROUP=$1 confined "$2" "$WORKLOAD" anon --mib "$3" --passes 1 --seed "$3" \
 		--wait-for "$RUN/told/$1" >"/tmp/out/$1" 2>&1 &
+	# shellcheck disable=SC2034 # The scripts of tests wait for it.
 	PID=$!
 	wait_for 200 grep -q filled "/tmp/out/$1"
 }
