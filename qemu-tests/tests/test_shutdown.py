@@ -77,6 +77,7 @@ def test_the_host_has_its_memory_back(lab: Lab, how: str) -> None:
 def boots_again(guest: Guest, daemon: Daemon, qmp: Qmp) -> None:
     """The machine starts anew, and the host has pages of it again."""
     qmp.ask("system_reset")
+    qmp.wait_for_status("prelaunch", 20)
     qmp.ask("cont")
     guest.wait_for_mark("second boot", 60)
     assert held(daemon) == 0
