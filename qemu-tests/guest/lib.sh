@@ -154,9 +154,10 @@ mounted() {
 }
 
 # confined MIB COMMAND...: runs the command with so much memory. Only its own
-# pages are swapped then, and not those of the script, which may be lost.
+# pages are swapped then, and not those of the script, which may be lost. The
+# memory is that of all in the same GROUP.
 confined() {
-	local group=/sys/fs/cgroup/confined
+	local group=/sys/fs/cgroup/${GROUP:-confined}
 	echo +memory >/sys/fs/cgroup/cgroup.subtree_control
 	mkdir -p "$group"
 	echo "${1}M" >"$group/memory.max"
@@ -199,6 +200,57 @@ bound() {
 		[ -e "$device" ] && return
 	done
 	return 1
+}
+
+# tmem NAME: sets REPLY to a file of the driver's device.
+tmem() {
+	for REPLY in /sys/bus/virtio/drivers/virtio_tmem/virtio*/tmem/"$1"; do
+		[ -e "$REPLY" ] && return
+	done
+	echo "the device has no file $1"
+	return 1
+}
+
+# state [STATE]: shows what the device is at, or says whether it is at that.
+state() {
+	local found
+	tmem state && read -r found <"$REPLY" || return
+	echo "$found"
+	[ "$found" = "${1:-$found}" ]
+}
+
+# set_tmem NAME VALUE: writes to a file of the driver's device.
+set_tmem() {
+	tmem "$1" && echo "$2" >"$REPLY"
+}
+
+# beats: tells the host each second that the guest is alive.
+beats() {
+	while sleep 1; do
+		echo '{"beat":1}'
+	done
+}
+
+# kernel_log: what the kernel has said since it was asked last.
+kernel_log() {
+	dmesg -c
+}
+
+# out NAME MIB OF: has memory in the host, which is looked at once "NAME" is told.
+# Sets PID to that process.
+out() {
+	mkdir -p /tmp/out
+	GROUP=$1 confined "$2" "$WORKLOAD" anon --mib "$3" --passes 1 --seed "$3" \
+		--wait-for "$RUN/told/$1" >"/tmp/out/$1" 2>&1 &
+	# shellcheck disable=SC2034 # The scripts of tests wait for it.
+	PID=$!
+	wait_for 200 grep -q filled "/tmp/out/$1"
+}
+
+# looked NAME PID: how the memory came back.
+looked() {
+	wait "$2" || echo "{\"status\":$?}"
+	cat "/tmp/out/$1"
 }
 
 # hooks: the functions that something is hooked into.

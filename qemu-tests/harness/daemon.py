@@ -11,8 +11,12 @@ from typing import Any
 
 from .paths import binary
 from .process import Group, wait_until
+from .qmp import Qmp
 
 DATA_QUEUES = 2
+
+# Any vhost-user device, as QEMU calls it.
+DRIVER = "vhost-user-test-device-pci"
 
 
 @dataclass
@@ -68,12 +72,21 @@ class Device:
         name: str,
         data_queues: int = DATA_QUEUES,
         slot: int | None = None,
-        properties: str = "",
+        **properties: str | int,
     ) -> None:
-        self.properties = properties
         self.name = name
         self.data_queues = data_queues
-        self.slot = slot
+        # What QEMU is told of the device, by the names of its properties.
+        self.properties: dict[str, str | int] = {
+            "id": f"{name}-device",
+            "chardev": name,
+            "virtio-id": 6,
+            "num_vqs": 2 + data_queues,
+            "vq_size": 256,
+            "config_size": 64,
+            **({} if slot is None else {"addr": f"{slot:#x}"}),
+            **properties,
+        }
         self.socket = folder / f"{name}.sock"
         self.log = folder / f"{name}.log"
         self._group: Group | None = None
@@ -121,15 +134,32 @@ class Device:
 
     def qemu_options(self) -> list[str]:
         """What QEMU has to be told to have it as a device, in a PCI slot if one was named."""
-        more = "" if self.slot is None else f",addr={self.slot:#x}"
-        more += f",{self.properties}" if self.properties else ""
+        properties = (f"{name}={value}" for name, value in self.properties.items())
         return [
             "-chardev",
             f"socket,id={self.name},path={self.socket}",
             "-device",
-            f"vhost-user-test-device-pci,chardev={self.name},virtio-id=6,"
-            f"num_vqs={2 + self.data_queues},vq_size=256,config_size=64{more}",
+            ",".join((DRIVER, *properties)),
         ]
+
+    def plug(self, qmp: Qmp) -> None:
+        """Gives the device to a guest that runs."""
+        address = {"type": "unix", "data": {"path": str(self.socket)}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        qmp.ask("chardev-add", id=self.name, backend=backend)
+        qmp.ask("device_add", driver=DRIVER, **self.properties)
+
+    def unplug(self, qmp: Qmp) -> None:
+        """Takes it away again, and waits until the guest has let go of it."""
+        name = self.properties["id"]
+        qmp.ask("device_del", id=name)
+
+        def is_gone() -> bool:
+            devices = qmp.ask("qom-list", path="/machine/peripheral")
+            return name not in (device["name"] for device in devices)
+
+        wait_until(f"{self.name} to be let go of", 100, is_gone)
+        qmp.ask("chardev-remove", id=self.name)
 
 
 class Daemon(Device):
@@ -144,9 +174,9 @@ class Daemon(Device):
         refuse_percent: int = 0,
         slot: int | None = None,
         options: Sequence[str] = (),
-        properties: str = "",
+        **properties: str | int,
     ) -> None:
-        super().__init__(folder, name, data_queues, slot, properties)
+        super().__init__(folder, name, data_queues, slot, **properties)
         self._options = options
         self.control = folder / f"{name}.control"
         self._capacity = capacity

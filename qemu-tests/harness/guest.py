@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from . import paths
 from .daemon import Device
@@ -23,6 +24,9 @@ NOT_LOADED = (
     "kvm kvm_amd ahci libata sr_mod cdrom sg scsi_mod evdev serio_raw button i6300esb watchdog"
     " qemu_fw_cfg"
 ).split()
+
+# On a machine that is busy, the kernel takes a late timer for a broken one.
+KERNEL_OPTIONS = "ignore_loglevel log_buf_len=4M mitigations=off no_timer_check"
 
 # What the kernel says only after it has begun to run.
 KERNEL_RUNS = "Linux version"
@@ -42,17 +46,35 @@ class Machine:
     options: Sequence[str] = ()
     allowed: Sequence[str] = ()
 
-    def command(self, script: Path) -> list[str]:
-        """How virtme-ng is called."""
+    # Whether it is told by a line on its standard input, and not by a file.
+    listens: ClassVar[bool] = False
+
+    def parts(self) -> list[str]:
+        """What QEMU has to be told of devices and disks, and else."""
         options = list(self.options)
         for device in self.devices:
             options += device.qemu_options()
         for disk in self.disks:
             options += disk.qemu_options()
+        return options
+
+    def wrap(self, folder: Path, script: str) -> str:
+        """The script with what comes before and after it."""
+        return "\n".join(
+            (
+                f"RUN={_quoted(folder)}",
+                f"WORKLOAD={_quoted(paths.binary('tmem-workload'))}",
+                f". {_quoted(paths.GUEST / 'lib.sh')}",
+                "trap 'mark finished' EXIT",
+                "mark booted",
+                script,
+            )
+        )
+
+    def command(self, script: Path) -> list[str]:
+        """How virtme-ng is called."""
         kernel_options = (
-            # On a machine that is busy, the kernel takes a late timer for a broken one.
-            "ignore_loglevel log_buf_len=4M mitigations=off no_timer_check"
-            f" modprobe.blacklist={','.join(NOT_LOADED)} {self.append}"
+            f"{KERNEL_OPTIONS} modprobe.blacklist={','.join(NOT_LOADED)} {self.append}"
         )
         return [
             "vng",
@@ -64,7 +86,7 @@ class Machine:
             f"--memory={self.memory_mib}M",
             f"--cpus={self.cpus}",
             f"--append={kernel_options.strip()}",
-            f"--qemu-opts={shlex.join(options)}",
+            f"--qemu-opts={shlex.join(self.parts())}",
             "--",
             f"bash {_quoted(script)}",
         ]
@@ -90,19 +112,7 @@ class Guest:
         self._group: Group | None = None
         self._reader: threading.Thread | None = None
         self._told.mkdir()
-        self._script.write_text(self._wrap(script))
-
-    def _wrap(self, script: str) -> str:
-        return "\n".join(
-            (
-                f"RUN={_quoted(self._folder)}",
-                f"WORKLOAD={_quoted(paths.binary('tmem-workload'))}",
-                f". {_quoted(paths.GUEST / 'lib.sh')}",
-                "trap 'mark finished' EXIT",
-                "mark booted",
-                script,
-            )
-        )
+        self._script.write_text(machine.wrap(folder, script))
 
     def boot(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Starts the guest and returns once its script runs; does something `meanwhile`.
@@ -131,9 +141,12 @@ class Guest:
         paths.LOGS.mkdir(parents=True, exist_ok=True)
         self.transcript = Transcript()
         path = f"{paths.GUEST / 'bin'}:{os.environ['PATH']}"
-        with self._console.open("wb") as console:
+        self._console.unlink(missing_ok=True)
+        # A guest that opens it once more appends to it, too.
+        with self._console.open("ab") as console:
             self._group = Group(
                 self._machine.command(self._script),
+                stdin=subprocess.PIPE if self._machine.listens else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=console,
                 env={**os.environ, "PATH": path},
@@ -186,9 +199,22 @@ class Guest:
 
         self.wait_for(f"{text!r} in {step}", seconds, said)
 
+    def wait_for_log(self, text: str, seconds: float, times: int = 1) -> None:
+        """Waits until so many lines of the kernel's log have a text."""
+
+        def said(_: Transcript) -> bool:
+            return sum(text in line for line in self.console()) >= times
+
+        self.wait_for(f"{text!r} in the log", seconds, said)
+
     def tell(self, name: str) -> None:
         """Lets `told NAME` become true in the guest."""
-        (self._told / name).touch()
+        if not self._machine.listens:
+            (self._told / name).touch()
+            return
+        assert self._group is not None and self._group.process.stdin is not None
+        self._group.process.stdin.write(name.encode() + b"\n")
+        self._group.process.stdin.flush()
 
     def finish(self, seconds: float) -> None:
         """Waits for the end, and fails if the guest or its log is not as it should be."""

@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -36,6 +37,38 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+class Idleness:
+    """Whether a process does nothing at all, as seen from one look to the next."""
+
+    def __init__(self, pid: int, seconds: float) -> None:
+        self._pid = pid
+        self._seconds = seconds
+        self._used = -1.0
+        self._since = 0.0
+
+    def reached(self) -> bool:
+        """Whether it has done nothing for so many seconds; begins anew if it has."""
+        used, now = cpu_seconds(self._pid), time.monotonic()
+        if used != self._used:
+            self._used, self._since = used, now
+        if now - self._since < self._seconds:
+            return False
+        self._since = now
+        return True
+
+
+@contextmanager
+def stopped(*pids: int) -> Iterator[None]:
+    """Has processes stand still for as long as the block takes."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in reversed(pids):
+            os.kill(pid, signal.SIGCONT)
+
+
 class Group:
     """A process with all of its descendants."""
 
@@ -45,10 +78,11 @@ class Group:
         stdout: int | IO[bytes],
         stderr: int | IO[bytes],
         env: Mapping[str, str] | None = None,
+        stdin: int = subprocess.DEVNULL,
     ) -> None:
         self.process = subprocess.Popen(
             [str(word) for word in command],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             env=None if env is None else dict(env),

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""What QEMU counts of a guest's disks, without the guest's help."""
+"""QEMU's monitor: what it counts without the guest's help, and what it does to the machine."""
 
 import json
 import socket
 import struct
 from pathlib import Path
 from typing import Any
+
+from .process import wait_until
 
 
 class Qmp:
@@ -17,7 +19,7 @@ class Qmp:
         self._socket.connect(str(path))
         self._lines = self._socket.makefile("r")
         self._lines.readline()
-        self._ask("qmp_capabilities")
+        self.ask("qmp_capabilities")
 
     @property
     def pid(self) -> int:
@@ -30,7 +32,11 @@ class Qmp:
         """What QEMU has to be told."""
         return ["-qmp", f"unix:{path},server=on,wait=off"]
 
-    def _ask(self, command: str, **arguments: Any) -> Any:
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """Has QEMU execute a command, and returns what it answers.
+
+        Raises `OSError` if it refuses, and `TimeoutError` if it does not answer.
+        """
         request = {"execute": command, "arguments": arguments}
         self._socket.sendall(json.dumps(request).encode() + b"\n")
         while line := self._lines.readline():
@@ -48,19 +54,27 @@ class Qmp:
                 disk["stats"]["rd_bytes"] // 512,
                 disk["stats"]["wr_bytes"] // 512,
             )
-            for disk in self._ask("query-blockstats")
+            for disk in self.ask("query-blockstats")
         }
 
     def limit(self, disk: str, bytes_per_second: int, requests_per_second: int) -> None:
         """Makes a disk no faster than that; 0 is no limit."""
         limits = {f"{what}_{way}": 0 for what in ("bps", "iops") for way in ("rd", "wr")}
-        self._ask(
+        self.ask(
             "block_set_io_throttle",
             device=disk,
             bps=bytes_per_second,
             iops=requests_per_second,
             **limits,
         )
+
+    def status(self) -> str:
+        """Whether the guest runs, and if not, why."""
+        return str(self.ask("query-status")["status"])
+
+    def wait_for_status(self, status: str, seconds: float) -> None:
+        """Waits until the guest is in that state."""
+        wait_until(f"QEMU to say {status!r}", seconds, lambda: self.status() == status)
 
     def close(self) -> None:
         """Ends the connection."""

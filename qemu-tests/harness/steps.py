@@ -3,7 +3,7 @@
 
 Each step of a script is framed by a line {"begin": NAME} and a line {"end": NAME, "status": N,
 "seconds": S}; what lies between is the output of the step's command. A snapshot of counters is
-one line {"snapshot": NAME, ...} anywhere.
+one line {"snapshot": NAME, ...} anywhere, and a sign of life one line {"beat": 1}.
 """
 
 import json
@@ -60,6 +60,7 @@ class Transcript:
         self.steps: dict[str, Step] = {}
         self.snapshots: dict[str, Snapshot] = {}
         self.marks: set[str] = set()
+        self.beats = 0
         self._open: Step | None = None
 
     def add(self, line: str) -> None:
@@ -80,6 +81,8 @@ class Transcript:
             )
         elif "mark" in obj:
             self.marks.add(obj["mark"])
+        elif "beat" in obj:
+            self.beats += 1
         elif self._open is not None:
             self._open.lines.append(line)
 

@@ -10,6 +10,7 @@ noise before
 some text
 {"of":"file-set","wrong":0}
 {broken
+{"beat":1}
 {"snapshot":"middle","driver":{"cleancache/puts":5},"disks":{"data":{"read":8,"written":16}},"vmstat":{"pswpin":1}}
 {"end":"mount","status":3,"seconds":1.5}
 between
@@ -46,3 +47,7 @@ def test_a_step_that_did_not_end_has_no_status() -> None:
 
 def test_marks_are_kept() -> None:
     assert transcript().marks == {"booted"}
+
+
+def test_signs_of_life_are_counted_and_belong_to_no_step() -> None:
+    assert transcript().beats == 1

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness import paths
+from harness import initramfs, paths
 from harness.daemon import Daemon
 from harness.disks import Disk
 from harness.guest import Machine
@@ -19,7 +19,7 @@ from ..pages import FULL, ROOMY
 from ..report import Report
 from ..sample import Sample, how_often
 from ..table import NESTED
-from . import initramfs, scripts
+from . import scripts
 from .settings import MISSING, PATIENT, Setting, asked_for
 from .trace import KINDS, WORK, Devices, Phase, exits, phases
 
@@ -27,6 +27,9 @@ SECONDS = 1700
 
 # Where the emulated guest has what its own guests need.
 INSIDE = Path("/run/bench")
+
+# Content to swap out.
+CORPUS = ("usr/bin/python3.[0-9]*", "usr/lib/python3.[0-9]*/[a-h]*.py")
 
 # The generic kernel can be a host on this CPU.
 CPU = "EPYC,+svm,+npt"
@@ -176,7 +179,8 @@ def trace(
     report: Report, lab: Lab, folder: Path, settings: Sequence[Setting]
 ) -> dict[str, list[Found]]:
     """Runs a guest in a guest for each setting, round by round, and returns what was traced."""
-    archive = initramfs.make(folder, scripts.inner())
+    corpus = [path for pattern in CORPUS for path in Path("/").glob(pattern)]
+    archive = initramfs.make(folder, scripts.inner(), {"corpus": corpus})
     runs = [
         (
             setting.name,
@@ -250,7 +254,7 @@ def inside(
             "roomy",
             slot=ROOMY,
             options=setting.options,
-            properties=setting.properties,
+            **dict(word.split("=", 1) for word in setting.properties.split()),
         ),
         Daemon(folder, "full", slot=FULL, capacity="1MiB"),
     ]

@@ -18,7 +18,7 @@ class Setting:
     parameters: str = ""
     # Of the daemon.
     options: tuple[str, ...] = ()
-    # Of QEMU's device, such as "packed=on".
+    # Of QEMU's device, such as "packed=on event_idx=off".
     properties: str = ""
     # Whether a process in the guest never stops computing.
     busy: bool = False

@@ -25,6 +25,7 @@ use tmem_workload::{
     order::Order,
     page::PAGE_SIZE,
     phase::{copy, file::Files, swap::Swap, Phases},
+    sys::{run_on, run_when_idle},
 };
 
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE as u64;
@@ -59,6 +60,12 @@ enum Command {
         /// Once everything is written, say so and wait until this file exists.
         #[arg(long)]
         wait_for: Option<PathBuf>,
+        /// Run on this CPU only.
+        #[arg(long)]
+        cpu: Option<usize>,
+        /// Run only when nobody else wants the CPU.
+        #[arg(long)]
+        idle: bool,
     },
     /// Create, verify or read a set of files.
     FileSet {
@@ -215,7 +222,15 @@ fn run(command: Command) -> Result<u64> {
             seed,
             huge,
             wait_for,
+            cpu,
+            idle,
         } => {
+            if let Some(cpu) = cpu {
+                run_on(cpu)?;
+            }
+            if idle {
+                run_when_idle()?;
+            }
             let anon = Anon {
                 pages: mib * PAGES_PER_MIB,
                 passes,

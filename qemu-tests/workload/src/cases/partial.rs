@@ -13,7 +13,10 @@ use anyhow::Result;
 use rustix::thread::{sched_getaffinity, sched_setaffinity, CpuSet};
 
 use super::scene::{Scene, LEN};
-use crate::evict::{evict, reclaim, Eviction};
+use crate::{
+    evict::{evict, reclaim, Eviction},
+    sys::run_on,
+};
 
 /// Pages at a time, fewer than a CPU's list takes.
 const PAGES: usize = 8;
@@ -49,12 +52,6 @@ pub(super) fn partial_block(scene: &mut Scene) -> Result<()> {
         scene.check_victim()?;
     }
     Ok(sched_setaffinity(None, &all)?)
-}
-
-fn run_on(cpu: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    Ok(sched_setaffinity(None, &set)?)
 }
 
 /// Reads the block of each page twice, which needs no other block of it.

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""A root of a few megabytes, for a guest in a guest: it boots in seconds, and does nothing else."""
+"""A root of a few megabytes, for guests that boot in seconds, and are all in memory."""
 
 import lzma
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from harness import paths
+from . import paths
 
 BUSYBOX = Path("/usr/bin/busybox")
 BASH = Path("/usr/bin/bash")
@@ -21,6 +21,8 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mount -t debugfs debug /sys/kernel/debug
 mount -t cgroup2 cgroup /sys/fs/cgroup
+mount -t tracefs trace /sys/kernel/tracing
+stty -F /dev/ttyS1 raw -echo
 exec >/dev/ttyS1 2>&1
 RUN=/run
 WORKLOAD=/bin/tmem-workload
@@ -31,10 +33,18 @@ mark booted
 """
 
 
-def make(folder: Path, script: str) -> Path:
-    """Makes a root that runs a script, and returns the archive."""
+def make(
+    folder: Path,
+    script: str,
+    files: Mapping[str, Iterable[Path]] | None = None,
+    modules: Sequence[str] = MODULES,
+) -> Path:
+    """Makes a root that runs a script, and returns the archive.
+
+    What else is to be in it is named in `files`, by its folder.
+    """
     root = folder / "root"
-    for name in ("bin", "proc", "sys", "dev", "tmp", "run", "modules", "corpus"):
+    for name in ("bin", "proc", "sys", "dev", "tmp", "run", "modules"):
         (root / name).mkdir(parents=True)
     for program in (BUSYBOX, BASH, paths.binary("tmem-workload")):
         shutil.copy(program, root / "bin" / program.name)
@@ -46,10 +56,11 @@ def make(folder: Path, script: str) -> Path:
         link = root / "bin" / applet
         if not link.exists():
             link.symlink_to("busybox")
-    for pattern in ("/usr/bin/python3.[0-9]*", "/usr/lib/python3.[0-9]*/[a-h]*.py"):
-        for path in Path("/").glob(pattern[1:]):
-            shutil.copy(path, root / "corpus")
-    order = _modules()
+    for name, sources in (files or {}).items():
+        (root / name).mkdir(parents=True)
+        for path in sources:
+            shutil.copy(path, root / name)
+    order = _modules(modules)
     for number, path in enumerate(order):
         data = path.read_bytes()
         name = path.name.removesuffix(".xz")
@@ -87,10 +98,10 @@ def _libraries(program: Path) -> list[Path]:
     return [Path(path) for path in re.findall(r"(/\S+) \(0x", found.stdout)]
 
 
-def _modules() -> list[Path]:
+def _modules(names: Iterable[str]) -> list[Path]:
     """The files of modules, in the order in which they have to be loaded."""
     order: list[Path] = []
-    for name in MODULES:
+    for name in names:
         shown = _run(["modprobe", "-S", paths.kernel_release(), "--show-depends", name])
         for line in shown.splitlines():
             kind, _, path = line.partition(" ")

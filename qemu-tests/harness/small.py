@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Guests that QEMU boots by itself, with nothing but an initramfs.
+
+For what virtme-ng's root, which is a virtiofs, does not survive or does not allow: sleep, resets,
+and memory of other kinds. The module is not loaded by itself there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from . import initramfs, paths
+from .guest import KERNEL_OPTIONS, Machine
+
+# What is told comes on the line that the output goes to.
+PRELUDE = """
+mkdir "$RUN/told"
+hear() {
+	local name
+	while read -r name; do
+		: >"$RUN/told/$name"
+	done </dev/ttyS1
+}
+hear &
+
+# modprobe [-r] NAME [PARAMETER=VALUE...]: there is no other; what modules need is loaded already.
+modprobe() {
+	if [ "$1" = -r ]; then
+		rmmod "$2"
+	else
+		insmod /modules/*-"$1".ko "${@:2}"
+	fi
+}
+
+for module in /modules/*; do
+	case $module in
+	*-virtio_tmem.ko) ;;
+	*) insmod "$module" ;;
+	esac
+done
+"""
+
+
+@dataclass
+class SmallMachine(Machine):
+    """A machine without virtme-ng."""
+
+    # Whether processes of the host can map the guest's memory.
+    shared: bool = True
+    # What comes after the size of the memory.
+    memory: str = ""
+    # Modules that are loaded besides those that every guest needs.
+    modules: Sequence[str] = ()
+
+    listens: ClassVar[bool] = True
+
+    def wrap(self, folder: Path, script: str) -> str:
+        return f"{PRELUDE}\n{script}"
+
+    def command(self, script: Path) -> list[str]:
+        """How QEMU is called."""
+        kind = "memory-backend-memfd" if self.shared else "memory-backend-ram"
+        share = "on" if self.shared else "off"
+        archive = initramfs.make(
+            script.parent, script.read_text(), modules=(*initramfs.MODULES, *self.modules)
+        )
+        return [
+            "qemu-system-x86_64",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-machine",
+            "pc,memory-backend=mem",
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "Nehalem",
+            "-smp",
+            str(self.cpus),
+            "-m",
+            f"{self.memory_mib}M{self.memory}",
+            "-object",
+            f"{kind},id=mem,size={self.memory_mib}M,share={share}",
+            "-kernel",
+            str(paths.kernel(self.kernel)),
+            "-initrd",
+            str(archive),
+            "-append",
+            f"console=ttyS0 {KERNEL_OPTIONS} {self.append}",
+            "-chardev",
+            "file,id=console,path=/dev/stderr,append=on",
+            "-serial",
+            "chardev:console",
+            "-chardev",
+            "stdio,id=said,signal=off",
+            "-serial",
+            "chardev:said",
+            *self.parts(),
+        ]
