@@ -55,10 +55,7 @@ use crate::{
     params,
 };
 
-use self::{
-    filesystem::Filesystem,
-    ftrace::Redirect, //
-};
+use self::filesystem::Filesystem;
 
 /// Gets, with this module's origins.
 type Gets<'a> = client::Gets<'a, Origin>;
@@ -100,9 +97,6 @@ impl client::Origin for Origin {
     }
 }
 
-/// The most filesystems that there are parameters for.
-const FILESYSTEMS: usize = 3;
-
 /// What the hooks need.
 #[pin_data]
 struct Context {
@@ -112,7 +106,7 @@ struct Context {
     filesystems: KVec<Filesystem>,
     /// The hooks of filesystems.
     #[pin]
-    reads: Mutex<KVec<[Redirect; 2]>>,
+    reads: Mutex<KVec<filesystem::Hooks>>,
     /// Whether there was no memory for what must not be forgotten.
     no_memory: Atomic<bool>,
     /// How many pages the largest folio has that is put.
@@ -196,23 +190,18 @@ impl Context {
     /// # Safety
     ///
     /// `mapping` must be valid and have an inode.
-    unsafe fn filesystem(
-        &self,
-        mapping: *mut bindings::address_space,
-    ) -> Option<&'static Filesystem> {
-        for filesystem in self.filesystems.iter() {
-            // SAFETY: By the safety requirements.
-            unsafe {
-                if !filesystem.is_of(mapping) {
-                    continue;
-                }
-                if filesystem.is_hooked(mapping) {
-                    // SAFETY: The context, and so this, is there for as long as any hook runs.
-                    return Some(&*ptr::from_ref(filesystem));
-                }
-                if filesystem.notice(mapping) {
-                    self.hook_later();
-                }
+    unsafe fn filesystem(&self, mapping: *mut bindings::address_space) -> Option<&Filesystem> {
+        // SAFETY: By the safety requirements the mapping is valid and has an inode.
+        let is_of = |filesystem: &&Filesystem| unsafe { filesystem.is_of(mapping) };
+        let filesystem = self.filesystems.iter().find(is_of)?;
+
+        // SAFETY: The mapping is valid, has an inode, and is of this filesystem.
+        unsafe {
+            if filesystem.is_hooked(mapping) {
+                return Some(filesystem);
+            }
+            if filesystem.notice(mapping) {
+                self.hook_later();
             }
         }
         None
@@ -226,7 +215,7 @@ impl Context {
     unsafe fn may_cache(&self, mapping: *mut bindings::address_space) -> bool {
         self.filesystems
             .iter()
-            // SAFETY: By the safety requirements.
+            // SAFETY: By the safety requirements the mapping is valid and has an inode.
             .any(|filesystem| unsafe { filesystem.is_of(mapping) })
     }
 
@@ -303,9 +292,11 @@ impl Seat {
         frontswap: bool,
         cleancache: bool,
     ) -> Result<Hooks> {
-        let mut filesystems = KVec::with_capacity(FILESYSTEMS, GFP_KERNEL)?;
-        for (name, checks) in params::filesystems() {
-            filesystems.push(Filesystem::new(name, checks), GFP_KERNEL)?;
+        let mut filesystems = KVec::with_capacity(filesystem::KINDS.len(), GFP_KERNEL)?;
+        for kind in filesystem::KINDS {
+            if params::filesystem(kind.name) {
+                filesystems.push(Filesystem::new(kind), GFP_KERNEL)?;
+            }
         }
         let context = Arc::pin_init(
             try_pin_init!(Context {
@@ -382,7 +373,8 @@ impl Drop for Hooks {
         // What puts goes first: the tracepoints. Nothing can be got from now on.
         drop(self.cleancache.take());
         let context = CONTEXT.load(Relaxed);
-        // SAFETY: It is valid: only what follows gives it up.
+        // SAFETY: `Seat::install()` made the context before these hooks, and only `teardown()`, below
+        // or when nothing is left behind any more, gives it up.
         unsafe {
             (*context).client.quiesce();
             flush_work(&*context);
@@ -390,7 +382,7 @@ impl Drop for Hooks {
             drop(reads);
         }
 
-        // SAFETY: As above.
+        // SAFETY: The context has not been given up yet: see above.
         let pages = unsafe { (*context).client.pages(Pool::Frontswap).load(Relaxed) };
         match self.frontswap.take() {
             Some(hooks) if pages > 0 => {
@@ -421,10 +413,10 @@ fn teardown() {
 
     for _ in 0..2 {
         while INSIDE.load(Acquire) != 0 {
-            // SAFETY: May sleep.
+            // SAFETY: Whoever calls may sleep, as this function says, and so holds no spin lock.
             unsafe { bindings::msleep(1) };
         }
-        // SAFETY: May sleep.
+        // SAFETY: Whoever calls may sleep; and no hook calls, which would wait for itself.
         unsafe { bindings::synchronize_rcu_tasks() };
     }
     if !context.is_null() {

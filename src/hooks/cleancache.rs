@@ -211,7 +211,7 @@ impl File {
     }
 
     /// Returns the file's filesystem, if its pages may be put.
-    fn filesystem(self, context: &Entered) -> Option<&'static Filesystem> {
+    fn filesystem(self, context: &Entered) -> Option<&Filesystem> {
         // SAFETY: By the type invariants it is valid, and has an inode.
         unsafe { context.filesystem(self.0.as_ptr()) }
     }
@@ -273,7 +273,7 @@ unsafe extern "C" fn removed(_data: *mut c_void, folio: *mut bindings::folio) {
 
     let checked = match params::crc() {
         params::Crc::Never => false,
-        params::Crc::Checksummed => filesystem.checks,
+        params::Crc::Checksummed => filesystem.kind.checks,
         params::Crc::Always => true,
     };
     let mut staged = 0;
@@ -310,7 +310,7 @@ fn is_worth_putting(context: &Entered, file: File, folio: Folio) -> bool {
 }
 
 /// Returns the filesystem of a folio that is to be put.
-fn may_put(context: &Entered, file: File, folio: Folio) -> Option<&'static Filesystem> {
+fn may_put(context: &Entered, file: File, folio: Folio) -> Option<&Filesystem> {
     let client = &context.client;
     let counters = client.counters(Pool::Cleancache);
     let pages = folio.pages() as usize;
