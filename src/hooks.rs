@@ -107,8 +107,6 @@ struct Context {
     /// The hooks of filesystems.
     #[pin]
     reads: Mutex<KVec<filesystem::Hooks>>,
-    /// Whether there was no memory for what must not be forgotten.
-    no_memory: Atomic<bool>,
     /// How many pages the largest folio has that is put.
     largest: usize,
     /// For work that reclaim waits for.
@@ -304,7 +302,6 @@ impl Seat {
                 to_area: frontswap::ToArea::new(),
                 filesystems,
                 reads <- new_mutex!(KVec::new(), "Context::reads"),
-                no_memory: Atomic::new(false),
                 largest: 1 << params::max_order(),
                 urgent: OwnedQueue::new(c"virtio_tmem_swap", true)?,
                 leisurely: OwnedQueue::new(c"virtio_tmem_hook", false)?,

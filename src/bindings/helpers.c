@@ -11,6 +11,7 @@
 #include <linux/highmem.h>
 #include <linux/jiffies.h>
 #include <linux/module.h>
+#include <linux/rwsem.h>
 #include <linux/scatterlist.h>
 #include <linux/sched.h>
 #include <linux/sched/prio.h>
@@ -154,9 +155,9 @@ void notrace tmem_regs_set_ip(struct ftrace_regs *fregs, unsigned long ip)
 	ftrace_regs_set_instruction_pointer(fregs, ip);
 }
 
-unsigned long notrace tmem_regs_arg0(struct ftrace_regs *fregs)
+unsigned long notrace tmem_regs_arg(struct ftrace_regs *fregs, unsigned int n)
 {
-	return ftrace_regs_get_argument(fregs, 0);
+	return ftrace_regs_get_argument(fregs, n);
 }
 
 void tmem_tracepoint_synchronize(void)
@@ -261,6 +262,49 @@ bool tmem_mapping_cacheable(struct address_space *mapping)
 	return (inode->i_sb->s_type->fs_flags & FS_REQUIRES_DEV) &&
 	       inode->i_nlink && !IS_DAX(inode) && !IS_ENCRYPTED(inode) &&
 	       !IS_VERITY(inode) && !IS_SWAPFILE(inode);
+}
+
+/*
+ * A bit of mapping->flags that the kernel has no use for, so that nothing has to
+ * be allocated for what must not be forgotten. The kernel clears it when it sets
+ * up an inode.
+ */
+#define TMEM_AS_BANNED (BITS_PER_LONG - 1)
+static_assert(TMEM_AS_BANNED >= AS_FOLIO_ORDER_MAX + AS_FOLIO_ORDER_BITS);
+
+/* Returns whether that is news. */
+bool tmem_mapping_ban(struct address_space *mapping)
+{
+	return !test_and_set_bit(TMEM_AS_BANNED, &mapping->flags);
+}
+
+bool tmem_mapping_banned(const struct address_space *mapping)
+{
+	return test_bit(TMEM_AS_BANNED, &mapping->flags);
+}
+
+/* Whether somebody has the lock for writing. */
+static bool write_locked(struct rw_semaphore *sem)
+{
+#ifdef CONFIG_PREEMPT_RT
+	return rwsem_is_locked(sem);
+#else
+	return atomic_long_read(&sem->count) & RWSEM_WRITER_LOCKED;
+#endif
+}
+
+/* Whether whoever calls drops pages because blocks change, and keeps readers out. */
+bool tmem_mapping_invalidated_by_us(struct address_space *mapping)
+{
+#ifdef CONFIG_PREEMPT_RT
+	return false;
+#else
+	struct rw_semaphore *sem = &mapping->invalidate_lock;
+	/* The lowest bits say what kind of owner it is. */
+	unsigned long owner = atomic_long_read(&sem->owner) & ~7UL;
+
+	return write_locked(sem) && owner == (unsigned long)current;
+#endif
 }
 
 bool tmem_mapping_exiting(struct address_space *mapping)

@@ -47,7 +47,7 @@ unsigned long tmem_jiffies(void);
 /* hooks */
 bool tmem_within_text(unsigned long addr, const struct module *mod);
 void tmem_regs_set_ip(struct ftrace_regs *fregs, unsigned long ip);
-unsigned long tmem_regs_arg0(struct ftrace_regs *fregs);
+unsigned long tmem_regs_arg(struct ftrace_regs *fregs, unsigned int n);
 void tmem_tracepoint_synchronize(void);
 
 /* folios */
@@ -71,6 +71,9 @@ void tmem_swap_complete(struct swap_io_ctx *ctx, int rw, long result);
 
 /* the page cache */
 bool tmem_mapping_cacheable(struct address_space *mapping);
+bool tmem_mapping_ban(struct address_space *mapping);
+bool tmem_mapping_banned(const struct address_space *mapping);
+bool tmem_mapping_invalidated_by_us(struct address_space *mapping);
 bool tmem_mapping_exiting(struct address_space *mapping);
 bool tmem_mapping_regular(struct address_space *mapping);
 bool tmem_inode_quiet(struct inode *inode);

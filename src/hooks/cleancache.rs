@@ -15,8 +15,12 @@
 //! - F6: when an inode dies so do its pages, and its address may be that of another one;
 //! - F7: a page that is truncated in part is flushed as a whole.
 //!
+//! A ban is one bit in the mapping itself: nothing has to be allocated for it, so that it cannot be
+//! forgotten. It holds until the inode is evicted, beyond a reload of the module.
+//!
 //! The object of a page is its inode in memory, by its address: see F6.
 
+mod file;
 mod read;
 
 use core::ptr::{
@@ -24,13 +28,7 @@ use core::ptr::{
     NonNull, //
 };
 
-use kernel::{
-    prelude::*,
-    sync::atomic::{
-        Full,
-        Relaxed, //
-    },
-};
+use kernel::prelude::*;
 
 use crate::{
     bindings,
@@ -49,6 +47,8 @@ pub(super) use self::read::{
     Waiter, //
 };
 
+use self::file::File;
+
 use super::{
     filesystem::Filesystem,
     folio::Folio,
@@ -63,12 +63,9 @@ use super::{
     Entered, //
 };
 
-/// Mark of an inode that saw direct I/O: rule F4.
-const BANNED: u8 = 1 << 0;
-
 /// Mark of an inode that was once seen with nobody inside a truncate or direct I/O that may have
 /// begun before there were hooks.
-const ARMED: u8 = 1 << 1;
+const ARMED: u8 = 1 << 0;
 
 /// The hooks of this half, but for those of filesystems.
 pub(super) struct Hooks {
@@ -142,7 +139,7 @@ unsafe extern "C" fn remove_mapping(
     if let Some(context) = &context {
         // As good as always there is memory for the largest, and nothing else needs a look.
         if !context.client.can_stage(context.largest) {
-            // SAFETY: The kernel calls with a locked folio of a valid mapping.
+            // SAFETY: The kernel calls with a locked folio, of the valid mapping that it is in.
             unsafe { hold_up(context, mapping, folio) };
         }
     }
@@ -165,84 +162,14 @@ unsafe fn hold_up(
     let Some(folio) = NonNull::new(folio) else {
         return;
     };
-    // SAFETY: By the safety requirements.
+    // SAFETY: By the safety requirements the mapping and the folio are valid, and the caller, who
+    // has the folio locked, keeps both.
     let (file, folio) = unsafe { (File::new(mapping), Folio::new(folio)) };
     let count = folio.pages() as usize;
 
     if !context.client.can_stage(count) && file.is_some_and(|file| wants_put(context, file, folio))
     {
         context.client.await_staging(count);
-    }
-}
-
-/// The page cache of a regular file.
-///
-/// # Invariants
-///
-/// The mapping is valid, and its inode's own, for as long as the hook runs that has the instance.
-#[derive(Clone, Copy)]
-struct File(NonNull<bindings::address_space>);
-
-impl File {
-    /// Borrows a mapping, if it is that of a regular file.
-    ///
-    /// # Safety
-    ///
-    /// `mapping` must be null, or valid for longer than the instance.
-    unsafe fn new(mapping: *mut bindings::address_space) -> Option<Self> {
-        let mapping = NonNull::new(mapping)?;
-
-        // INVARIANT: By the safety requirements, and the check.
-        // SAFETY: By the safety requirements it is valid.
-        unsafe { bindings::tmem_mapping_regular(mapping.as_ptr()) }.then_some(Self(mapping))
-    }
-
-    fn tag(self) -> u64 {
-        self.0.as_ptr().addr() as u64
-    }
-
-    /// Returns whether its pages are what the disk has, and stay so unless a hook hears of it.
-    fn is_cacheable(self) -> bool {
-        // SAFETY: By the type invariants it is valid.
-        unsafe {
-            bindings::tmem_mapping_cacheable(self.0.as_ptr())
-                && !bindings::tmem_mapping_exiting(self.0.as_ptr())
-        }
-    }
-
-    /// Returns the file's filesystem, if its pages may be put.
-    fn filesystem(self, context: &Entered) -> Option<&Filesystem> {
-        // SAFETY: By the type invariants it is valid, and has an inode.
-        unsafe { context.filesystem(self.0.as_ptr()) }
-    }
-
-    fn is_quiet(self) -> bool {
-        // SAFETY: By the type invariants it is valid, and has an inode.
-        unsafe { bindings::tmem_inode_quiet((*self.0.as_ptr()).host) }
-    }
-
-    fn flush(self, context: &Entered, first: u64, last: u64) {
-        if context.client.pages(Pool::Cleancache).load(Relaxed) > 0 {
-            context
-                .client
-                .flush_range(Pool::Cleancache, self.tag(), first, last);
-        }
-    }
-
-    /// Sees to it that nothing of the inode is put until it is evicted: rule F4.
-    fn ban(self, context: &Entered) {
-        let marks = context.client.marks(Pool::Cleancache, self.tag());
-
-        if marks & BANNED != 0 {
-            return;
-        }
-        context.client.counters(Pool::Cleancache).bans.add(1);
-        if !context.client.mark(Pool::Cleancache, self.tag(), BANNED) {
-            // It cannot be remembered. Then nothing is put at all.
-            if !context.no_memory.xchg(true, Full) {
-                pr_warn!("no memory to remember which inodes see direct I/O: cleancache is off\n");
-            }
-        }
     }
 }
 
@@ -259,7 +186,8 @@ unsafe extern "C" fn removed(_data: *mut c_void, folio: *mut bindings::folio) {
     };
     // SAFETY: The tracepoint comes with a folio in the page cache, whose lock is held.
     let mapping = unsafe { bindings::tmem_folio_mapping(folio.as_ptr()) };
-    // SAFETY: As above.
+    // SAFETY: The folio is in the mapping, and stays there, with the lock of the page cache held,
+    // until this returns.
     let (Some(file), folio) = (unsafe { (File::new(mapping), Folio::new(folio)) }) else {
         return;
     };
@@ -282,10 +210,12 @@ unsafe extern "C" fn removed(_data: *mut c_void, folio: *mut bindings::folio) {
         let count = (folio.pages() - n).min(MAX_PAGES as u64) as usize;
         let index = first.saturating_add(n);
 
+        let refuse = || file.is_banned();
+
         staged +=
             context
                 .client
-                .stage(tag, index, count, folio.pages_at(n, count), checked, BANNED);
+                .stage(tag, index, count, folio.pages_at(n, count), checked, refuse);
     }
     if !folio.is_workingset() {
         context.client.spend_trust(tag, first, staged as u64);
@@ -299,7 +229,7 @@ fn wants_put(context: &Entered, file: File, folio: Folio) -> bool {
         && file.is_cacheable()
         && file.filesystem(context).is_some()
         && is_worth_putting(context, file, folio)
-        && context.client.marks(Pool::Cleancache, file.tag()) & BANNED == 0
+        && !file.is_banned()
 }
 
 /// Returns whether a folio is likely to be read again.
@@ -328,10 +258,11 @@ fn may_put(context: &Entered, file: File, folio: Folio) -> Option<&Filesystem> {
         return None;
     }
 
-    let marks = client.marks(Pool::Cleancache, file.tag());
-    let armed =
-        marks & ARMED != 0 || file.is_quiet() && client.mark(Pool::Cleancache, file.tag(), ARMED);
-    if marks & BANNED != 0 || !armed || context.no_memory.load(Relaxed) {
+    // Where the mark cannot be remembered, for want of memory, it is asked for again with the next
+    // page.
+    let armed = client.marks(Pool::Cleancache, file.tag()) & ARMED != 0
+        || file.is_quiet() && client.mark(Pool::Cleancache, file.tag(), ARMED);
+    if !armed || file.is_banned() {
         counters.unsafe_inode.add(pages);
         return None;
     }
@@ -397,6 +328,10 @@ unsafe extern "C" fn truncate(
 
 /// Pages are invalidated, for direct I/O above all: rule F4.
 ///
+/// Whoever holds the mapping's `invalidate_lock` for writing does no direct I/O: that would wait for
+/// itself if the memory that it reads from were a part of the file. It invalidates what it, or the
+/// disk, has changed, and keeps readers out meanwhile: rule F5.
+///
 /// # Safety
 ///
 /// To be called by the kernel, in the place of the function that it replaces.
@@ -415,8 +350,12 @@ unsafe extern "C" fn invalidate2(
     };
 
     if let (Some(context), Some(file)) = (&context, file) {
-        // SAFETY: As above.
-        if unsafe { context.may_cache(mapping) } {
+        // SAFETY: The kernel calls with a valid mapping, which has an inode if it is a file's.
+        let direct = unsafe {
+            context.may_cache(mapping) && !bindings::tmem_mapping_invalidated_by_us(mapping)
+        };
+
+        if direct {
             file.ban(context);
         }
     }

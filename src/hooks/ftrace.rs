@@ -200,7 +200,7 @@ impl Watch {
         unsafe {
             let code = core::mem::transmute::<Code, fn(usize)>((*ops.cast::<Hook>()).code);
 
-            code(bindings::tmem_regs_arg0(regs));
+            code(bindings::tmem_regs_arg(regs, 0));
         }
     }
 }

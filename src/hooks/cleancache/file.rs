@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The page cache of a file, as far as the rules are about it.
+
+use core::ptr::NonNull;
+
+use kernel::sync::atomic::Relaxed;
+
+use crate::{
+    bindings,
+    client::Pool, //
+};
+
+use super::super::{
+    filesystem::Filesystem,
+    Entered, //
+};
+
+/// The page cache of a regular file.
+///
+/// # Invariants
+///
+/// The mapping is valid, and its inode's own, for as long as the hook runs that has the instance.
+#[derive(Clone, Copy)]
+pub(super) struct File(NonNull<bindings::address_space>);
+
+impl File {
+    /// Borrows a mapping, if it is that of a regular file.
+    ///
+    /// # Safety
+    ///
+    /// `mapping` must be null, or valid for longer than the instance.
+    pub(super) unsafe fn new(mapping: *mut bindings::address_space) -> Option<Self> {
+        let mapping = NonNull::new(mapping)?;
+
+        // INVARIANT: By the safety requirements, and the check.
+        // SAFETY: By the safety requirements it is valid.
+        unsafe { bindings::tmem_mapping_regular(mapping.as_ptr()) }.then_some(Self(mapping))
+    }
+
+    pub(super) fn tag(self) -> u64 {
+        self.0.as_ptr().addr() as u64
+    }
+
+    /// Returns whether its pages are what the disk has, and stay so unless a hook hears of it.
+    pub(super) fn is_cacheable(self) -> bool {
+        // SAFETY: By the type invariants it is valid.
+        unsafe {
+            bindings::tmem_mapping_cacheable(self.0.as_ptr())
+                && !bindings::tmem_mapping_exiting(self.0.as_ptr())
+        }
+    }
+
+    /// Returns the file's filesystem, if its pages may be put.
+    pub(super) fn filesystem(self, context: &Entered) -> Option<&Filesystem> {
+        // SAFETY: By the type invariants it is valid, and has an inode.
+        unsafe { context.filesystem(self.0.as_ptr()) }
+    }
+
+    pub(super) fn is_quiet(self) -> bool {
+        // SAFETY: By the type invariants it is valid, and has an inode.
+        unsafe { bindings::tmem_inode_quiet((*self.0.as_ptr()).host) }
+    }
+
+    /// Flushes pages: those that were put before whoever calls has gone through the page cache.
+    pub(super) fn flush(self, context: &Entered, first: u64, last: u64) {
+        // A put that is not counted yet has its folio in the page cache still, and is complete when
+        // the folio has been seen to be gone.
+        if context.client.pages(Pool::Cleancache).load(Relaxed) > 0 {
+            context
+                .client
+                .flush_range(Pool::Cleancache, self.tag(), first, last);
+        }
+    }
+
+    /// Sees to it that nothing of the inode is put until it is evicted: rule F4.
+    ///
+    /// What has been put is to be flushed after that.
+    pub(super) fn ban(self, context: &Entered) {
+        // SAFETY: By the type invariants it is valid.
+        if unsafe { bindings::tmem_mapping_ban(self.0.as_ptr()) } {
+            context.client.counters(Pool::Cleancache).bans.add(1);
+        }
+    }
+
+    pub(super) fn is_banned(self) -> bool {
+        // SAFETY: By the type invariants it is valid.
+        unsafe { bindings::tmem_mapping_banned(self.0.as_ptr()) }
+    }
+}
