@@ -293,7 +293,13 @@ static bool write_locked(struct rw_semaphore *sem)
 #endif
 }
 
-/* Whether whoever calls drops pages because blocks change, and keeps readers out. */
+/* Whether pages are being dropped because blocks change, and readers kept out. */
+bool tmem_mapping_invalidating(struct address_space *mapping)
+{
+	return write_locked(&mapping->invalidate_lock);
+}
+
+/* Whether it is whoever calls who does that. */
 bool tmem_mapping_invalidated_by_us(struct address_space *mapping)
 {
 #ifdef CONFIG_PREEMPT_RT
@@ -305,6 +311,12 @@ bool tmem_mapping_invalidated_by_us(struct address_space *mapping)
 
 	return write_locked(sem) && owner == (unsigned long)current;
 #endif
+}
+
+/* Whether somebody writes to the file, or changes its blocks. */
+bool tmem_inode_write_locked(struct inode *inode)
+{
+	return write_locked(&inode->i_rwsem);
 }
 
 bool tmem_mapping_exiting(struct address_space *mapping)

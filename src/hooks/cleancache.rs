@@ -13,12 +13,32 @@
 //!   there is no telling when direct I/O ends;
 //! - F5: what a filesystem invalidates, for a reflink say, is flushed, before and after;
 //! - F6: when an inode dies so do its pages, and its address may be that of another one;
-//! - F7: a page that is truncated in part is flushed as a whole.
+//! - F7: a page that is truncated in part is flushed as a whole;
+//! - F8: nothing is put while blocks may change under readers: while somebody holds the mapping's
+//!   `invalidate_lock` for writing, or, where the filesystem lets readers in nevertheless, the
+//!   inode's `i_rwsem`.
+//!
+//! `cleancache/PATHS.md` goes through what in the kernel changes blocks, and says which rule sees to
+//! it.
 //!
 //! A ban is one bit in the mapping itself: nothing has to be allocated for it, so that it cannot be
 //! forgotten. It holds until the inode is evicted, beyond a reload of the module.
 //!
 //! The object of a page is its inode in memory, by its address: see F6.
+//!
+//! # Why F8 is enough
+//!
+//! Say that an operation changes blocks, and holds the lock of F8 meanwhile. It flushes the range by
+//! F1 once it has the lock: before and after it has gone through the page cache. A page of before the
+//! change can be in the host afterwards only if it was put since.
+//!
+//! A put looks at the lock while it holds that of the page cache, with the folio still in there but
+//! of no use to anybody. Who goes through the page cache waits for such a folio to be gone. So a put
+//! that saw the lock free is either complete before the second flush, which finds the page, or it is
+//! about a folio that came into the page cache after the operation went through it. Then the folio
+//! came, and so the put, while the lock was held, and the put is refused; or the operation was over
+//! before the put, and the folio, which was in the page cache while the blocks changed or was read
+//! after that, is what the same reader would have been left with anyway.
 
 mod file;
 mod read;
@@ -210,7 +230,7 @@ unsafe extern "C" fn removed(_data: *mut c_void, folio: *mut bindings::folio) {
         let count = (folio.pages() - n).min(MAX_PAGES as u64) as usize;
         let index = first.saturating_add(n);
 
-        let refuse = || file.is_banned();
+        let refuse = || file.is_banned() || file.is_changing(filesystem);
 
         staged +=
             context
@@ -262,7 +282,7 @@ fn may_put(context: &Entered, file: File, folio: Folio) -> Option<&Filesystem> {
     // page.
     let armed = client.marks(Pool::Cleancache, file.tag()) & ARMED != 0
         || file.is_quiet() && client.mark(Pool::Cleancache, file.tag(), ARMED);
-    if !armed || file.is_banned() {
+    if !armed || file.is_banned() || file.is_changing(filesystem) {
         counters.unsafe_inode.add(pages);
         return None;
     }

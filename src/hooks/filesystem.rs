@@ -34,6 +34,9 @@ pub(super) struct Kind {
     pub(super) name: &'static CStr,
     /// Whether it compares what it reads with checksums of its own.
     pub(super) checks: bool,
+    /// Whether it lets readers bring pages in while it changes the blocks under them: it does not
+    /// hold the mapping's `invalidate_lock` then, but only the inode's `i_rwsem`.
+    pub(super) lets_readers_in: bool,
 }
 
 /// The filesystems that there are parameters for.
@@ -41,14 +44,17 @@ pub(super) const KINDS: [Kind; 3] = [
     Kind {
         name: c"ext4",
         checks: false,
+        lets_readers_in: false,
     },
     Kind {
         name: c"xfs",
         checks: false,
+        lets_readers_in: false,
     },
     Kind {
         name: c"btrfs",
         checks: true,
+        lets_readers_in: true,
     },
 ];
 

@@ -62,6 +62,16 @@ impl File {
         unsafe { bindings::tmem_inode_quiet((*self.0.as_ptr()).host) }
     }
 
+    /// Returns whether blocks may be changing under readers: rule F8.
+    pub(super) fn is_changing(self, filesystem: &Filesystem) -> bool {
+        // SAFETY: By the type invariants it is valid, and has an inode.
+        unsafe {
+            bindings::tmem_mapping_invalidating(self.0.as_ptr())
+                || filesystem.kind.lets_readers_in
+                    && bindings::tmem_inode_write_locked((*self.0.as_ptr()).host)
+        }
+    }
+
     /// Flushes pages: those that were put before whoever calls has gone through the page cache.
     pub(super) fn flush(self, context: &Entered, first: u64, last: u64) {
         // A put that is not counted yet has its folio in the page cache still, and is complete when
