@@ -254,14 +254,19 @@ void tmem_swap_complete(struct swap_io_ctx *ctx, int rw, long result)
 	sio->iocb.ki_complete(&sio->iocb, result);
 }
 
-/* What reads the block device's content, unchanged, through the page cache. */
+/*
+ * What reads the block device's content, unchanged, through the page cache, and
+ * is changed through it, too. Not so are, besides those that say it by a flag:
+ *
+ * - the file of a quota that is on, which the kernel writes by its blocks.
+ */
 bool tmem_mapping_cacheable(struct address_space *mapping)
 {
 	struct inode *inode = mapping->host;
 
 	return (inode->i_sb->s_type->fs_flags & FS_REQUIRES_DEV) &&
 	       inode->i_nlink && !IS_DAX(inode) && !IS_ENCRYPTED(inode) &&
-	       !IS_VERITY(inode) && !IS_SWAPFILE(inode);
+	       !IS_VERITY(inode) && !IS_SWAPFILE(inode) && !IS_NOQUOTA(inode);
 }
 
 /*
@@ -281,6 +286,11 @@ bool tmem_mapping_ban(struct address_space *mapping)
 bool tmem_mapping_banned(const struct address_space *mapping)
 {
 	return test_bit(TMEM_AS_BANNED, &mapping->flags);
+}
+
+bool tmem_mapping_swaps(const struct address_space *mapping)
+{
+	return IS_SWAPFILE(mapping->host);
 }
 
 /* Whether somebody has the lock for writing. */

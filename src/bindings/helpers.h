@@ -73,6 +73,7 @@ void tmem_swap_complete(struct swap_io_ctx *ctx, int rw, long result);
 bool tmem_mapping_cacheable(struct address_space *mapping);
 bool tmem_mapping_ban(struct address_space *mapping);
 bool tmem_mapping_banned(const struct address_space *mapping);
+bool tmem_mapping_swaps(const struct address_space *mapping);
 bool tmem_mapping_invalidating(struct address_space *mapping);
 bool tmem_mapping_invalidated_by_us(struct address_space *mapping);
 bool tmem_inode_write_locked(struct inode *inode);

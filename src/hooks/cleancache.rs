@@ -16,7 +16,8 @@
 //! - F7: a page that is truncated in part is flushed as a whole;
 //! - F8: nothing is put while blocks may change under readers: while somebody holds the mapping's
 //!   `invalidate_lock` for writing, or, where the filesystem lets readers in nevertheless, the
-//!   inode's `i_rwsem`.
+//!   inode's `i_rwsem`;
+//! - F11: so is one that is a swap file, for its blocks are written directly.
 //!
 //! `cleancache/PATHS.md` goes through what in the kernel changes blocks, and says which rule sees to
 //! it.
@@ -265,7 +266,11 @@ fn may_put(context: &Entered, file: File, folio: Folio) -> Option<&Filesystem> {
     let counters = client.counters(Pool::Cleancache);
     let pages = folio.pages() as usize;
 
-    if !client.running() || !folio.is_putable() || !file.is_cacheable() {
+    if !client.running() || !folio.is_putable() {
+        return None;
+    }
+    if !file.is_cacheable() {
+        file.ban_if_it_swaps(context);
         return None;
     }
     let filesystem = file.filesystem(context)?;
@@ -432,5 +437,35 @@ unsafe extern "C" fn clear_inode(inode: *mut bindings::inode) {
 
         context.client.flush_object(Pool::Cleancache, tag);
         context.client.forget_trust(tag);
+    }
+}
+
+/// A file is about to become a swap area: rule F11.
+///
+/// # Safety
+///
+/// To be called by the kernel, in the place of the function that it replaces.
+pub(super) unsafe extern "C" fn swap_activate(
+    info: *mut bindings::swap_info_struct,
+    file: *mut bindings::file,
+    span: *mut bindings::sector_t,
+) -> c_int {
+    let context = Context::enter();
+    // SAFETY: The kernel calls with an open file, which has a mapping.
+    let mapping = unsafe { (*file).f_mapping };
+
+    if let Some(context) = &context {
+        // SAFETY: The mapping is valid as long as the file is open.
+        if let Some(file) = unsafe { File::new(mapping) } {
+            file.leave_alone(context);
+        }
+    }
+    // SAFETY: It is what the kernel would have called, with the same arguments: the filesystem's
+    // own function, which was replaced.
+    unsafe {
+        match (*(*mapping).a_ops).swap_activate {
+            Some(swap_activate) => swap_activate(info, file, span),
+            None => EINVAL.to_errno(),
+        }
     }
 }

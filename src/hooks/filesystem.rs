@@ -62,14 +62,15 @@ pub(super) const KINDS: [Kind; 3] = [
 ///
 /// # Invariants
 ///
-/// `owner` is null or a filesystem type, to whose module a reference is held. `readahead` and
-/// `read_folio` are written before it.
+/// `owner` is null or a filesystem type, to whose module a reference is held. `readahead`,
+/// `read_folio` and `swap_activate` are written before it.
 pub(super) struct Filesystem {
     pub(super) kind: Kind,
     seen: Atomic<bool>,
     owner: Atomic<*mut bindings::file_system_type>,
     readahead: Atomic<usize>,
     read_folio: Atomic<usize>,
+    swap_activate: Atomic<usize>,
     hooked: Atomic<bool>,
 }
 
@@ -78,6 +79,7 @@ pub(super) struct Hooks {
     // Dropped in this order: nothing can be got from the host when the others go.
     _readahead: Redirect,
     _read_folio: Redirect,
+    _swap_activate: Redirect,
 }
 
 /// What is to be known of a mapping.
@@ -85,6 +87,7 @@ struct Facts {
     owner: *mut bindings::file_system_type,
     readahead: usize,
     read_folio: usize,
+    swap_activate: usize,
 }
 
 impl Facts {
@@ -103,6 +106,7 @@ impl Facts {
                 owner: (*(*(*mapping).host).i_sb).s_type,
                 readahead: ops.readahead? as usize,
                 read_folio: ops.read_folio? as usize,
+                swap_activate: ops.swap_activate? as usize,
             })
         }
     }
@@ -117,6 +121,7 @@ impl Filesystem {
             owner: Atomic::new(ptr::null_mut()),
             readahead: Atomic::new(0),
             read_folio: Atomic::new(0),
+            swap_activate: Atomic::new(0),
             hooked: Atomic::new(false),
         }
     }
@@ -162,6 +167,7 @@ impl Filesystem {
 
         facts.readahead == self.readahead.load(Relaxed)
             && facts.read_folio == self.read_folio.load(Relaxed)
+            && facts.swap_activate == self.swap_activate.load(Relaxed)
     }
 
     /// Takes note of how the filesystem is asked to read; returns whether that is news.
@@ -192,6 +198,7 @@ impl Filesystem {
         }
         self.readahead.store(facts.readahead, Relaxed);
         self.read_folio.store(facts.read_folio, Relaxed);
+        self.swap_activate.store(facts.swap_activate, Relaxed);
         // INVARIANT: A reference is held, and the functions have been written.
         self.owner.store(facts.owner, Release);
         true
@@ -225,6 +232,10 @@ impl Filesystem {
         // has the type of the operation that it replaces.
         unsafe {
             Ok(Hooks {
+                _swap_activate: Redirect::at(
+                    self.swap_activate.load(Relaxed),
+                    cleancache::swap_activate as Code,
+                )?,
                 _readahead: Redirect::at(
                     self.readahead.load(Relaxed),
                     cleancache::readahead as Code,

@@ -83,7 +83,7 @@ impl File {
         }
     }
 
-    /// Sees to it that nothing of the inode is put until it is evicted: rule F4.
+    /// Sees to it that nothing of the inode is put until it is evicted: rules F4 and F11.
     ///
     /// What has been put is to be flushed after that.
     pub(super) fn ban(self, context: &Entered) {
@@ -96,5 +96,27 @@ impl File {
     pub(super) fn is_banned(self) -> bool {
         // SAFETY: By the type invariants it is valid.
         unsafe { bindings::tmem_mapping_banned(self.0.as_ptr()) }
+    }
+
+    /// Bans the inode, if it is of a filesystem whose pages are put, and flushes all of it.
+    pub(super) fn leave_alone(self, context: &Entered) {
+        // SAFETY: By the type invariants it is valid, and has an inode.
+        if unsafe { context.may_cache(self.0.as_ptr()) } {
+            self.ban(context);
+            // Nobody goes through the page cache here. A put has looked for the ban under the lock
+            // that this takes, so that it saw the ban or has its page flushed.
+            context
+                .client
+                .flush_range(Pool::Cleancache, self.tag(), 0, u64::MAX);
+        }
+    }
+
+    /// Bans the inode if it is a swap file of before there were hooks: rule F11.
+    #[cold]
+    pub(super) fn ban_if_it_swaps(self, context: &Entered) {
+        // SAFETY: By the type invariants it is valid, and has an inode.
+        if unsafe { bindings::tmem_mapping_swaps(self.0.as_ptr()) } {
+            self.leave_alone(context);
+        }
     }
 }
