@@ -17,6 +17,7 @@
 //! - F8: nothing is put while blocks may change under readers: while somebody holds the mapping's
 //!   `invalidate_lock` for writing, or, where the filesystem lets readers in nevertheless, the
 //!   inode's `i_rwsem`;
+//! - F9: an inode whose blocks change without a word to its mapping is banned;
 //! - F11: so is one that is a swap file, for its blocks are written directly.
 //!
 //! `cleancache/PATHS.md` goes through what in the kernel changes blocks, and says which rule sees to
@@ -467,5 +468,26 @@ pub(super) unsafe extern "C" fn swap_activate(
             Some(swap_activate) => swap_activate(info, file, span),
             None => EINVAL.to_errno(),
         }
+    }
+}
+
+/// A filesystem is about to change the blocks of a file, given by its `struct file`, of which it
+/// does not tell the mapping: rule F9.
+///
+/// What is in the page cache stays there, and is not what the disk has: it must not be put later.
+/// Any context.
+///
+/// # Safety
+///
+/// `file` must be the address of an open file.
+pub(super) unsafe fn changed_silently(_origin: usize, file: usize) {
+    let Some(context) = Context::get() else {
+        return;
+    };
+    let file = ptr::with_exposed_provenance_mut::<bindings::file>(file);
+
+    // SAFETY: By the safety requirements the file is open, so that its mapping is valid.
+    if let Some(file) = unsafe { File::new((*file).f_mapping) } {
+        file.leave_alone(&context);
     }
 }

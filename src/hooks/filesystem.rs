@@ -25,7 +25,8 @@ use super::{
     cleancache,
     ftrace::{
         Code,
-        Redirect, //
+        Redirect,
+        Watch, //
     },
 };
 
@@ -37,6 +38,9 @@ pub(super) struct Kind {
     /// Whether it lets readers bring pages in while it changes the blocks under them: it does not
     /// hold the mapping's `invalidate_lock` then, but only the inode's `i_rwsem`.
     pub(super) lets_readers_in: bool,
+    /// A function that changes the blocks of a file without a word to its mapping: that of its second
+    /// argument, a `struct file`.
+    silent: Option<&'static CStr>,
 }
 
 /// The filesystems that there are parameters for.
@@ -45,16 +49,19 @@ pub(super) const KINDS: [Kind; 3] = [
         name: c"ext4",
         checks: false,
         lets_readers_in: false,
+        silent: Some(c"ext4_move_extents"),
     },
     Kind {
         name: c"xfs",
         checks: false,
         lets_readers_in: false,
+        silent: None,
     },
     Kind {
         name: c"btrfs",
         checks: true,
         lets_readers_in: true,
+        silent: None,
     },
 ];
 
@@ -80,6 +87,7 @@ pub(super) struct Hooks {
     _readahead: Redirect,
     _read_folio: Redirect,
     _swap_activate: Redirect,
+    _silent: Option<Watch>,
 }
 
 /// What is to be known of a mapping.
@@ -228,6 +236,14 @@ impl Filesystem {
     }
 
     fn try_hook(&self) -> Result<Hooks> {
+        // What makes pages stale is hooked before there can be any.
+        let silent = self
+            .kind
+            .silent
+            // SAFETY: By what `silent` is, the second argument of the function is an open file.
+            .map(|name| unsafe { Watch::two(name, cleancache::changed_silently) })
+            .transpose()?;
+
         // SAFETY: The addresses are those of operations of an address space, and each replacement
         // has the type of the operation that it replaces.
         unsafe {
@@ -244,6 +260,7 @@ impl Filesystem {
                     self.read_folio.load(Relaxed),
                     cleancache::read_folio as Code,
                 )?,
+                _silent: silent,
             })
         }
     }

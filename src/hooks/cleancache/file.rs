@@ -83,7 +83,7 @@ impl File {
         }
     }
 
-    /// Sees to it that nothing of the inode is put until it is evicted: rules F4 and F11.
+    /// Sees to it that nothing of the inode is put until it is evicted: rules F4, F9 and F11.
     ///
     /// What has been put is to be flushed after that.
     pub(super) fn ban(self, context: &Entered) {
