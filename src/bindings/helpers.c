@@ -3,6 +3,7 @@
  * What in the kernel's headers is an inline function or a macro, and so out of
  * reach of bindgen. Nothing here decides anything.
  */
+#include <linux/buffer_head.h>
 #include <linux/bvec.h>
 #include <linux/crc32c.h>
 #include <linux/dax.h>
@@ -255,10 +256,27 @@ void tmem_swap_complete(struct swap_io_ctx *ctx, int rw, long result)
 }
 
 /*
+ * A bit of sb->s_iflags that the kernel has no use for: of a filesystem that has
+ * reported an error.
+ */
+#define TMEM_SB_DISTRUSTED (BITS_PER_LONG - 1)
+
+/* Returns whether that is news. */
+bool tmem_superblock_distrust(struct super_block *sb)
+{
+	return !test_and_set_bit(TMEM_SB_DISTRUSTED, &sb->s_iflags);
+}
+
+/*
  * What reads the block device's content, unchanged, through the page cache, and
  * is changed through it, too. Not so are, besides those that say it by a flag:
  *
- * - the file of a quota that is on, which the kernel writes by its blocks.
+ * - a file of which a page could not be written: what is in memory, clean and
+ *   up to date, is not what the disk has (wb_err is never reset);
+ * - one of a filesystem that has reported an error;
+ * - the file of a quota that is on, which the kernel writes by its blocks;
+ * - a file whose data is journalled: when the journal is given up, pages become
+ *   clean without having been written.
  */
 bool tmem_mapping_cacheable(struct address_space *mapping)
 {
@@ -266,7 +284,10 @@ bool tmem_mapping_cacheable(struct address_space *mapping)
 
 	return (inode->i_sb->s_type->fs_flags & FS_REQUIRES_DEV) &&
 	       inode->i_nlink && !IS_DAX(inode) && !IS_ENCRYPTED(inode) &&
-	       !IS_VERITY(inode) && !IS_SWAPFILE(inode) && !IS_NOQUOTA(inode);
+	       !IS_VERITY(inode) && !IS_SWAPFILE(inode) && !IS_NOQUOTA(inode) &&
+	       !READ_ONCE(mapping->wb_err) &&
+	       !test_bit(TMEM_SB_DISTRUSTED, &inode->i_sb->s_iflags) &&
+	       mapping->a_ops->migrate_folio != buffer_migrate_folio_norefs;
 }
 
 /*

@@ -71,6 +71,7 @@ void tmem_swap_complete(struct swap_io_ctx *ctx, int rw, long result);
 
 /* the page cache */
 bool tmem_mapping_cacheable(struct address_space *mapping);
+bool tmem_superblock_distrust(struct super_block *sb);
 bool tmem_mapping_ban(struct address_space *mapping);
 bool tmem_mapping_banned(const struct address_space *mapping);
 bool tmem_mapping_swaps(const struct address_space *mapping);

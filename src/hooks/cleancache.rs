@@ -18,7 +18,9 @@
 //!   `invalidate_lock` for writing, or, where the filesystem lets readers in nevertheless, the
 //!   inode's `i_rwsem`;
 //! - F9: an inode whose blocks change without a word to its mapping is banned;
-//! - F11: so is one that is a swap file, for its blocks are written directly.
+//! - F10: an inode of which a page could not be written is left alone, for what is in memory then
+//!   is not what the disk has; so is a filesystem that has reported an error;
+//! - F11: so is one that is a swap file, and is banned, for its blocks are written directly.
 //!
 //! `cleancache/PATHS.md` goes through what in the kernel changes blocks, and says which rule sees to
 //! it.
@@ -78,7 +80,8 @@ use super::{
         self,
         Code,
         Probe,
-        Redirect, //
+        Redirect,
+        Watch, //
     },
     symbol,
     Context,
@@ -98,6 +101,7 @@ pub(super) struct Hooks {
     _invalidated: Redirect,
     _written_directly: Redirect,
     _truncated: Redirect,
+    _failed: Watch,
     _died: Redirect,
 }
 
@@ -105,9 +109,10 @@ impl Hooks {
     /// Hooks the page cache; what puts pages comes last. May sleep.
     pub(super) fn install() -> Result<Self> {
         // SAFETY: The functions below have the types of those that they replace, and of the
-        // tracepoints that they listen to.
+        // tracepoints that they listen to, and take the arguments of those that they watch.
         unsafe {
             let died = Redirect::new(c"clear_inode", clear_inode as Code)?;
+            let failed = Watch::two(c"fserror_report", failed)?;
             let truncated = Redirect::new(c"truncate_inode_pages_range", truncate as Code)?;
             let written_directly =
                 Redirect::new(c"invalidate_inode_pages2_range", invalidate2 as Code)?;
@@ -122,6 +127,7 @@ impl Hooks {
                 _invalidated: invalidated,
                 _written_directly: written_directly,
                 _truncated: truncated,
+                _failed: failed,
                 _died: died,
             })
         }
@@ -489,5 +495,32 @@ pub(super) unsafe fn changed_silently(_origin: usize, file: usize) {
     // SAFETY: By the safety requirements the file is open, so that its mapping is valid.
     if let Some(file) = unsafe { File::new((*file).f_mapping) } {
         file.leave_alone(&context);
+    }
+}
+
+/// A filesystem reports an error, of an inode or of its own: rule F10.
+///
+/// Where its journal is given up, pages become clean that were not written. It is not worth finding
+/// out which. Any context.
+///
+/// # Safety
+///
+/// `superblock` must be the address of a superblock, and `inode` that of an inode, or null.
+unsafe fn failed(superblock: usize, inode: usize) {
+    let Some(context) = Context::get() else {
+        return;
+    };
+    let superblock = ptr::with_exposed_provenance_mut::<bindings::super_block>(superblock);
+    let inode = ptr::with_exposed_provenance_mut::<bindings::inode>(inode);
+
+    // SAFETY: By the safety requirements the superblock is valid, and the inode is if there is one.
+    unsafe {
+        if inode.is_null() {
+            if bindings::tmem_superblock_distrust(superblock) {
+                pr_warn!("a filesystem has reported an error: its pages are not put any more\n");
+            }
+        } else if let Some(file) = File::new((*inode).i_mapping) {
+            file.leave_alone(&context);
+        }
     }
 }
