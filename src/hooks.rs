@@ -107,6 +107,8 @@ struct Context {
     /// The hooks of filesystems.
     #[pin]
     reads: Mutex<KVec<filesystem::Hooks>>,
+    /// What to compare pages by that come from the host, if they are compared.
+    verify: Option<cleancache::Verify>,
     /// How many pages the largest folio has that is put.
     largest: usize,
     /// For work that reclaim waits for.
@@ -296,12 +298,18 @@ impl Seat {
                 filesystems.push(Filesystem::new(kind), GFP_KERNEL)?;
             }
         }
+        let verify = if params::verify() {
+            Some(cleancache::Verify::new()?)
+        } else {
+            None
+        };
         let context = Arc::pin_init(
             try_pin_init!(Context {
                 client: client.clone(),
                 to_area: frontswap::ToArea::new(),
                 filesystems,
                 reads <- new_mutex!(KVec::new(), "Context::reads"),
+                verify,
                 largest: 1 << params::max_order(),
                 urgent: OwnedQueue::new(c"virtio_tmem_swap", true)?,
                 leisurely: OwnedQueue::new(c"virtio_tmem_hook", false)?,

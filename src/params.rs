@@ -70,6 +70,11 @@ pub(crate) fn filesystem(name: &CStr) -> bool {
     }
 }
 
+/// Returns whether clean pages that come from the host are compared with what the disk has.
+pub(crate) fn verify() -> bool {
+    module_parameters::verify.value()
+}
+
 /// Returns what is remembered of clean pages.
 pub(crate) fn crc() -> Crc {
     match module_parameters::crc.value() {

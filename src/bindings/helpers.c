@@ -3,6 +3,8 @@
  * What in the kernel's headers is an inline function or a macro, and so out of
  * reach of bindgen. Nothing here decides anything.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/buffer_head.h>
 #include <linux/bvec.h>
 #include <linux/crc32c.h>
@@ -97,6 +99,18 @@ void tmem_free_page(struct page *page)
 void tmem_copy_page(struct page *to, struct page *from)
 {
 	copy_highpage(to, from);
+}
+
+/* Whether the first bytes of two pages are the same. */
+bool tmem_pages_equal(struct page *a, struct page *b, size_t len)
+{
+	void *left = kmap_local_page(a);
+	void *right = kmap_local_page(b);
+	bool equal = !memcmp(left, right, min(len, PAGE_SIZE));
+
+	kunmap_local(right);
+	kunmap_local(left);
+	return equal;
 }
 
 u32 tmem_crc_page(struct page *page)
@@ -204,6 +218,29 @@ bool tmem_folio_fillable(const struct folio *folio)
 {
 	return !folio_test_uptodate(folio) && !folio_test_dirty(folio) &&
 	       !folio_test_private(folio) && !folio_test_writeback(folio);
+}
+
+void tmem_folio_get(struct folio *folio)
+{
+	folio_get(folio);
+}
+
+void tmem_folio_put(struct folio *folio)
+{
+	folio_put(folio);
+}
+
+void tmem_folio_lock(struct folio *folio)
+{
+	folio_lock(folio);
+}
+
+/* Content that is the disk's, unless somebody has written since it was read. */
+bool tmem_folio_pristine(const struct folio *folio)
+{
+	return folio_test_uptodate(folio) && !folio_test_dirty(folio) &&
+	       !folio_test_writeback(folio) &&
+	       !folio_maybe_dma_pinned((struct folio *)folio);
 }
 
 struct address_space *tmem_folio_mapping(const struct folio *folio)
@@ -350,6 +387,23 @@ bool tmem_inode_write_locked(struct inode *inode)
 	return write_locked(&inode->i_rwsem);
 }
 
+/* Says that a page which came from the host is not what the disk has. */
+void tmem_report_difference(struct address_space *mapping, unsigned long index,
+			    u32 host, u32 disk)
+{
+	struct inode *inode = mapping->host;
+
+	pr_err_ratelimited("%s, inode %llu, page %lu: the host has a page of CRC-32C %08x, the disk one of %08x\n",
+			   inode->i_sb->s_id, (unsigned long long)inode->i_ino,
+			   index, host, disk);
+}
+
+/* How long the file is; 0: it has no blocks, and its content is not in any. */
+u64 tmem_inode_bytes_in_blocks(struct inode *inode)
+{
+	return inode->i_blocks ? i_size_read(inode) : 0;
+}
+
 bool tmem_mapping_exiting(struct address_space *mapping)
 {
 	return mapping_exiting(mapping);
@@ -397,16 +451,23 @@ unsigned int tmem_readahead_count(struct readahead_control *rac)
 	return readahead_count(rac) - rac->_batch_count;
 }
 
-/* The folio that tmem_readahead_next() would return. */
-struct folio *tmem_readahead_peek(struct readahead_control *rac)
+/* The folio that begins so many pages after the one that comes next. */
+struct folio *tmem_readahead_peek_at(struct readahead_control *rac,
+				     unsigned long pages)
 {
 	struct folio *folio;
 
-	if (rac->_nr_pages <= rac->_batch_count)
+	if (tmem_readahead_count(rac) <= pages)
 		return NULL;
 	folio = xa_load(&rac->mapping->i_pages,
-			rac->_index + rac->_batch_count);
+			rac->_index + rac->_batch_count + pages);
 	return xa_is_value(folio) ? NULL : folio;
+}
+
+/* The folio that tmem_readahead_next() would return. */
+struct folio *tmem_readahead_peek(struct readahead_control *rac)
+{
+	return tmem_readahead_peek_at(rac, 0);
 }
 
 struct folio *tmem_readahead_next(struct readahead_control *rac)

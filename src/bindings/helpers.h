@@ -35,6 +35,7 @@ void tmem_sg_unmark_end(struct scatterlist *sg);
 struct page *tmem_alloc_page(gfp_t gfp);
 void tmem_free_page(struct page *page);
 void tmem_copy_page(struct page *to, struct page *from);
+bool tmem_pages_equal(struct page *a, struct page *b, size_t len);
 u32 tmem_crc_page(struct page *page);
 
 /* threads and work */
@@ -58,6 +59,10 @@ int tmem_folio_ref_count(const struct folio *folio);
 bool tmem_folio_putable(const struct folio *folio);
 bool tmem_folio_workingset(const struct folio *folio);
 bool tmem_folio_fillable(const struct folio *folio);
+void tmem_folio_get(struct folio *folio);
+void tmem_folio_put(struct folio *folio);
+void tmem_folio_lock(struct folio *folio);
+bool tmem_folio_pristine(const struct folio *folio);
 struct address_space *tmem_folio_mapping(const struct folio *folio);
 unsigned long tmem_folio_index(const struct folio *folio);
 swp_entry_t tmem_folio_swap(const struct folio *folio);
@@ -78,6 +83,9 @@ bool tmem_mapping_swaps(const struct address_space *mapping);
 bool tmem_mapping_invalidating(struct address_space *mapping);
 bool tmem_mapping_invalidated_by_us(struct address_space *mapping);
 bool tmem_inode_write_locked(struct inode *inode);
+void tmem_report_difference(struct address_space *mapping, unsigned long index,
+			    u32 host, u32 disk);
+u64 tmem_inode_bytes_in_blocks(struct inode *inode);
 bool tmem_mapping_exiting(struct address_space *mapping);
 bool tmem_mapping_regular(struct address_space *mapping);
 bool tmem_inode_quiet(struct inode *inode);
@@ -86,6 +94,8 @@ int tmem_call_remove_mapping(struct address_space *mapping,
 			     struct folio *folio, bool reclaimed,
 			     struct mem_cgroup *memcg);
 unsigned int tmem_readahead_count(struct readahead_control *rac);
+struct folio *tmem_readahead_peek_at(struct readahead_control *rac,
+				     unsigned long pages);
 struct folio *tmem_readahead_peek(struct readahead_control *rac);
 struct folio *tmem_readahead_next(struct readahead_control *rac);
 void tmem_readahead_settle(struct readahead_control *rac);

@@ -46,6 +46,7 @@
 
 mod file;
 mod read;
+mod verify;
 
 use core::ptr::{
     self,
@@ -64,11 +65,14 @@ use crate::{
     },
 };
 
-pub(super) use self::read::{
-    read_folio,
-    readahead,
-    Reading,
-    Waiter, //
+pub(super) use self::{
+    read::{
+        read_folio,
+        readahead,
+        Reading,
+        Waiter, //
+    },
+    verify::Verify, //
 };
 
 use self::file::File;

@@ -51,6 +51,12 @@ impl PageRef {
         self.0.as_ptr()
     }
 
+    /// Returns whether the first `len` bytes are the same as another page's.
+    pub(crate) fn begins_like(self, other: Self, len: usize) -> bool {
+        // SAFETY: By the type invariants both pages are valid.
+        unsafe { bindings::tmem_pages_equal(self.0.as_ptr(), other.0.as_ptr(), len) }
+    }
+
     /// Returns the CRC-32C of the page's content.
     pub(crate) fn crc(self) -> u32 {
         // SAFETY: By the type invariant the page is valid.

@@ -2,9 +2,15 @@
 
 //! The page cache of a file, as far as the rules are about it.
 
-use core::ptr::NonNull;
+use core::ptr::{
+    self,
+    NonNull, //
+};
 
-use kernel::sync::atomic::Relaxed;
+use kernel::{
+    prelude::*,
+    sync::atomic::Relaxed, //
+};
 
 use crate::{
     bindings,
@@ -74,6 +80,9 @@ impl File {
 
     /// Flushes pages: those that were put before whoever calls has gone through the page cache.
     pub(super) fn flush(self, context: &Entered, first: u64, last: u64) {
+        if let Some(verify) = &context.verify {
+            verify.changes(self.tag());
+        }
         // A put that is not counted yet has its folio in the page cache still, and is complete when
         // the folio has been seen to be gone.
         if context.client.pages(Pool::Cleancache).load(Relaxed) > 0 {
@@ -103,11 +112,33 @@ impl File {
         // SAFETY: By the type invariants it is valid, and has an inode.
         if unsafe { context.may_cache(self.0.as_ptr()) } {
             self.ban(context);
+            if let Some(verify) = &context.verify {
+                verify.changes(self.tag());
+            }
             // Nobody goes through the page cache here. A put has looked for the ban under the lock
             // that this takes, so that it saw the ban or has its page flushed.
             context
                 .client
                 .flush_range(Pool::Cleancache, self.tag(), 0, u64::MAX);
+        }
+    }
+
+    /// Returns whether this is the mapping.
+    pub(super) fn is(self, mapping: *mut bindings::address_space) -> bool {
+        ptr::eq(self.0.as_ptr(), mapping)
+    }
+
+    /// Returns how long the file is; 0 if what it has is not in blocks, but in its inode.
+    pub(super) fn bytes_in_blocks(self) -> u64 {
+        // SAFETY: By the type invariants it is valid, and has an inode.
+        unsafe { bindings::tmem_inode_bytes_in_blocks((*self.0.as_ptr()).host) }
+    }
+
+    /// Says that the host and the disk do not have the same page.
+    pub(super) fn report(self, index: u64, host: u32, disk: u32) {
+        // SAFETY: By the type invariants it is valid, and has an inode.
+        unsafe {
+            bindings::tmem_report_difference(self.0.as_ptr(), index as c_ulong, host, disk);
         }
     }
 
