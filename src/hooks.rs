@@ -55,10 +55,7 @@ use crate::{
     params,
 };
 
-use self::{
-    filesystem::Filesystem,
-    ftrace::Redirect, //
-};
+use self::filesystem::Filesystem;
 
 /// Gets, with this module's origins.
 type Gets<'a> = client::Gets<'a, Origin>;
@@ -119,9 +116,6 @@ impl client::Origin for Origin {
     fn shrink(_pages: u64) {}
 }
 
-/// The most filesystems that there are parameters for.
-const FILESYSTEMS: usize = 3;
-
 /// What the hooks need.
 #[pin_data]
 struct Context {
@@ -131,9 +125,9 @@ struct Context {
     filesystems: KVec<Filesystem>,
     /// The hooks of filesystems.
     #[pin]
-    reads: Mutex<KVec<[Redirect; 2]>>,
-    /// Whether there was no memory for what must not be forgotten.
-    no_memory: Atomic<bool>,
+    reads: Mutex<KVec<filesystem::Hooks>>,
+    /// What to compare pages by that come from the host, if they are compared.
+    verify: Option<cleancache::Verify>,
     /// How many pages the largest folio has that is put.
     largest: usize,
     /// For work that reclaim waits for.
@@ -215,23 +209,18 @@ impl Context {
     /// # Safety
     ///
     /// `mapping` must be valid and have an inode.
-    unsafe fn filesystem(
-        &self,
-        mapping: *mut bindings::address_space,
-    ) -> Option<&'static Filesystem> {
-        for filesystem in self.filesystems.iter() {
-            // SAFETY: By the safety requirements.
-            unsafe {
-                if !filesystem.is_of(mapping) {
-                    continue;
-                }
-                if filesystem.is_hooked(mapping) {
-                    // SAFETY: The context, and so this, is there for as long as any hook runs.
-                    return Some(&*ptr::from_ref(filesystem));
-                }
-                if filesystem.notice(mapping) {
-                    self.hook_later();
-                }
+    unsafe fn filesystem(&self, mapping: *mut bindings::address_space) -> Option<&Filesystem> {
+        // SAFETY: By the safety requirements the mapping is valid and has an inode.
+        let is_of = |filesystem: &&Filesystem| unsafe { filesystem.is_of(mapping) };
+        let filesystem = self.filesystems.iter().find(is_of)?;
+
+        // SAFETY: The mapping is valid, has an inode, and is of this filesystem.
+        unsafe {
+            if filesystem.is_hooked(mapping) {
+                return Some(filesystem);
+            }
+            if filesystem.notice(mapping) {
+                self.hook_later();
             }
         }
         None
@@ -245,7 +234,7 @@ impl Context {
     unsafe fn may_cache(&self, mapping: *mut bindings::address_space) -> bool {
         self.filesystems
             .iter()
-            // SAFETY: By the safety requirements.
+            // SAFETY: By the safety requirements the mapping is valid and has an inode.
             .any(|filesystem| unsafe { filesystem.is_of(mapping) })
     }
 
@@ -321,17 +310,24 @@ impl Seat {
         client: &Arc<Client>,
         wants: client::Wants,
     ) -> Result<Hooks> {
-        let mut filesystems = KVec::with_capacity(FILESYSTEMS, GFP_KERNEL)?;
-        for (name, checks) in params::filesystems() {
-            filesystems.push(Filesystem::new(name, checks), GFP_KERNEL)?;
+        let mut filesystems = KVec::with_capacity(filesystem::KINDS.len(), GFP_KERNEL)?;
+        for kind in filesystem::KINDS {
+            if params::filesystem(kind.name) {
+                filesystems.push(Filesystem::new(kind), GFP_KERNEL)?;
+            }
         }
+        let verify = if params::verify() {
+            Some(cleancache::Verify::new()?)
+        } else {
+            None
+        };
         let context = Arc::pin_init(
             try_pin_init!(Context {
                 client: client.clone(),
                 to_area: frontswap::ToArea::new(),
                 filesystems,
                 reads <- new_mutex!(KVec::new(), "Context::reads"),
-                no_memory: Atomic::new(false),
+                verify,
                 largest: 1 << params::max_order(),
                 urgent: OwnedQueue::new(c"virtio_tmem_swap", true)?,
                 leisurely: OwnedQueue::new(c"virtio_tmem_hook", false)?,
@@ -403,7 +399,8 @@ impl Drop for Hooks {
         // What puts goes first: the tracepoints. Nothing can be got from now on.
         drop(self.cleancache.take());
         let context = CONTEXT.load(Relaxed);
-        // SAFETY: It is valid: only what follows gives it up.
+        // SAFETY: `Seat::install()` made the context before these hooks, and only `teardown()`, below
+        // or when nothing is left behind any more, gives it up.
         unsafe {
             (*context).client.quiesce();
             flush_work(&*context);
@@ -411,7 +408,7 @@ impl Drop for Hooks {
             drop(reads);
         }
 
-        // SAFETY: As above.
+        // SAFETY: The context has not been given up yet: see above.
         let pages = unsafe { (*context).client.pages(Pool::Frontswap).load(Relaxed) };
         match self.frontswap.take() {
             Some(hooks) if pages > 0 => {
@@ -442,10 +439,10 @@ fn teardown() {
 
     for _ in 0..2 {
         while INSIDE.load(Acquire) != 0 {
-            // SAFETY: May sleep.
+            // SAFETY: Whoever calls may sleep, as this function says, and so holds no spin lock.
             unsafe { bindings::msleep(1) };
         }
-        // SAFETY: May sleep.
+        // SAFETY: Whoever calls may sleep; and no hook calls, which would wait for itself.
         unsafe { bindings::synchronize_rcu_tasks() };
     }
     if !context.is_null() {

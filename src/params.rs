@@ -70,16 +70,19 @@ pub(crate) fn cleancache() -> bool {
     module_parameters::cleancache.value()
 }
 
-/// Returns the filesystems whose clean pages are put, and whether each checks sums itself.
-pub(crate) fn filesystems() -> impl Iterator<Item = (&'static CStr, bool)> {
-    [
-        (module_parameters::ext4.value(), c"ext4", false),
-        (module_parameters::xfs.value(), c"xfs", false),
-        (module_parameters::btrfs.value(), c"btrfs", true),
-    ]
-    .into_iter()
-    .filter(|(on, _, _)| *on)
-    .map(|(_, name, checks)| (name, checks))
+/// Returns whether clean pages of the filesystem with this name are put.
+pub(crate) fn filesystem(name: &CStr) -> bool {
+    match name.to_bytes() {
+        b"ext4" => module_parameters::ext4.value(),
+        b"xfs" => module_parameters::xfs.value(),
+        b"btrfs" => module_parameters::btrfs.value(),
+        _ => false,
+    }
+}
+
+/// Returns whether clean pages that come from the host are compared with what the disk has.
+pub(crate) fn verify() -> bool {
+    module_parameters::verify.value()
 }
 
 /// Returns what is remembered of clean pages.

@@ -83,6 +83,10 @@ module! {
             default: 1,
             description: "Compare clean pages that come back with what was put: 0 never, 1 where the filesystem checks sums itself, 2 always (default: 1)",
         },
+        verify: bool {
+            default: false,
+            description: "Read each clean page that comes from the host from the disk, too, and compare them; the disk's is used (default: off)",
+        },
         admission: bool {
             default: true,
             description: "Put clean pages of files only as long as such pages come back, and a sample of the others (default: on)",

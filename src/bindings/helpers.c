@@ -3,6 +3,9 @@
  * What in the kernel's headers is an inline function or a macro, and so out of
  * reach of bindgen. Nothing here decides anything.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/buffer_head.h>
 #include <linux/bvec.h>
 #include <linux/cc_platform.h>
 #include <linux/crc32c.h>
@@ -12,6 +15,7 @@
 #include <linux/highmem.h>
 #include <linux/jiffies.h>
 #include <linux/module.h>
+#include <linux/rwsem.h>
 #include <linux/scatterlist.h>
 #include <linux/sched.h>
 #include <linux/sched/prio.h>
@@ -139,6 +143,18 @@ void tmem_copy_page(struct page *to, struct page *from)
 	copy_highpage(to, from);
 }
 
+/* Whether the first bytes of two pages are the same. */
+bool tmem_pages_equal(struct page *a, struct page *b, size_t len)
+{
+	void *left = kmap_local_page(a);
+	void *right = kmap_local_page(b);
+	bool equal = !memcmp(left, right, min(len, PAGE_SIZE));
+
+	kunmap_local(right);
+	kunmap_local(left);
+	return equal;
+}
+
 u32 tmem_crc_page(struct page *page)
 {
 	void *addr = kmap_local_page(page);
@@ -212,9 +228,9 @@ void notrace tmem_regs_set_ip(struct ftrace_regs *fregs, unsigned long ip)
 	ftrace_regs_set_instruction_pointer(fregs, ip);
 }
 
-unsigned long notrace tmem_regs_arg0(struct ftrace_regs *fregs)
+unsigned long notrace tmem_regs_arg(struct ftrace_regs *fregs, unsigned int n)
 {
-	return ftrace_regs_get_argument(fregs, 0);
+	return ftrace_regs_get_argument(fregs, n);
 }
 
 void tmem_tracepoint_synchronize(void)
@@ -260,6 +276,29 @@ bool tmem_folio_fillable(const struct folio *folio)
 {
 	return !folio_test_uptodate(folio) && !folio_test_dirty(folio) &&
 	       !folio_test_private(folio) && !folio_test_writeback(folio);
+}
+
+void tmem_folio_get(struct folio *folio)
+{
+	folio_get(folio);
+}
+
+void tmem_folio_put(struct folio *folio)
+{
+	folio_put(folio);
+}
+
+void tmem_folio_lock(struct folio *folio)
+{
+	folio_lock(folio);
+}
+
+/* Content that is the disk's, unless somebody has written since it was read. */
+bool tmem_folio_pristine(const struct folio *folio)
+{
+	return folio_test_uptodate(folio) && !folio_test_dirty(folio) &&
+	       !folio_test_writeback(folio) &&
+	       !folio_maybe_dma_pinned((struct folio *)folio);
 }
 
 struct address_space *tmem_folio_mapping(const struct folio *folio)
@@ -311,14 +350,116 @@ void tmem_swap_complete(struct swap_io_ctx *ctx, int rw, long result)
 	sio->iocb.ki_complete(&sio->iocb, result);
 }
 
-/* What reads the block device's content, unchanged, through the page cache. */
+/*
+ * A bit of sb->s_iflags that the kernel has no use for: of a filesystem that has
+ * reported an error.
+ */
+#define TMEM_SB_DISTRUSTED (BITS_PER_LONG - 1)
+
+/* Returns whether that is news. */
+bool tmem_superblock_distrust(struct super_block *sb)
+{
+	return !test_and_set_bit(TMEM_SB_DISTRUSTED, &sb->s_iflags);
+}
+
+/*
+ * What reads the block device's content, unchanged, through the page cache, and
+ * is changed through it, too. Not so are, besides those that say it by a flag:
+ *
+ * - a file of which a page could not be written: what is in memory, clean and
+ *   up to date, is not what the disk has (wb_err is never reset);
+ * - one of a filesystem that has reported an error;
+ * - the file of a quota that is on, which the kernel writes by its blocks;
+ * - a file whose data is journalled: when the journal is given up, pages become
+ *   clean without having been written.
+ */
 bool tmem_mapping_cacheable(struct address_space *mapping)
 {
 	struct inode *inode = mapping->host;
 
 	return (inode->i_sb->s_type->fs_flags & FS_REQUIRES_DEV) &&
 	       inode->i_nlink && !IS_DAX(inode) && !IS_ENCRYPTED(inode) &&
-	       !IS_VERITY(inode) && !IS_SWAPFILE(inode);
+	       !IS_VERITY(inode) && !IS_SWAPFILE(inode) && !IS_NOQUOTA(inode) &&
+	       !READ_ONCE(mapping->wb_err) &&
+	       !test_bit(TMEM_SB_DISTRUSTED, &inode->i_sb->s_iflags) &&
+	       mapping->a_ops->migrate_folio != buffer_migrate_folio_norefs;
+}
+
+/*
+ * A bit of mapping->flags that the kernel has no use for, so that nothing has to
+ * be allocated for what must not be forgotten. The kernel clears it when it sets
+ * up an inode.
+ */
+#define TMEM_AS_BANNED (BITS_PER_LONG - 1)
+static_assert(TMEM_AS_BANNED >= AS_FOLIO_ORDER_MAX + AS_FOLIO_ORDER_BITS);
+
+/* Returns whether that is news. */
+bool tmem_mapping_ban(struct address_space *mapping)
+{
+	return !test_and_set_bit(TMEM_AS_BANNED, &mapping->flags);
+}
+
+bool tmem_mapping_banned(const struct address_space *mapping)
+{
+	return test_bit(TMEM_AS_BANNED, &mapping->flags);
+}
+
+bool tmem_mapping_swaps(const struct address_space *mapping)
+{
+	return IS_SWAPFILE(mapping->host);
+}
+
+/* Whether somebody has the lock for writing. */
+static bool write_locked(struct rw_semaphore *sem)
+{
+#ifdef CONFIG_PREEMPT_RT
+	return rwsem_is_locked(sem);
+#else
+	return atomic_long_read(&sem->count) & RWSEM_WRITER_LOCKED;
+#endif
+}
+
+/* Whether pages are being dropped because blocks change, and readers kept out. */
+bool tmem_mapping_invalidating(struct address_space *mapping)
+{
+	return write_locked(&mapping->invalidate_lock);
+}
+
+/* Whether it is whoever calls who does that. */
+bool tmem_mapping_invalidated_by_us(struct address_space *mapping)
+{
+#ifdef CONFIG_PREEMPT_RT
+	return false;
+#else
+	struct rw_semaphore *sem = &mapping->invalidate_lock;
+	/* The lowest bits say what kind of owner it is. */
+	unsigned long owner = atomic_long_read(&sem->owner) & ~7UL;
+
+	return write_locked(sem) && owner == (unsigned long)current;
+#endif
+}
+
+/* Whether somebody writes to the file, or changes its blocks. */
+bool tmem_inode_write_locked(struct inode *inode)
+{
+	return write_locked(&inode->i_rwsem);
+}
+
+/* Says that a page which came from the host is not what the disk has. */
+void tmem_report_difference(struct address_space *mapping, unsigned long index,
+			    u32 host, u32 disk)
+{
+	struct inode *inode = mapping->host;
+
+	pr_err_ratelimited("%s, inode %llu, page %lu: the host has a page of CRC-32C %08x, the disk one of %08x\n",
+			   inode->i_sb->s_id, (unsigned long long)inode->i_ino,
+			   index, host, disk);
+}
+
+/* How long the file is; 0: it has no blocks, and its content is not in any. */
+u64 tmem_inode_bytes_in_blocks(struct inode *inode)
+{
+	return inode->i_blocks ? i_size_read(inode) : 0;
 }
 
 bool tmem_mapping_exiting(struct address_space *mapping)
@@ -368,16 +509,23 @@ unsigned int tmem_readahead_count(struct readahead_control *rac)
 	return readahead_count(rac) - rac->_batch_count;
 }
 
-/* The folio that tmem_readahead_next() would return. */
-struct folio *tmem_readahead_peek(struct readahead_control *rac)
+/* The folio that begins so many pages after the one that comes next. */
+struct folio *tmem_readahead_peek_at(struct readahead_control *rac,
+				     unsigned long pages)
 {
 	struct folio *folio;
 
-	if (rac->_nr_pages <= rac->_batch_count)
+	if (tmem_readahead_count(rac) <= pages)
 		return NULL;
 	folio = xa_load(&rac->mapping->i_pages,
-			rac->_index + rac->_batch_count);
+			rac->_index + rac->_batch_count + pages);
 	return xa_is_value(folio) ? NULL : folio;
+}
+
+/* The folio that tmem_readahead_next() would return. */
+struct folio *tmem_readahead_peek(struct readahead_control *rac)
+{
+	return tmem_readahead_peek_at(rac, 0);
 }
 
 struct folio *tmem_readahead_next(struct readahead_control *rac)

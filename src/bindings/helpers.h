@@ -37,6 +37,7 @@ void tmem_sg_set_page(struct scatterlist *sg, struct page *page,
 /* pages */
 bool tmem_memory_encrypted(void);
 void tmem_copy_page(struct page *to, struct page *from);
+bool tmem_pages_equal(struct page *a, struct page *b, size_t len);
 u32 tmem_crc_page(struct page *page);
 
 struct shrinker *tmem_shrinker_register(const char *name,
@@ -54,7 +55,7 @@ unsigned long tmem_jiffies(void);
 /* hooks */
 bool tmem_within_text(unsigned long addr, const struct module *mod);
 void tmem_regs_set_ip(struct ftrace_regs *fregs, unsigned long ip);
-unsigned long tmem_regs_arg0(struct ftrace_regs *fregs);
+unsigned long tmem_regs_arg(struct ftrace_regs *fregs, unsigned int n);
 void tmem_tracepoint_synchronize(void);
 
 /* folios */
@@ -65,6 +66,10 @@ int tmem_folio_ref_count(const struct folio *folio);
 bool tmem_folio_putable(const struct folio *folio);
 bool tmem_folio_workingset(const struct folio *folio);
 bool tmem_folio_fillable(const struct folio *folio);
+void tmem_folio_get(struct folio *folio);
+void tmem_folio_put(struct folio *folio);
+void tmem_folio_lock(struct folio *folio);
+bool tmem_folio_pristine(const struct folio *folio);
 struct address_space *tmem_folio_mapping(const struct folio *folio);
 unsigned long tmem_folio_index(const struct folio *folio);
 swp_entry_t tmem_folio_swap(const struct folio *folio);
@@ -78,6 +83,16 @@ void tmem_swap_complete(struct swap_io_ctx *ctx, int rw, long result);
 
 /* the page cache */
 bool tmem_mapping_cacheable(struct address_space *mapping);
+bool tmem_superblock_distrust(struct super_block *sb);
+bool tmem_mapping_ban(struct address_space *mapping);
+bool tmem_mapping_banned(const struct address_space *mapping);
+bool tmem_mapping_swaps(const struct address_space *mapping);
+bool tmem_mapping_invalidating(struct address_space *mapping);
+bool tmem_mapping_invalidated_by_us(struct address_space *mapping);
+bool tmem_inode_write_locked(struct inode *inode);
+void tmem_report_difference(struct address_space *mapping, unsigned long index,
+			    u32 host, u32 disk);
+u64 tmem_inode_bytes_in_blocks(struct inode *inode);
 bool tmem_mapping_exiting(struct address_space *mapping);
 bool tmem_mapping_regular(struct address_space *mapping);
 bool tmem_inode_quiet(struct inode *inode);
@@ -86,6 +101,8 @@ int tmem_call_remove_mapping(struct address_space *mapping,
 			     struct folio *folio, bool reclaimed,
 			     struct mem_cgroup *memcg);
 unsigned int tmem_readahead_count(struct readahead_control *rac);
+struct folio *tmem_readahead_peek_at(struct readahead_control *rac,
+				     unsigned long pages);
 struct folio *tmem_readahead_peek(struct readahead_control *rac);
 struct folio *tmem_readahead_next(struct readahead_control *rac);
 void tmem_readahead_settle(struct readahead_control *rac);

@@ -8,6 +8,10 @@
 use core::ptr::NonNull;
 
 use kernel::{
+    alloc::flags::{
+        GFP_NOWAIT,
+        __GFP_NOWARN, //
+    },
     page::Page,
     prelude::*, //
 };
@@ -44,6 +48,14 @@ impl PageRef {
     /// Returns the raw page.
     pub(crate) fn as_ptr(self) -> *mut raw::page {
         self.0.as_ptr()
+    }
+
+    /// Returns whether the first `len` bytes are the same as another page's. Any context.
+    pub(crate) fn begins_like(self, other: Self, len: usize) -> bool {
+        let len = len.min(kernel::page::PAGE_SIZE);
+
+        // SAFETY: By the type invariants both pages are valid, and `len` is within them.
+        unsafe { raw::tmem_pages_equal(self.as_ptr(), other.as_ptr(), len) }
     }
 
     /// Returns the CRC-32C of the content. Any context.
@@ -101,6 +113,11 @@ impl OwnedPage {
     /// Allocates a page. May sleep.
     pub(crate) fn new() -> Result<Self> {
         Ok(Self(Page::alloc_page(GFP_KERNEL)?))
+    }
+
+    /// Allocates a page without waiting for memory to be freed. Any context.
+    pub(crate) fn try_new() -> Result<Self> {
+        Ok(Self(Page::alloc_page(GFP_NOWAIT | __GFP_NOWARN)?))
     }
 
     /// Returns the raw page, which is valid for as long as `self`.

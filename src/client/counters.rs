@@ -100,4 +100,10 @@ counters! {
     not_admitted,
     /// Inodes that were seen to be written around the page cache.
     bans,
+    /// Pages that came from the device and were compared with the disk's.
+    verified,
+    /// Of these, those that were different.
+    verify_different,
+    /// Pages that came from the device and could not be compared: the file changed meanwhile.
+    verify_skipped,
 }

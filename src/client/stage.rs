@@ -40,8 +40,10 @@ impl<O: Origin> Client<O> {
     ///
     /// Returns how many of the first can be got from now on. Earlier pages in the places of all of
     /// them cannot be got any more, whatever happens. With `checked` what comes back later is
-    /// compared with what was put. An object with one of the marks `refuse` is not put. Any
-    /// context; nothing waits, nothing is allocated.
+    /// compared with what was put. They are not put if `refuse` says so, which is asked in the same
+    /// critical section of the index in which they would be inserted: a flush is either before it,
+    /// and what comes before the flush is seen by `refuse`, or after it. Any context; nothing waits,
+    /// nothing is allocated.
     pub(crate) fn stage(
         &self,
         tag: u64,
@@ -49,7 +51,7 @@ impl<O: Origin> Client<O> {
         count: usize,
         pages: impl Iterator<Item = PageRef>,
         checked: bool,
-        refuse: u8,
+        refuse: impl FnOnce() -> bool,
     ) -> usize {
         let state = &self.cleancache;
         let last = index.wrapping_add(count as u64).wrapping_sub(1);
@@ -78,7 +80,7 @@ impl<O: Origin> Client<O> {
 
         let lane = PoolState::shard_of(tag) % self.staging.queues().max(1);
         let (mut staged, mut before) = (0, 0);
-        if shard.flags(tag) & refuse != 0 {
+        if refuse() {
             state.counters.unsafe_inode.add(taken);
         } else if let Some(mut fifo) = self.staging.fifos.get(lane).map(|fifo| fifo.lock()) {
             let mut copies = slots.iter_mut();

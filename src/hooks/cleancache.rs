@@ -13,11 +13,40 @@
 //!   there is no telling when direct I/O ends;
 //! - F5: what a filesystem invalidates, for a reflink say, is flushed, before and after;
 //! - F6: when an inode dies so do its pages, and its address may be that of another one;
-//! - F7: a page that is truncated in part is flushed as a whole.
+//! - F7: a page that is truncated in part is flushed as a whole;
+//! - F8: nothing is put while blocks may change under readers: while somebody holds the mapping's
+//!   `invalidate_lock` for writing, or, where the filesystem lets readers in nevertheless, the
+//!   inode's `i_rwsem`;
+//! - F9: an inode whose blocks change without a word to its mapping is banned;
+//! - F10: an inode of which a page could not be written is left alone, for what is in memory then
+//!   is not what the disk has; so is a filesystem that has reported an error;
+//! - F11: so is one that is a swap file, and is banned, for its blocks are written directly.
+//!
+//! `cleancache/PATHS.md` goes through what in the kernel changes blocks, and says which rule sees to
+//! it.
+//!
+//! A ban is one bit in the mapping itself: nothing has to be allocated for it, so that it cannot be
+//! forgotten. It holds until the inode is evicted, beyond a reload of the module.
 //!
 //! The object of a page is its inode in memory, by its address: see F6.
+//!
+//! # Why F8 is enough
+//!
+//! Say that an operation changes blocks, and holds the lock of F8 meanwhile. It flushes the range by
+//! F1 once it has the lock: before and after it has gone through the page cache. A page of before the
+//! change can be in the host afterwards only if it was put since.
+//!
+//! A put looks at the lock while it holds that of the page cache, with the folio still in there but
+//! of no use to anybody. Who goes through the page cache waits for such a folio to be gone. So a put
+//! that saw the lock free is either complete before the second flush, which finds the page, or it is
+//! about a folio that came into the page cache after the operation went through it. Then the folio
+//! came, and so the put, while the lock was held, and the put is refused; or the operation was over
+//! before the put, and the folio, which was in the page cache while the blocks changed or was read
+//! after that, is what the same reader would have been left with anyway.
 
+mod file;
 mod read;
+mod verify;
 
 use core::ptr::{
     self,
@@ -26,11 +55,7 @@ use core::ptr::{
 
 use kernel::{
     page::PAGE_SIZE,
-    prelude::*,
-    sync::atomic::{
-        Full,
-        Relaxed, //
-    },
+    prelude::*, //
 };
 
 use crate::{
@@ -42,12 +67,17 @@ use crate::{
     params, //
 };
 
-pub(super) use self::read::{
-    read_folio,
-    readahead,
-    Reading,
-    Waiter, //
+pub(super) use self::{
+    read::{
+        read_folio,
+        readahead,
+        Reading,
+        Waiter, //
+    },
+    verify::Verify, //
 };
+
+use self::file::File;
 
 use super::{
     filesystem::Filesystem,
@@ -56,19 +86,17 @@ use super::{
         self,
         Code,
         Probe,
-        Redirect, //
+        Redirect,
+        Watch, //
     },
     symbol,
     Context,
     Entered, //
 };
 
-/// Mark of an inode that saw direct I/O: rule F4.
-const BANNED: u8 = 1 << 0;
-
 /// Mark of an inode that was once seen with nobody inside a truncate or direct I/O that may have
 /// begun before there were hooks.
-const ARMED: u8 = 1 << 1;
+const ARMED: u8 = 1 << 0;
 
 /// The hooks of this half, but for those of filesystems.
 pub(super) struct Hooks {
@@ -79,6 +107,7 @@ pub(super) struct Hooks {
     _invalidated: Redirect,
     _written_directly: Redirect,
     _truncated: Redirect,
+    _failed: Watch,
     _died: Redirect,
 }
 
@@ -86,9 +115,10 @@ impl Hooks {
     /// Hooks the page cache; what puts pages comes last. May sleep.
     pub(super) fn install() -> Result<Self> {
         // SAFETY: The functions below have the types of those that they replace, and of the
-        // tracepoints that they listen to.
+        // tracepoints that they listen to, and take the arguments of those that they watch.
         unsafe {
             let died = Redirect::new(c"clear_inode", clear_inode as Code)?;
+            let failed = Watch::two(c"fserror_report", failed)?;
             let truncated = Redirect::new(c"truncate_inode_pages_range", truncate as Code)?;
             let written_directly =
                 Redirect::new(c"invalidate_inode_pages2_range", invalidate2 as Code)?;
@@ -103,6 +133,7 @@ impl Hooks {
                 _invalidated: invalidated,
                 _written_directly: written_directly,
                 _truncated: truncated,
+                _failed: failed,
                 _died: died,
             })
         }
@@ -142,7 +173,7 @@ unsafe extern "C" fn remove_mapping(
     if let Some(context) = &context {
         // As good as always there is memory for the largest, and nothing else needs a look.
         if !context.client.can_stage(context.largest) {
-            // SAFETY: The kernel calls with a locked folio of a valid mapping.
+            // SAFETY: The kernel calls with a locked folio, of the valid mapping that it is in.
             unsafe { hold_up(context, mapping, folio) };
         }
     }
@@ -165,84 +196,14 @@ unsafe fn hold_up(
     let Some(folio) = NonNull::new(folio) else {
         return;
     };
-    // SAFETY: By the safety requirements.
+    // SAFETY: By the safety requirements the mapping and the folio are valid, and the caller, who
+    // has the folio locked, keeps both.
     let (file, folio) = unsafe { (File::new(mapping), Folio::new(folio)) };
     let count = folio.pages() as usize;
 
     if !context.client.can_stage(count) && file.is_some_and(|file| wants_put(context, file, folio))
     {
         context.client.await_staging(count);
-    }
-}
-
-/// The page cache of a regular file.
-///
-/// # Invariants
-///
-/// The mapping is valid, and its inode's own, for as long as the hook runs that has the instance.
-#[derive(Clone, Copy)]
-struct File(NonNull<bindings::address_space>);
-
-impl File {
-    /// Borrows a mapping, if it is that of a regular file.
-    ///
-    /// # Safety
-    ///
-    /// `mapping` must be null, or valid for longer than the instance.
-    unsafe fn new(mapping: *mut bindings::address_space) -> Option<Self> {
-        let mapping = NonNull::new(mapping)?;
-
-        // INVARIANT: By the safety requirements, and the check.
-        // SAFETY: By the safety requirements it is valid.
-        unsafe { bindings::tmem_mapping_regular(mapping.as_ptr()) }.then_some(Self(mapping))
-    }
-
-    fn tag(self) -> u64 {
-        self.0.as_ptr().addr() as u64
-    }
-
-    /// Returns whether its pages are what the disk has, and stay so unless a hook hears of it.
-    fn is_cacheable(self) -> bool {
-        // SAFETY: By the type invariants it is valid.
-        unsafe {
-            bindings::tmem_mapping_cacheable(self.0.as_ptr())
-                && !bindings::tmem_mapping_exiting(self.0.as_ptr())
-        }
-    }
-
-    /// Returns the file's filesystem, if its pages may be put.
-    fn filesystem(self, context: &Entered) -> Option<&'static Filesystem> {
-        // SAFETY: By the type invariants it is valid, and has an inode.
-        unsafe { context.filesystem(self.0.as_ptr()) }
-    }
-
-    fn is_quiet(self) -> bool {
-        // SAFETY: By the type invariants it is valid, and has an inode.
-        unsafe { bindings::tmem_inode_quiet((*self.0.as_ptr()).host) }
-    }
-
-    fn flush(self, context: &Entered, first: u64, last: u64) {
-        if context.client.pages(Pool::Cleancache).load(Relaxed) > 0 {
-            context
-                .client
-                .flush_range(Pool::Cleancache, self.tag(), first, last);
-        }
-    }
-
-    /// Sees to it that nothing of the inode is put until it is evicted: rule F4.
-    fn ban(self, context: &Entered) {
-        let marks = context.client.marks(Pool::Cleancache, self.tag());
-
-        if marks & BANNED != 0 {
-            return;
-        }
-        context.client.counters(Pool::Cleancache).bans.add(1);
-        if !context.client.mark(Pool::Cleancache, self.tag(), BANNED) {
-            // It cannot be remembered. Then nothing is put at all.
-            if !context.no_memory.xchg(true, Full) {
-                pr_warn!("no memory to remember which inodes see direct I/O: cleancache is off\n");
-            }
-        }
     }
 }
 
@@ -259,7 +220,8 @@ unsafe extern "C" fn removed(_data: *mut c_void, folio: *mut bindings::folio) {
     };
     // SAFETY: The tracepoint comes with a folio in the page cache, whose lock is held.
     let mapping = unsafe { bindings::tmem_folio_mapping(folio.as_ptr()) };
-    // SAFETY: As above.
+    // SAFETY: The folio is in the mapping, and stays there, with the lock of the page cache held,
+    // until this returns.
     let (Some(file), folio) = (unsafe { (File::new(mapping), Folio::new(folio)) }) else {
         return;
     };
@@ -273,7 +235,7 @@ unsafe extern "C" fn removed(_data: *mut c_void, folio: *mut bindings::folio) {
 
     let checked = match params::crc() {
         params::Crc::Never => false,
-        params::Crc::Checksummed => filesystem.checks,
+        params::Crc::Checksummed => filesystem.kind.checks,
         params::Crc::Always => true,
     };
     let mut staged = 0;
@@ -282,10 +244,12 @@ unsafe extern "C" fn removed(_data: *mut c_void, folio: *mut bindings::folio) {
         let count = (folio.pages() - n).min(MAX_PAGES as u64) as usize;
         let index = first.saturating_add(n);
 
+        let refuse = || file.is_banned() || file.is_changing(filesystem);
+
         staged +=
             context
                 .client
-                .stage(tag, index, count, folio.pages_at(n, count), checked, BANNED);
+                .stage(tag, index, count, folio.pages_at(n, count), checked, refuse);
     }
     if !folio.is_workingset() {
         context.client.spend_trust(tag, first, staged as u64);
@@ -299,7 +263,7 @@ fn wants_put(context: &Entered, file: File, folio: Folio) -> bool {
         && file.is_cacheable()
         && file.filesystem(context).is_some()
         && is_worth_putting(context, file, folio)
-        && context.client.marks(Pool::Cleancache, file.tag()) & BANNED == 0
+        && !file.is_banned()
 }
 
 /// Returns whether a folio is likely to be read again.
@@ -310,12 +274,16 @@ fn is_worth_putting(context: &Entered, file: File, folio: Folio) -> bool {
 }
 
 /// Returns the filesystem of a folio that is to be put.
-fn may_put(context: &Entered, file: File, folio: Folio) -> Option<&'static Filesystem> {
+fn may_put(context: &Entered, file: File, folio: Folio) -> Option<&Filesystem> {
     let client = &context.client;
     let counters = client.counters(Pool::Cleancache);
     let pages = folio.pages() as usize;
 
-    if !client.running() || !folio.is_putable() || !file.is_cacheable() {
+    if !client.running() || !folio.is_putable() {
+        return None;
+    }
+    if !file.is_cacheable() {
+        file.ban_if_it_swaps(context);
         return None;
     }
     let filesystem = file.filesystem(context)?;
@@ -328,10 +296,11 @@ fn may_put(context: &Entered, file: File, folio: Folio) -> Option<&'static Files
         return None;
     }
 
-    let marks = client.marks(Pool::Cleancache, file.tag());
-    let armed =
-        marks & ARMED != 0 || file.is_quiet() && client.mark(Pool::Cleancache, file.tag(), ARMED);
-    if marks & BANNED != 0 || !armed || context.no_memory.load(Relaxed) {
+    // Where the mark cannot be remembered, for want of memory, it is asked for again with the next
+    // page.
+    let armed = client.marks(Pool::Cleancache, file.tag()) & ARMED != 0
+        || file.is_quiet() && client.mark(Pool::Cleancache, file.tag(), ARMED);
+    if !armed || file.is_banned() || file.is_changing(filesystem) {
         counters.unsafe_inode.add(pages);
         return None;
     }
@@ -397,6 +366,10 @@ unsafe extern "C" fn truncate(
 
 /// Pages are invalidated, for direct I/O above all: rule F4.
 ///
+/// Whoever holds the mapping's `invalidate_lock` for writing does no direct I/O: that would wait for
+/// itself if the memory that it reads from were a part of the file. It invalidates what it, or the
+/// disk, has changed, and keeps readers out meanwhile: rule F5.
+///
 /// # Safety
 ///
 /// To be called by the kernel, in the place of the function that it replaces.
@@ -415,8 +388,12 @@ unsafe extern "C" fn invalidate2(
     };
 
     if let (Some(context), Some(file)) = (&context, file) {
-        // SAFETY: As above.
-        if unsafe { context.may_cache(mapping) } {
+        // SAFETY: The kernel calls with a valid mapping, which has an inode if it is a file's.
+        let direct = unsafe {
+            context.may_cache(mapping) && !bindings::tmem_mapping_invalidated_by_us(mapping)
+        };
+
+        if direct {
             file.ban(context);
         }
     }
@@ -473,5 +450,83 @@ unsafe extern "C" fn clear_inode(inode: *mut bindings::inode) {
 
         context.client.flush_object(Pool::Cleancache, tag);
         context.client.forget_trust(tag);
+    }
+}
+
+/// A file is about to become a swap area: rule F11.
+///
+/// # Safety
+///
+/// To be called by the kernel, in the place of the function that it replaces.
+pub(super) unsafe extern "C" fn swap_activate(
+    info: *mut bindings::swap_info_struct,
+    file: *mut bindings::file,
+    span: *mut bindings::sector_t,
+) -> c_int {
+    let context = Context::enter();
+    // SAFETY: The kernel calls with an open file, which has a mapping.
+    let mapping = unsafe { (*file).f_mapping };
+
+    if let Some(context) = &context {
+        // SAFETY: The mapping is valid as long as the file is open.
+        if let Some(file) = unsafe { File::new(mapping) } {
+            file.leave_alone(context);
+        }
+    }
+    // SAFETY: It is what the kernel would have called, with the same arguments: the filesystem's
+    // own function, which was replaced.
+    unsafe {
+        match (*(*mapping).a_ops).swap_activate {
+            Some(swap_activate) => swap_activate(info, file, span),
+            None => EINVAL.to_errno(),
+        }
+    }
+}
+
+/// A filesystem is about to change the blocks of a file, given by its `struct file`, of which it
+/// does not tell the mapping: rule F9.
+///
+/// What is in the page cache stays there, and is not what the disk has: it must not be put later.
+/// Any context.
+///
+/// # Safety
+///
+/// `file` must be the address of an open file.
+pub(super) unsafe fn changed_silently(_origin: usize, file: usize) {
+    let Some(context) = Context::get() else {
+        return;
+    };
+    let file = ptr::with_exposed_provenance_mut::<bindings::file>(file);
+
+    // SAFETY: By the safety requirements the file is open, so that its mapping is valid.
+    if let Some(file) = unsafe { File::new((*file).f_mapping) } {
+        file.leave_alone(&context);
+    }
+}
+
+/// A filesystem reports an error, of an inode or of its own: rule F10.
+///
+/// Where its journal is given up, pages become clean that were not written. It is not worth finding
+/// out which. Any context.
+///
+/// # Safety
+///
+/// `superblock` must be the address of a superblock, and `inode` that of an inode, or null.
+unsafe fn failed(superblock: usize, inode: usize) {
+    let Some(context) = Context::get() else {
+        return;
+    };
+    let superblock = ptr::with_exposed_provenance_mut::<bindings::super_block>(superblock);
+    let inode = ptr::with_exposed_provenance_mut::<bindings::inode>(inode);
+
+    // SAFETY: By the safety requirements the superblock is valid, and the inode is if there is one.
+    unsafe {
+        if inode.is_null() {
+            if bindings::tmem_superblock_distrust(superblock) {
+                pr_warn!("a filesystem has reported an error: its pages are not put any more\n");
+            }
+        } else if let Some(file) = File::new((*inode).i_mapping) {
+            file.leave_alone(&context);
+        }
     }
 }

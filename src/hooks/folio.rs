@@ -23,9 +23,9 @@ use crate::bindings::{
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Folio(NonNull<bindings::folio>);
 
-// SAFETY: What is done with a folio here may be done from any thread.
+// SAFETY: A folio belongs to no thread: whoever may end a read of it may do so from anywhere.
 unsafe impl Send for Folio {}
-// SAFETY: As above.
+// SAFETY: What a shared reference gives access to are words that the kernel reads so, too.
 unsafe impl Sync for Folio {}
 
 impl Folio {
@@ -132,7 +132,7 @@ impl Folio {
     ///
     /// The folio must be locked for a read by whoever calls, and is not used after that.
     pub(super) unsafe fn end_read(self, success: bool) {
-        // SAFETY: By the safety requirements.
+        // SAFETY: By the safety requirements the folio is locked, for a read, by whoever calls.
         unsafe { bindings::folio_end_read(self.as_ptr(), success) };
     }
 }

@@ -6,7 +6,7 @@
 //!   calls the original like anybody else; what the module itself calls is not redirected. It must
 //!   not do so as the last thing, lest the compiler turn the call into a jump and the original
 //!   seem to be called from elsewhere; a guard that is dropped at the end sees to that.
-//! - A [`Watch`] is told of each call of a function, with its first argument.
+//! - A [`Watch`] is told of each call of a function, with its first argument, or the first two.
 //! - A [`Probe`] is told by a tracepoint.
 //!
 //! All of them are removed when they are dropped. Somebody may be inside a replacement for much
@@ -34,16 +34,17 @@ pub(super) type Code = *const c_void;
 #[repr(C)]
 struct Hook {
     ops: bindings::ftrace_ops,
-    /// The replacement, or what to call with the first argument.
+    /// The replacement, or what to call with arguments.
     code: Code,
 }
 
 /// A registered [`Hook`].
 struct Registered(KBox<Hook>);
 
-// SAFETY: A hook is only looked at by ftrace, from any thread.
+// SAFETY: A hook is only looked at by ftrace, which does so from any thread; it may be unregistered
+// from any thread that may sleep.
 unsafe impl Send for Registered {}
-// SAFETY: As above.
+// SAFETY: A shared reference gives access to nothing.
 unsafe impl Sync for Registered {}
 
 impl Registered {
@@ -61,8 +62,8 @@ impl Registered {
 
         // SAFETY: The operations are zeroed but for function and flags.
         to_result(unsafe { bindings::ftrace_set_filter_ip(&mut hook.ops, addr, 0, 0) })?;
-        // SAFETY: As above; the box is not moved out of, and is only freed after it is
-        // unregistered.
+        // SAFETY: The operations have a function and a filter; the box is not moved out of, and is
+        // only freed after they are unregistered.
         let result = to_result(unsafe { bindings::register_ftrace_function(&mut hook.ops) });
         if let Err(error) = result {
             // SAFETY: It has a filter, and is not registered.
@@ -81,7 +82,8 @@ impl Drop for Registered {
             // Only where ftrace has stopped itself after an error of its own. The code that it
             // calls must not go away.
             kernel::pr_err_once!("ftrace is broken, and the module cannot be unloaded: restart\n");
-            // SAFETY: This is where a hook is dropped, which may sleep.
+            // SAFETY: Hooks are dropped in process context, with no lock held that forbids to
+            // sleep: unregistering one sleeps, too.
             unsafe { bindings::msleep(60_000) };
         }
         // SAFETY: It is not registered any more.
@@ -105,7 +107,7 @@ impl Redirect {
     pub(super) unsafe fn new(name: &CStr, code: Code) -> Result<Self> {
         let addr = resolve(name)?;
 
-        // SAFETY: By the safety requirements.
+        // SAFETY: `addr` is that of the function with this name, whose type `code` has.
         unsafe { Self::at(addr, code) }.inspect_err(|error| report(name, *error))
     }
 
@@ -157,7 +159,7 @@ pub(super) unsafe fn body(addr: usize) -> usize {
     /// What the call begins with.
     const CALL: u8 = 0xe8;
 
-    // SAFETY: By the safety requirements there is code.
+    // SAFETY: By the safety requirements there is a function at the address, which is longer.
     let code = unsafe { ptr::with_exposed_provenance::<[u8; 5]>(addr).read_volatile() };
     let begins_with_it = code == NOP || code[0] == CALL;
 
@@ -178,8 +180,23 @@ impl Watch {
     ///
     /// It is called with preemption off and in whatever context the function is called. May sleep.
     pub(super) fn new(name: &CStr, code: fn(usize)) -> Result<Self> {
+        Self::with(name, Some(Self::handle), code as Code)
+    }
+
+    /// Calls `code` with the first two arguments of each call of the function with this name.
+    ///
+    /// It is called like that of [`Self::new`]. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// `code` may be called with the arguments of any call of the function with this name.
+    pub(super) unsafe fn two(name: &CStr, code: unsafe fn(usize, usize)) -> Result<Self> {
+        Self::with(name, Some(Self::handle_two), code as Code)
+    }
+
+    fn with(name: &CStr, handle: bindings::ftrace_func_t, code: Code) -> Result<Self> {
         let addr = resolve(name)?;
-        let hook = Registered::new(addr, Some(Self::handle), 0, code as Code);
+        let hook = Registered::new(addr, handle, 0, code);
 
         Ok(Self {
             _hook: hook.inspect_err(|error| report(name, *error))?,
@@ -188,7 +205,7 @@ impl Watch {
 
     /// # Safety
     ///
-    /// To be called by ftrace, with the operations of a hook of this kind.
+    /// To be called by ftrace, with the operations of a hook that [`Self::new`] made.
     unsafe extern "C" fn handle(
         _ip: c_ulong,
         _parent_ip: c_ulong,
@@ -200,7 +217,29 @@ impl Watch {
         unsafe {
             let code = core::mem::transmute::<Code, fn(usize)>((*ops.cast::<Hook>()).code);
 
-            code(bindings::tmem_regs_arg0(regs));
+            code(bindings::tmem_regs_arg(regs, 0));
+        }
+    }
+
+    /// # Safety
+    ///
+    /// To be called by ftrace, with the operations of a hook that [`Self::two`] made.
+    unsafe extern "C" fn handle_two(
+        _ip: c_ulong,
+        _parent_ip: c_ulong,
+        ops: *mut bindings::ftrace_ops,
+        regs: *mut bindings::ftrace_regs,
+    ) {
+        // SAFETY: ftrace calls with operations that are registered, which are in a `Hook` of which
+        // `code` is what `two()` was given, and may be called with these arguments of the call.
+        unsafe {
+            let code = (*ops.cast::<Hook>()).code;
+            let code = core::mem::transmute::<Code, unsafe fn(usize, usize)>(code);
+
+            code(
+                bindings::tmem_regs_arg(regs, 0),
+                bindings::tmem_regs_arg(regs, 1),
+            );
         }
     }
 }
@@ -215,9 +254,9 @@ pub(super) struct Probe {
     code: Code,
 }
 
-// SAFETY: Tracepoints may be used from any thread.
+// SAFETY: A tracepoint is not tied to a thread, and the kernel locks what changes its probes.
 unsafe impl Send for Probe {}
-// SAFETY: As above.
+// SAFETY: A shared reference gives access to nothing.
 unsafe impl Sync for Probe {}
 
 impl Probe {
@@ -243,7 +282,8 @@ impl Probe {
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants it is registered.
+        // SAFETY: By the type invariants `code` is registered at the tracepoint, which is valid; and
+        // this is process context, where waiting for whoever is in a probe is possible.
         unsafe {
             bindings::tracepoint_probe_unregister(
                 self.tracepoint,

@@ -23,7 +23,10 @@ use kernel::{
 };
 
 use crate::{
-    bindings,
+    bindings::{
+        self,
+        page::PageRef, //
+    },
     client::{
         Answers,
         Batch,
@@ -42,6 +45,7 @@ use super::{
         Origin,
         PageOf, //
     },
+    verify,
     File, //
 };
 
@@ -82,7 +86,7 @@ impl Reading {
             }
         }
         if let Some(done) = last {
-            // SAFETY: As above.
+            // SAFETY: By the type invariants of the last one, and no page is to come.
             unsafe { done.folio.end_read(done.whole) };
         }
     }
@@ -151,7 +155,7 @@ impl Waiter {
 }
 
 /// Returns whether all of a folio can be got, and may be.
-fn may_get(context: &Entered, file: File, folio: Folio) -> bool {
+pub(super) fn may_get(context: &Entered, file: File, folio: Folio) -> bool {
     let pages = folio.pages();
     let may = folio.is_fillable()
         && context
@@ -165,7 +169,7 @@ fn may_get(context: &Entered, file: File, folio: Folio) -> bool {
     may
 }
 
-/// Asks for pages of a folio until the batch is full.
+/// Asks for pages of a folio until the batch is full; page `n` is to be written to `to(n)`.
 ///
 /// Returns the first page that was not asked for; fails if a page is not there.
 fn ask(
@@ -174,12 +178,13 @@ fn ask(
     file: File,
     folio: Folio,
     first: u64,
+    to: impl Fn(u64) -> Option<PageRef>,
 ) -> Result<u64> {
     let index = folio.index().saturating_add(first);
     // CAST: A folio has fewer pages.
     let count = folio.pages().saturating_sub(first) as usize;
     let reading = PageOf::Folio(Reading { folio, whole: true });
-    let pages = (first..folio.pages()).map_while(|n| Some((folio.page(n).ok()?, reading)));
+    let pages = (first..folio.pages()).map_while(|n| Some((to(n)?, reading)));
 
     match context
         .client
@@ -201,7 +206,7 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
     let mut gets: Option<Gets<'_>> = None;
 
     loop {
-        // SAFETY: By the safety requirements.
+        // SAFETY: By the safety requirements the readahead is valid.
         let next = NonNull::new(unsafe { bindings::tmem_readahead_peek(rac) });
         // SAFETY: It is locked for reading, and stays so until the read is ended.
         let Some(folio) = next.map(|folio| unsafe { Folio::new(folio) }) else {
@@ -237,13 +242,13 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
             unsafe {
                 bindings::tmem_readahead_next(rac);
                 bindings::tmem_readahead_settle(rac);
-                folio.end_read(read_by_parts(context, file, folio));
+                folio.end_read(read_by_parts(context, file, folio, |n| folio.page(n).ok()));
             }
             continue;
         }
 
         let before = batch.len();
-        let asked = ask(context, batch, file, folio, 0);
+        let asked = ask(context, batch, file, folio, 0, |n| folio.page(n).ok());
         // From here on the folio is this function's to end the read of.
         // SAFETY: By the safety requirements, and it is the one that was looked at.
         unsafe {
@@ -252,7 +257,7 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
         }
         if batch.len() == before {
             // Nothing is to come: it is all there, or it is not.
-            // SAFETY: As above.
+            // SAFETY: It was taken out of the readahead, locked, and no request is about it.
             unsafe { folio.end_read(asked.is_ok()) };
             continue;
         }
@@ -286,24 +291,25 @@ pub(in crate::hooks) unsafe extern "C" fn readahead(rac: *mut bindings::readahea
     let context = Context::enter();
     // SAFETY: The kernel calls with a valid readahead, of a valid mapping.
     let mapping = unsafe { (*rac).mapping };
+    let mut checks = None;
 
     if let Some(context) = &context {
-        let client = &context.client;
-        // SAFETY: As above.
+        // SAFETY: The mapping is valid as long as it is being read.
         let file = unsafe { File::new(mapping) };
 
-        if let Some(file) = file.filter(|file| {
-            client.running()
-                && client.pages(Pool::Cleancache).load(Relaxed) > 0
-                && file.is_cacheable()
-        }) {
+        if let Some(file) = file.filter(|file| gives(context, *file)) {
             // SAFETY: It is what the filesystem is asked to read.
-            unsafe { readahead_hits(context, rac, file) };
+            unsafe {
+                match &context.verify {
+                    None => readahead_hits(context, rac, file),
+                    Some(verify) => checks = Some(verify.readahead(context, rac, file)),
+                }
+            }
         }
     }
 
-    // SAFETY: As above; the filesystem is asked what it would have been, or less. It is its own
-    // function that was replaced.
+    // SAFETY: The readahead is valid, and the filesystem is asked what it would have been, or less.
+    // It is its own function that was replaced.
     unsafe {
         if bindings::tmem_readahead_count(rac) > 0 {
             if let Some(readahead) = (*(*mapping).a_ops).readahead {
@@ -311,27 +317,43 @@ pub(in crate::hooks) unsafe extern "C" fn readahead(rac: *mut bindings::readahea
             }
         }
     }
+    if let (Some(context), Some(checks)) = (&context, checks) {
+        verify::finish(context, checks);
+    }
 }
 
-/// Reads a folio from the host. Sleeps.
-fn read_hit(context: &Entered, file: File, folio: Folio) -> bool {
+/// Returns whether pages of a file may be got.
+fn gives(context: &Entered, file: File) -> bool {
+    let client = &context.client;
+
+    client.running() && client.pages(Pool::Cleancache).load(Relaxed) > 0 && file.is_cacheable()
+}
+
+/// Returns whether a folio can be got; counts it if it cannot.
+fn is_hit(context: &Entered, file: File, folio: Folio) -> bool {
     let client = &context.client;
 
     if !client.running() || client.pages(Pool::Cleancache).load(Relaxed) == 0 {
         return false;
     }
-    if !file.is_cacheable() || !may_get(context, file, folio) {
+    let hit = file.is_cacheable() && may_get(context, file, folio);
+
+    if !hit {
         client
             .counters(Pool::Cleancache)
             .misses
             .add(folio.pages() as usize);
-        return false;
     }
-    read_by_parts(context, file, folio)
+    hit
 }
 
-/// Reads a folio from the host, by as many requests as it takes. Sleeps.
-fn read_by_parts(context: &Entered, file: File, folio: Folio) -> bool {
+/// Reads a folio from the host, page `n` to `to(n)`, by as many requests as it takes. Sleeps.
+pub(super) fn read_by_parts(
+    context: &Entered,
+    file: File,
+    folio: Folio,
+    to: impl Fn(u64) -> Option<PageRef>,
+) -> bool {
     let client = &context.client;
     let mut next = Ok(0);
 
@@ -346,7 +368,7 @@ fn read_by_parts(context: &Entered, file: File, folio: Folio) -> bool {
             break;
         };
 
-        next = ask(context, &mut batch, file, folio, first);
+        next = ask(context, &mut batch, file, folio, first, &to);
         if batch.len() == 0 {
             client.cancel(batch);
         } else {
@@ -370,22 +392,35 @@ pub(in crate::hooks) unsafe extern "C" fn read_folio(
     let context = Context::enter();
     // SAFETY: The kernel calls with a folio that is locked for reading, of a valid mapping.
     let mapping = unsafe { bindings::tmem_folio_mapping(folio) };
+    let mut check = None;
 
     if let (Some(context), Some(folio)) = (&context, NonNull::new(folio)) {
-        // SAFETY: As above.
+        // SAFETY: The folio is locked, and so stays in its mapping, until the read is ended.
         let (cache, folio) = unsafe { (File::new(mapping), Folio::new(folio)) };
 
-        if cache.is_some_and(|cache| read_hit(context, cache, folio)) {
-            // SAFETY: As above, and the filesystem is not asked to read it.
-            unsafe { folio.end_read(true) };
-            return 0;
+        if let Some(cache) = cache.filter(|cache| is_hit(context, *cache, folio)) {
+            match &context.verify {
+                None => {
+                    if read_by_parts(context, cache, folio, |n| folio.page(n).ok()) {
+                        // SAFETY: It is locked for a read, which the filesystem is not asked for.
+                        unsafe { folio.end_read(true) };
+                        return 0;
+                    }
+                }
+                Some(verify) => check = verify.check(context, cache, folio),
+            }
         }
     }
-    // SAFETY: As above. It is the filesystem's own function that was replaced.
-    unsafe {
+    // SAFETY: The folio is locked for reading and nothing has ended that read. It is the filesystem's
+    // own function that was replaced.
+    let result = unsafe {
         match (*(*mapping).a_ops).read_folio {
             Some(read_folio) => read_folio(file, folio),
             None => -(EIO.to_errno().abs()),
         }
+    };
+    if let (Some(context), Some(check)) = (&context, check) {
+        verify::finish(context, check);
     }
+    result
 }
