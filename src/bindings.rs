@@ -4,7 +4,10 @@
 
 mod raw;
 
+pub(crate) mod block;
 pub(crate) mod pin;
+pub(crate) mod swap;
+pub(crate) mod sysfs;
 pub(crate) mod thread;
 pub(crate) mod trace;
 pub(crate) mod work;

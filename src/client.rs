@@ -22,10 +22,11 @@ mod credits;
 mod gets;
 mod half;
 mod lanes;
-mod logic;
+pub(crate) mod logic;
 mod pump;
 mod request;
 mod staging;
+mod stored;
 
 use kernel::{
     new_work,
@@ -488,7 +489,12 @@ impl<O: Origin> Client<O> {
         };
 
         if let Ok((event, _)) = Event::ref_from_prefix(buffer.frame.answer(written)) {
-            if EventKind::from_wire(event.kind.get()).is_some() {
+            let kind = EventKind::from_wire(event.kind.get());
+
+            if kind == Some(EventKind::Shrink) {
+                O::shrink(event.pages.get());
+            }
+            if kind.is_some() {
                 self.heed(&News {
                     persistent_credits: event.persistent_credits.get(),
                     ephemeral_credits: event.ephemeral_credits.get(),

@@ -22,6 +22,7 @@ use virtio_tmem_abi::{
 
 use crate::{
     bindings::{
+        sysfs,
         thread::Thread,
         work::OwnedQueue, //
     },
@@ -29,6 +30,7 @@ use crate::{
         Lanes,
         Pool, //
     },
+    files,
     hooks::{
         self,
         Client,
@@ -56,7 +58,8 @@ pub(crate) struct TmemDriver;
 crate::virtio_device_table!(VIRTIO_TABLE, @none, [virtio::DeviceId::new(DEVICE_ID)]);
 
 /// What there is for a device, in the order in which it is taken down.
-pub(crate) struct TmemData {
+pub(crate) struct TmemData<'bound> {
+    _files: sysfs::Group<'bound, files::About>,
     _stats: Stats,
     _hooks: Hooks,
     _pump: Thread<Client>,
@@ -75,7 +78,7 @@ impl Drop for Growth {
 }
 
 impl virtio::Driver for TmemDriver {
-    type Data<'bound> = TmemData;
+    type Data<'bound> = TmemData<'bound>;
     type Handler = Client;
     const ID_TABLE: virtio::IdTable = &VIRTIO_TABLE;
 
@@ -104,7 +107,7 @@ impl virtio::Driver for TmemDriver {
 /// Sets up all that there is for a device.
 ///
 /// What was set up is taken down if something later fails.
-fn bind(vdev: &virtio::Device<Core<'_>>) -> Result<TmemData> {
+fn bind<'bound>(vdev: &'bound virtio::Device<Core<'_>>) -> Result<TmemData<'bound>> {
     let config = read_config(vdev)?;
     // Before anything is set up: there can be one.
     let seat = hooks::Seat::take().inspect_err(|_| {
@@ -153,6 +156,7 @@ fn bind(vdev: &virtio::Device<Core<'_>>) -> Result<TmemData> {
         params::cleancache() && capabilities & cap::EPHEMERAL != 0,
     )?;
     let stats = Stats::new(&client)?;
+    let files = files::add(vdev.as_ref())?;
 
     client.run();
     dev_info!(
@@ -164,6 +168,7 @@ fn bind(vdev: &virtio::Device<Core<'_>>) -> Result<TmemData> {
         client.credits(Pool::Frontswap),
     );
     Ok(TmemData {
+        _files: files,
         _stats: stats,
         _hooks: hooks,
         _pump: pump,

@@ -60,6 +60,8 @@ use self::{
     ftrace::Redirect, //
 };
 
+pub(crate) use self::frontswap::Drain;
+
 /// Gets, with this module's origins.
 type Gets<'a> = client::Gets<'a, Origin>;
 
@@ -74,6 +76,8 @@ pub(crate) enum Origin {
     Readahead,
     /// Somebody who waits.
     Waiter(cleancache::Waiter),
+    /// What drains swapped pages.
+    Drain,
 }
 
 /// What whoever asked has to know about a page.
@@ -82,7 +86,7 @@ pub(crate) enum PageOf {
     /// Nothing.
     #[default]
     Any,
-    /// Which folio of the swap request it belongs to.
+    /// Which folio of the swap request it belongs to, or which page of what is being drained it is.
     Place(u8),
     /// Which folio of the readahead.
     Folio(cleancache::Reading),
@@ -96,6 +100,17 @@ impl client::Origin for Origin {
             Self::Swap(request) => request.done(answers),
             Self::Readahead => cleancache::Reading::done(answers),
             Self::Waiter(waiter) => waiter.done(answers),
+            Self::Drain => {
+                if let Some(context) = Context::get() {
+                    context.drain.done(answers);
+                }
+            }
+        }
+    }
+
+    fn shrink(pages: u64) {
+        if let Some(drain) = Drain::get() {
+            drain.shrink(pages);
         }
     }
 }
@@ -109,6 +124,9 @@ struct Context {
     client: Arc<Client>,
     /// Swap requests that are to go to the swap area after all.
     to_area: frontswap::ToArea,
+    /// What writes swapped pages back.
+    #[pin]
+    drain: frontswap::Drainer,
     filesystems: KVec<Filesystem>,
     /// The hooks of filesystems.
     #[pin]
@@ -125,11 +143,14 @@ struct Context {
     write: Work<Self, 0>,
     #[pin]
     hook: Work<Self, 1>,
+    #[pin]
+    draining: Work<Self, 2>,
 }
 
 impl_has_work! {
     impl HasWork<Self, 0> for Context { self.write }
     impl HasWork<Self, 1> for Context { self.hook }
+    impl HasWork<Self, 2> for Context { self.draining }
 }
 
 /// The context, or null.
@@ -242,6 +263,11 @@ impl Context {
         let _ = self.urgent.enqueue::<_, 0>(self.arc());
     }
 
+    /// Has pages drained soon. Any context.
+    fn drain_later(&self) {
+        self.drain.enqueue(self.arc());
+    }
+
     /// Has the functions of a filesystem hooked soon. Any context.
     fn hook_later(&self) {
         let _ = self.leisurely.enqueue::<_, 1>(self.arc());
@@ -253,7 +279,7 @@ impl workqueue::WorkItem<0> for Context {
 
     fn run(this: Arc<Self>) {
         if let Some(context) = Self::get() {
-            this.to_area.write(&context);
+            this.to_area.finish(&context);
         }
     }
 }
@@ -272,6 +298,17 @@ impl workqueue::WorkItem<1> for Context {
             if let Some(hooks) = filesystem.hook() {
                 let _ = reads.push_within_capacity(hooks);
             }
+        }
+    }
+}
+
+impl workqueue::WorkItem<2> for Context {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        // It stays as long as this runs: whoever removes the hooks waits for the queue.
+        if let Some(context) = Self::get() {
+            this.drain.run(&context);
         }
     }
 }
@@ -311,6 +348,7 @@ impl Seat {
             try_pin_init!(Context {
                 client: client.clone(),
                 to_area: frontswap::ToArea::new(),
+                drain <- frontswap::Drainer::new(),
                 filesystems,
                 reads <- new_mutex!(KVec::new(), "Context::reads"),
                 no_memory: Atomic::new(false),
@@ -319,6 +357,7 @@ impl Seat {
                 leisurely: OwnedQueue::new(c"virtio_tmem_hook", false)?,
                 write <- new_work!("Context::write"),
                 hook <- new_work!("Context::hook"),
+                draining <- new_work!("Context::draining"),
             }? Error),
             GFP_KERNEL,
         )?;
@@ -390,7 +429,7 @@ impl Drop for Hooks {
             drop(reads);
         }
 
-        // SAFETY: As above.
+        // SAFETY: The context is valid until `teardown()`, which is called below or later.
         let pages = unsafe { (*context).client.pages(Pool::Frontswap).load(Relaxed) };
         match self.frontswap.take() {
             Some(hooks) if pages > 0 => {
@@ -407,6 +446,7 @@ impl Drop for Hooks {
 }
 
 fn flush_work(context: &Context) {
+    context.drain.end();
     context.leisurely.flush();
     context.urgent.flush();
 }

@@ -199,6 +199,7 @@ impl Half {
     /// Any context. To be followed by insertions and [`Self::admitted`].
     pub(super) fn admit(&self, pages: usize) -> usize {
         if self.pages.load(Relaxed) >= self.max_pages {
+            self.counters.over_limit.add(pages);
             return 0;
         }
         let admitted = self.credits.take(pages);
@@ -207,6 +208,7 @@ impl Half {
         }
         if admitted > 0 && self.pool == Pool::Frontswap && !self.pin.add(1) {
             self.credits.settle(admitted);
+            self.counters.not_running.add(admitted);
             return 0;
         }
         admitted

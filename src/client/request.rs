@@ -135,6 +135,11 @@ pub(crate) trait Origin: Send + 'static {
     ///
     /// Hard interrupt context, or process context; may not sleep.
     fn done(self, answers: &Answers<'_, Self::Page>);
+
+    /// Takes the device's wish to have so many pages fewer that only it has.
+    ///
+    /// Hard interrupt context; may not sleep.
+    fn shrink(pages: u64);
 }
 
 /// What the driver remembers of a page that it asked for.

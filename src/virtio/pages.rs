@@ -47,7 +47,7 @@ impl PageRef {
     }
 
     /// Returns the raw page.
-    pub(super) fn as_ptr(self) -> *mut bindings::page {
+    pub(crate) fn as_ptr(self) -> *mut bindings::page {
         self.0.as_ptr()
     }
 
