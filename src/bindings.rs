@@ -6,6 +6,7 @@ mod raw;
 
 pub(crate) mod block;
 pub(crate) mod pin;
+pub(crate) mod pm;
 pub(crate) mod swap;
 pub(crate) mod sysfs;
 pub(crate) mod thread;

@@ -254,6 +254,13 @@ impl<O: Origin> Client<O> {
             .cmpxchg(state::RUNNING, state::STOPPING, kernel::sync::atomic::Full);
     }
 
+    /// Lets puts happen again after [`Self::quiesce()`], unless the device is gone.
+    pub(crate) fn go_on(&self) {
+        let _ = self
+            .state
+            .cmpxchg(state::STOPPING, state::RUNNING, kernel::sync::atomic::Full);
+    }
+
     /// Returns whether pages may be put.
     pub(crate) fn running(&self) -> bool {
         self.state.load(Acquire) == state::RUNNING

@@ -15,6 +15,7 @@ mod filesystem;
 mod folio;
 mod frontswap;
 mod ftrace;
+mod power;
 mod symbol;
 
 use core::{
@@ -45,6 +46,7 @@ use kernel::{
 use crate::{
     bindings::{
         self,
+        pm::Notifier,
         work::OwnedQueue, //
     },
     client::{
@@ -369,6 +371,7 @@ impl Seat {
         let mut hooks = Hooks {
             frontswap: None,
             cleancache: None,
+            power: None,
             seat: self,
         };
         if frontswap {
@@ -387,6 +390,10 @@ impl Seat {
                 })
                 .ok();
         }
+        hooks.power = Some(KBox::pin_init(
+            Notifier::new(power::Power::new()),
+            GFP_KERNEL,
+        )?);
         Ok(hooks)
     }
 }
@@ -401,6 +408,7 @@ impl Drop for Seat {
 pub(crate) struct Hooks {
     frontswap: Option<KBox<frontswap::Hooks>>,
     cleancache: Option<cleancache::Hooks>,
+    power: Option<Pin<KBox<Notifier<power::Power>>>>,
     seat: Seat,
 }
 
@@ -418,6 +426,7 @@ impl Hooks {
 
 impl Drop for Hooks {
     fn drop(&mut self) {
+        drop(self.power.take());
         // What puts goes first: the tracepoints. Nothing can be got from now on.
         drop(self.cleancache.take());
         let context = CONTEXT.load(Relaxed);

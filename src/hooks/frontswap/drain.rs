@@ -602,6 +602,11 @@ impl Drain {
         self.drainer().closed.load(Relaxed)
     }
 
+    /// Returns the context of the device that is drained.
+    pub(in crate::hooks) fn context(&self) -> &Context {
+        &self.0
+    }
+
     /// Returns how far the drain is. Any context.
     pub(crate) fn progress(&self) -> Progress {
         let left = self.0.client.pages(Pool::Frontswap).load(Relaxed);
