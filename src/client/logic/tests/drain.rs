@@ -502,7 +502,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
     fn nothing_is_stale_and_nothing_is_lost_in_a_storm(ops in prop::collection::vec(op(), 1..120)) {
