@@ -294,12 +294,13 @@ impl Drainer {
             match course.end_pass(left, unsettled) {
                 Next::Again => (),
                 Next::Wait => {
+                    let ticks = msecs_to_jiffies(WAIT_MS) as usize;
                     let mut state = self.state.lock();
 
-                    if !state.stop {
-                        let ticks = msecs_to_jiffies(WAIT_MS) as usize;
-                        let _ = self.changed.wait_interruptible_timeout(&mut state, ticks);
+                    if state.stop {
+                        break End::Stopped;
                     }
+                    let _ = self.changed.wait_interruptible_timeout(&mut state, ticks);
                 }
                 Next::Over(end) => break end,
             }
@@ -311,7 +312,7 @@ impl Drainer {
         let mut state = self.state.lock();
         let goal = state.goal;
 
-        // Whoever wanted all of it after that was all for another one begins anew.
+        // Somebody has started it again before it stopped.
         if end == End::Stopped && !state.stop {
             drop(state);
             context.drain_later();
