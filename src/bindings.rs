@@ -4,10 +4,14 @@
 
 mod raw;
 
+pub(crate) mod block;
 pub(crate) mod memory;
 pub(crate) mod page;
+pub(crate) mod pm;
 pub(crate) mod random;
 pub(crate) mod shrinker;
+pub(crate) mod swap;
+pub(crate) mod sysfs;
 pub(crate) mod thread;
 pub(crate) mod trace;
 pub(crate) mod work;

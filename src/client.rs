@@ -34,7 +34,7 @@ mod frame;
 mod get;
 mod lanes;
 mod life;
-mod logic;
+pub(crate) mod logic;
 mod pages;
 mod pool;
 mod pools;
@@ -43,6 +43,7 @@ mod put;
 mod request;
 mod stage;
 mod staging;
+mod stored;
 
 use kernel::{
     new_mutex, new_spinlock_irq, new_work,

@@ -29,6 +29,7 @@ use crate::{
             total_pages, //
         },
         shrinker::Shrinker,
+        sysfs,
         thread::Thread,
         work::OwnedQueue, //
     },
@@ -36,6 +37,7 @@ use crate::{
         Pool,
         Wants, //
     },
+    files,
     hooks::{
         self,
         Client,
@@ -58,7 +60,8 @@ pub(crate) struct TmemDriver;
 crate::virtio_device_table!(VIRTIO_TABLE, @none, [virtio::DeviceId::new(DEVICE_ID)]);
 
 /// What there is for a device, in the order in which it is taken down.
-pub(crate) struct TmemData {
+pub(crate) struct TmemData<'bound> {
+    _files: sysfs::Group<'bound, files::About>,
     _stats: Stats,
     _shrinker: Option<Shrinker<Client>>,
     hooks: Hooks,
@@ -89,7 +92,7 @@ impl Drop for Attached {
 }
 
 impl virtio::Driver for TmemDriver {
-    type Data<'bound> = TmemData;
+    type Data<'bound> = TmemData<'bound>;
     const ID_TABLE: virtio::IdTable = &VIRTIO_TABLE;
 
     fn probe<'bound>(
@@ -127,7 +130,7 @@ impl virtio::Driver for TmemDriver {
 /// Sets up all that there is for a device.
 ///
 /// What was set up is taken down if something later fails.
-fn bind(vdev: &virtio::Device<Core<'_>>) -> Result<TmemData> {
+fn bind<'bound>(vdev: &'bound virtio::Device<Core<'_>>) -> Result<TmemData<'bound>> {
     if is_encrypted() {
         dev_err!(
             vdev,
@@ -174,6 +177,7 @@ fn bind(vdev: &virtio::Device<Core<'_>>) -> Result<TmemData> {
         None
     };
     let stats = Stats::new(&client)?;
+    let files = files::add(vdev.as_ref())?;
 
     client.run();
     dev_info!(
@@ -185,6 +189,7 @@ fn bind(vdev: &virtio::Device<Core<'_>>) -> Result<TmemData> {
         client.credits(Pool::Frontswap),
     );
     Ok(TmemData {
+        _files: files,
         _stats: stats,
         _shrinker: shrinker,
         hooks,

@@ -15,6 +15,7 @@ mod filesystem;
 mod folio;
 mod frontswap;
 mod ftrace;
+mod power;
 mod symbol;
 
 use core::{
@@ -45,6 +46,7 @@ use kernel::{
 use crate::{
     bindings::{
         self,
+        pm::Notifier,
         work::OwnedQueue, //
     },
     client::{
@@ -56,6 +58,8 @@ use crate::{
 };
 
 use self::filesystem::Filesystem;
+
+pub(crate) use self::frontswap::Drain;
 
 /// Gets, with this module's origins.
 type Gets<'a> = client::Gets<'a, Origin>;
@@ -71,6 +75,8 @@ pub(crate) enum Origin {
     Readahead,
     /// Somebody who waits.
     Waiter(cleancache::Waiter),
+    /// What drains swapped pages.
+    Drain,
 }
 
 /// What whoever asked has to know about a page.
@@ -79,7 +85,7 @@ pub(crate) enum PageOf {
     /// Nothing.
     #[default]
     Any,
-    /// Which folio of the swap request it belongs to.
+    /// Which folio of the swap request it belongs to, or which page of what is being drained it is.
     Place(u8),
     /// Which folio of the readahead.
     Folio(cleancache::Reading),
@@ -93,13 +99,24 @@ impl client::Origin for Origin {
             Self::Swap(request) => request.done(answers),
             Self::Readahead => cleancache::Reading::done(answers),
             Self::Waiter(waiter) => waiter.done(answers),
+            Self::Drain => {
+                if let Some(context) = Context::get() {
+                    context.drain.done(answers);
+                }
+            }
+        }
+    }
+
+    fn shrink(pages: u64) {
+        if let Some(drain) = Drain::get() {
+            drain.shrink(pages);
         }
     }
 
     fn can_leave(&self) -> bool {
         match self {
             Self::Swap(request) => request.is_write(),
-            Self::Readahead | Self::Waiter(_) => false,
+            Self::Readahead | Self::Waiter(_) | Self::Drain => false,
         }
     }
 
@@ -112,8 +129,6 @@ impl client::Origin for Origin {
             other => Some(other),
         }
     }
-
-    fn shrink(_pages: u64) {}
 }
 
 /// What the hooks need.
@@ -122,6 +137,9 @@ struct Context {
     client: Arc<Client>,
     /// Swap requests that are to go to the swap area after all.
     to_area: frontswap::ToArea,
+    /// What writes swapped pages back.
+    #[pin]
+    drain: frontswap::Drainer,
     filesystems: KVec<Filesystem>,
     /// The hooks of filesystems.
     #[pin]
@@ -138,11 +156,14 @@ struct Context {
     write: Work<Self, 0>,
     #[pin]
     hook: Work<Self, 1>,
+    #[pin]
+    draining: Work<Self, 2>,
 }
 
 impl_has_work! {
     impl HasWork<Self, 0> for Context { self.write }
     impl HasWork<Self, 1> for Context { self.hook }
+    impl HasWork<Self, 2> for Context { self.draining }
 }
 
 /// The context, or null.
@@ -250,6 +271,11 @@ impl Context {
         let _ = self.urgent.enqueue::<_, 0>(self.arc());
     }
 
+    /// Has pages drained soon. Any context.
+    fn drain_later(&self) {
+        self.drain.enqueue(self.arc());
+    }
+
     /// Has the functions of a filesystem hooked soon. Any context.
     fn hook_later(&self) {
         let _ = self.leisurely.enqueue::<_, 1>(self.arc());
@@ -261,7 +287,7 @@ impl workqueue::WorkItem<0> for Context {
 
     fn run(this: Arc<Self>) {
         if let Some(context) = Self::get() {
-            this.to_area.write(&context);
+            this.to_area.finish(&context);
         }
     }
 }
@@ -280,6 +306,17 @@ impl workqueue::WorkItem<1> for Context {
             if let Some(hooks) = filesystem.hook() {
                 let _ = reads.push_within_capacity(hooks);
             }
+        }
+    }
+}
+
+impl workqueue::WorkItem<2> for Context {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        // It stays as long as this runs: whoever removes the hooks waits for the queue.
+        if let Some(context) = Self::get() {
+            this.drain.run(&context);
         }
     }
 }
@@ -325,6 +362,7 @@ impl Seat {
             try_pin_init!(Context {
                 client: client.clone(),
                 to_area: frontswap::ToArea::new(),
+                drain <- frontswap::Drainer::new(),
                 filesystems,
                 reads <- new_mutex!(KVec::new(), "Context::reads"),
                 verify,
@@ -333,6 +371,7 @@ impl Seat {
                 leisurely: OwnedQueue::new(c"virtio_tmem_hook", false)?,
                 write <- new_work!("Context::write"),
                 hook <- new_work!("Context::hook"),
+                draining <- new_work!("Context::draining"),
             }? Error),
             GFP_KERNEL,
         )?;
@@ -344,6 +383,7 @@ impl Seat {
         let mut hooks = Hooks {
             frontswap: None,
             cleancache: None,
+            power: None,
             seat: self,
         };
         if wants.frontswap {
@@ -362,6 +402,10 @@ impl Seat {
                 })
                 .ok();
         }
+        hooks.power = Some(KBox::pin_init(
+            Notifier::new(power::Power::new()),
+            GFP_KERNEL,
+        )?);
         Ok(hooks)
     }
 }
@@ -376,6 +420,7 @@ impl Drop for Seat {
 pub(crate) struct Hooks {
     frontswap: Option<KBox<frontswap::Hooks>>,
     cleancache: Option<cleancache::Hooks>,
+    power: Option<Pin<KBox<Notifier<power::Power>>>>,
     seat: Seat,
 }
 
@@ -391,11 +436,30 @@ impl Hooks {
     }
 
     /// Has nothing be left that only the host has, as far as that can be. Sleeps.
-    pub(crate) fn empty(&self) {}
+    pub(crate) fn empty(&self) {
+        let Some(drain) = Drain::get() else {
+            return;
+        };
+
+        let result = loop {
+            match drain.run_to_end(false) {
+                // Whoever stopped it did not know what it is for.
+                Err(error) if error == ECANCELED => (),
+                result => break result,
+            }
+        };
+        if let Err(error) = result {
+            pr_err!(
+                "{} swap pages could not be written to their swap areas ({error:?})\n",
+                drain.progress().left
+            );
+        }
+    }
 }
 
 impl Drop for Hooks {
     fn drop(&mut self) {
+        drop(self.power.take());
         // What puts goes first: the tracepoints. Nothing can be got from now on.
         drop(self.cleancache.take());
         let context = CONTEXT.load(Relaxed);
@@ -408,7 +472,7 @@ impl Drop for Hooks {
             drop(reads);
         }
 
-        // SAFETY: The context has not been given up yet: see above.
+        // SAFETY: The context is valid until `teardown()`, which is called below or later.
         let pages = unsafe { (*context).client.pages(Pool::Frontswap).load(Relaxed) };
         match self.frontswap.take() {
             Some(hooks) if pages > 0 => {
@@ -425,6 +489,7 @@ impl Drop for Hooks {
 }
 
 fn flush_work(context: &Context) {
+    context.drain.end();
     context.leisurely.flush();
     context.urgent.flush();
 }

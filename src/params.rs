@@ -65,6 +65,16 @@ pub(crate) fn frontswap() -> bool {
     module_parameters::frontswap.value()
 }
 
+/// Returns whether swapped pages that are put are written to their swap area too.
+pub(crate) fn write_through() -> bool {
+    module_parameters::write_through.value()
+}
+
+/// Returns whether pages of swap areas on device-mapper's devices are put.
+pub(crate) fn device_mapper() -> bool {
+    module_parameters::dm.value()
+}
+
 /// Returns whether clean pages are put.
 pub(crate) fn cleancache() -> bool {
     module_parameters::cleancache.value()

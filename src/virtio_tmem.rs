@@ -15,6 +15,7 @@
 mod bindings;
 mod client;
 mod driver;
+mod files;
 mod hooks;
 mod params;
 mod stats;
@@ -66,6 +67,14 @@ module! {
         cleancache: bool {
             default: true,
             description: "Put clean page-cache pages when they are evicted (default: on)",
+        },
+        write_through: bool {
+            default: false,
+            description: "Write swapped pages that are put to their swap area too, so that nothing is lost with the host (default: off)",
+        },
+        dm: bool {
+            default: true,
+            description: "Put pages of swap areas on device-mapper devices, which the host sees in plain text even where dm-crypt encrypts the area (default: on)",
         },
         ext4: bool {
             default: true,

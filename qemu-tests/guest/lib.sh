@@ -153,6 +153,19 @@ mounted() {
 	disk "$1" && mkdir -p "$2" && mount ${3:+-o "$3"} "$DISK" "$2"
 }
 
+# shuffled FILE MIB PARTS: makes a file for swapping, on a filesystem with reflinks, of which the first
+# so many pages are in another order on the disk: every other one first, and then those between.
+shuffled() {
+	local n
+	local -a parts=()
+	dd if=/dev/zero of="$1.source" bs=1M count="$2" || return
+	for ((n = 0; n < $3; n++)); do
+		parts+=(-c "reflink $1.source $((n * 4))k $((((n * 2) % $3 + n * 2 / $3) * 4))k 4k")
+	done
+	parts+=(-c "reflink $1.source $(($3 * 4))k $(($3 * 4))k $(($2 * 1024 - $3 * 4))k")
+	xfs_io -f "${parts[@]}" "$1" >/dev/null && rm "$1.source" && chmod 600 "$1" && sync
+}
+
 # confined MIB COMMAND...: runs the command with so much memory. Only its own
 # pages are swapped then, and not those of the script, which may be lost. The
 # memory is that of all in the same GROUP.
@@ -251,6 +264,26 @@ out() {
 looked() {
 	wait "$2" || echo "{\"status\":$?}"
 	cat "/tmp/out/$1"
+}
+
+# drain [1|0]: starts a drain, or stops it, or says how far it is.
+# shellcheck disable=SC2120 # The scripts of tests say what.
+drain() {
+	local file
+	for file in /sys/bus/virtio/drivers/virtio_tmem/virtio*/tmem/drain; do
+		[ -e "$file" ] || return
+		if [ $# -gt 0 ]; then
+			echo "$1" >"$file" || return
+		else
+			cat "$file" || return
+		fi
+	done
+}
+
+# drained: whether a drain is over that left nothing.
+drained() {
+	# shellcheck disable=SC2119
+	[[ $(drain) == "left 0 "*" over" ]]
 }
 
 # hooks: the functions that something is hooked into.

@@ -24,26 +24,13 @@ SHUFFLED_MIB = 16
 FILE_MIB = 512
 
 SCRIPT = f"""
-# shuffled FILE: makes a file that begins with every other page of what is on the disk, and then has
-# the ones between.
-shuffled() {{
-	local n pages={SHUFFLED_MIB * PAGES_OF_MIB}
-	local -a parts=()
-	dd if=/dev/zero of="$1.source" bs=1M count={FILE_MIB} || return
-	for ((n = 0; n < pages; n++)); do
-		parts+=(-c "reflink $1.source $((n * 4))k $((((n * 2) % pages + n * 2 / pages) * 4))k 4k")
-	done
-	parts+=(-c "reflink $1.source {SHUFFLED_MIB}m {SHUFFLED_MIB}m {FILE_MIB - SHUFFLED_MIB}m")
-	xfs_io -f "${{parts[@]}}" "$1" >/dev/null && rm "$1.source" && chmod 600 "$1" && sync
-}}
-
 extents() {{
 	dmesg | grep 'Adding .* swap on .* extents:'
 }}
 
 must udev wait_for 30 bound
 must mount mounted swap /tmp/swap
-must file shuffled /tmp/swap/file
+must file shuffled /tmp/swap/file {FILE_MIB} {SHUFFLED_MIB * PAGES_OF_MIB}
 must mkswap mkswap /tmp/swap/file
 # What was shared with the file that is gone is so until the filesystem has dealt with that.
 must swap wait_for 30 swapon /tmp/swap/file

@@ -2,6 +2,7 @@
 /* What bindgen reads. */
 
 #include <linux/kprobes.h>
+#include <linux/suspend.h>
 #include <linux/swap_ops.h>
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>

@@ -5,6 +5,8 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/bio.h>
+#include <linux/blkdev.h>
 #include <linux/buffer_head.h>
 #include <linux/bvec.h>
 #include <linux/cc_platform.h>
@@ -20,6 +22,7 @@
 #include <linux/sched.h>
 #include <linux/sched/prio.h>
 #include <linux/static_call.h>
+#include <linux/sysfs.h>
 #include <linux/swapops.h>
 #include <linux/tracepoint.h>
 #include <linux/virtio_ring.h>
@@ -348,6 +351,60 @@ void tmem_swap_complete(struct swap_io_ctx *ctx, int rw, long result)
 
 	swap_fs_prepare_rw(ctx, rw, &iter);
 	sio->iocb.ki_complete(&sio->iocb, result);
+}
+
+/* As get_swap_device() and put_swap_device(), for the area as a whole. */
+bool tmem_swap_area_get(struct swap_info_struct *sis)
+{
+	if (!percpu_ref_tryget_live(&sis->users))
+		return false;
+	/* What the area consists of was there before it was live. */
+	smp_rmb();
+	return true;
+}
+
+void tmem_swap_area_put(struct swap_info_struct *sis)
+{
+	percpu_ref_put(&sis->users);
+}
+
+/* The one thing about device-mapper's disks that is not private to it. */
+bool tmem_bdev_is_dm(struct block_device *bdev)
+{
+	return bdev && !strncmp(bdev->bd_disk->disk_name, "dm-", 3);
+}
+
+/* Transfers pages to or from a block, in pages, of a device; waits for it. */
+int tmem_bdev_transfer(struct block_device *bdev, u64 block,
+		       struct bio_vec *vectors, unsigned int count, bool write)
+{
+	struct bio bio;
+	int err;
+
+	bio_init(&bio, bdev, vectors, count,
+		 write ? REQ_OP_WRITE | REQ_SWAP : REQ_OP_READ);
+	bio.bi_vcnt = count;
+	bio.bi_iter.bi_size = count << PAGE_SHIFT;
+	bio.bi_iter.bi_sector = block << (PAGE_SHIFT - SECTOR_SHIFT);
+	err = submit_bio_wait(&bio);
+	bio_uninit(&bio);
+	return err;
+}
+
+void tmem_device_attribute_init(struct device_attribute *attr,
+				const char *name, umode_t mode,
+				ssize_t (*show)(struct device *dev,
+						struct device_attribute *attr,
+						char *buf),
+				ssize_t (*store)(struct device *dev,
+						 struct device_attribute *attr,
+						 const char *buf, size_t len))
+{
+	sysfs_attr_init(&attr->attr);
+	attr->attr.name = name;
+	attr->attr.mode = mode;
+	attr->show = show;
+	attr->store = store;
 }
 
 /*

@@ -2,6 +2,8 @@
 #ifndef _TMEM_HELPERS_H
 #define _TMEM_HELPERS_H
 
+#include <linux/blk_types.h>
+#include <linux/device.h>
 #include <linux/fs.h>
 #include <linux/ftrace.h>
 #include <linux/kthread.h>
@@ -80,6 +82,23 @@ unsigned long tmem_swp_offset(swp_entry_t entry);
 struct swap_iocb *tmem_alloc_swap_iocb(void);
 struct folio *tmem_bvec_folio(const struct bio_vec *bv);
 void tmem_swap_complete(struct swap_io_ctx *ctx, int rw, long result);
+bool tmem_swap_area_get(struct swap_info_struct *sis);
+void tmem_swap_area_put(struct swap_info_struct *sis);
+
+/* block devices */
+bool tmem_bdev_is_dm(struct block_device *bdev);
+int tmem_bdev_transfer(struct block_device *bdev, u64 block,
+		       struct bio_vec *vectors, unsigned int count, bool write);
+
+/* sysfs */
+void tmem_device_attribute_init(struct device_attribute *attr,
+				const char *name, umode_t mode,
+				ssize_t (*show)(struct device *dev,
+						struct device_attribute *attr,
+						char *buf),
+				ssize_t (*store)(struct device *dev,
+						 struct device_attribute *attr,
+						 const char *buf, size_t len));
 
 /* the page cache */
 bool tmem_mapping_cacheable(struct address_space *mapping);

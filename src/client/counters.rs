@@ -66,8 +66,18 @@ counters! {
     refused,
     /// Pages not sent because there was no credit.
     no_credit,
-    /// Pages not sent because there were as many as there may be.
-    max_pages,
+    /// Pages not put because there may be no more of them.
+    over_limit,
+    /// Pages not put because the device was not there yet, or not any more.
+    not_running,
+    /// Pages not put because all that there are are being drained, or were.
+    draining,
+    /// Pages not put because their swap area is in memory.
+    in_memory,
+    /// Pages not put because their swap area is on a device that is to be left alone.
+    left_alone,
+    /// Pages not put because another page of their request was not.
+    with_others,
     /// Pages not put because there was no memory in the index.
     no_memory,
     /// Pages not put because all staging memory was in use.
@@ -84,6 +94,12 @@ counters! {
     lost,
     /// Pages that the device could not write to where they were wanted, and did elsewhere.
     bounced,
+    /// Pages that the device did not return, or could not, and that were read from their swap area.
+    from_area,
+    /// Pages that were written to their swap area and forgotten.
+    drained,
+    /// Times that this failed for a page.
+    drain_failed,
     /// Pages that came back other than they were sent.
     bad_crc,
     /// Pages that left the index because they changed, or were not needed any more.

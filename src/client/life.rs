@@ -148,7 +148,7 @@ impl<O: Origin> Client<O> {
     }
 
     /// Lets puts happen again.
-    pub(crate) fn unquiesce(&self) {
+    pub(crate) fn go_on(&self) {
         self.remove_reason(standing::LEAVING);
     }
 

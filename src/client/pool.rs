@@ -190,7 +190,7 @@ impl PoolState {
     /// Any context. To be followed by insertions and [`Self::admitted`].
     pub(super) fn admit(&self, pages: usize) -> usize {
         if self.pages.load(Relaxed) >= self.max_pages {
-            self.counters.max_pages.add(pages);
+            self.counters.over_limit.add(pages);
             return 0;
         }
         let admitted = self.credits.take(pages);

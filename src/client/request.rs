@@ -97,7 +97,9 @@ pub(crate) trait Origin: Sized + Send + 'static {
     /// context, where reclaim waits; may sleep, but not allocate other than reclaim may.
     fn leave(self, pages: &mut dyn Iterator<Item = Self::Page>) -> Option<Self>;
 
-    /// The device asks for persistent pages back. Hard interrupt context.
+    /// Takes the device's wish to have so many pages fewer that only it has.
+    ///
+    /// Hard interrupt context; may not sleep.
     fn shrink(pages: u64);
 }
 

@@ -7,15 +7,24 @@
 //! locked when they are read, until somebody completes the request: here that is whoever hears the
 //! host's last answer about it. Nothing is copied in the guest and nobody waits.
 //!
-//! If the host takes all folios of a request they are nowhere else. If it refuses some, the whole
-//! request goes to the swap area as if nothing had happened, and the host forgets the rest. A page
-//! stays in the host until its slot in the swap area is freed or written again.
+//! If the host takes all folios of a request they are nowhere else, unless whatever is put is
+//! written through to the swap area. If it refuses some, the whole request goes to the swap area as
+//! if nothing had happened, and the host forgets the rest. A page stays in the host until its slot
+//! in the swap area is freed or written again, or until it is [drained](drain) to its slot.
 
+mod drain;
 mod request;
 
+use core::ptr::{
+    self,
+    NonNull, //
+};
+
 use kernel::{
+    page::PAGE_SIZE,
     prelude::*,
     sync::atomic::{
+        Acquire,
         Atomic,
         Full,
         Relaxed, //
@@ -23,12 +32,19 @@ use kernel::{
 };
 
 use crate::{
-    bindings,
+    bindings::{
+        self,
+        swap::{
+            Area,
+            Held, //
+        },
+    },
     client::{
         Batch,
         Pool,
         Stop, //
     },
+    params,
 };
 
 use self::request::{
@@ -36,9 +52,13 @@ use self::request::{
     Position, //
 };
 
-pub(super) use self::request::{
-    Request,
-    ToArea, //
+pub(crate) use self::drain::Drain;
+pub(super) use self::{
+    drain::Drainer,
+    request::{
+        Request,
+        ToArea, //
+    },
 };
 
 use super::{
@@ -65,13 +85,71 @@ const AREA_SHIFT: u32 = 48;
 const OBJECT_MASK: u64 = (1 << AREA_SHIFT) - 1;
 
 /// How many swap areas there can be.
-const AREAS: usize = bindings::MAX_SWAPFILES as usize;
+const MAX_AREAS: usize = bindings::MAX_SWAPFILES as usize;
 
 const READ: c_int = 0;
 const WRITE: c_int = 1;
 
-/// The last object in use of each swap area, plus one.
-static OBJECTS: [Atomic<u64>; AREAS] = [const { Atomic::new(0) }; AREAS];
+/// What has to be remembered of a swap area that pages were put from.
+///
+/// # Invariants
+///
+/// `info` is null or was an area of the kernel's once, with this number.
+struct AreaOf {
+    info: Atomic<*mut bindings::swap_info_struct>,
+    /// The last object in use, plus one.
+    objects: Atomic<u64>,
+}
+
+static AREAS: [AreaOf; MAX_AREAS] = [const { AreaOf::new() }; MAX_AREAS];
+
+impl AreaOf {
+    const fn new() -> Self {
+        Self {
+            info: Atomic::new(ptr::null_mut()),
+            objects: Atomic::new(0),
+        }
+    }
+
+    /// Returns what is remembered of the area of a slot with this number.
+    fn get(area: u32) -> Option<&'static Self> {
+        // CAST: To more bits.
+        AREAS.get(area as usize)
+    }
+
+    /// Remembers how far the objects of an area go, of which one will have pages.
+    fn note(area: Area, tag: u64) {
+        // CAST: It was made of a number of 32 bits.
+        let Some(this) = Self::get((tag >> AREA_SHIFT) as u32) else {
+            return;
+        };
+        let end = (tag & OBJECT_MASK) + 1;
+        let mut old = this.objects.load(Relaxed);
+
+        // INVARIANT: It is an area whose pages have tags with this number.
+        this.info.store(area.as_ptr(), Relaxed);
+        while old < end {
+            // What was stored before can be seen by whoever sees this.
+            match this.objects.cmpxchg(old, end, Full) {
+                Ok(_) => return,
+                Err(now) => old = now,
+            }
+        }
+    }
+
+    /// Returns the last object in use, plus one.
+    fn objects(&self) -> u64 {
+        self.objects.load(Acquire)
+    }
+
+    /// Keeps the area from being swapped off, unless it is on its way.
+    fn hold(&self) -> Option<Held> {
+        let info = NonNull::new(self.info.load(Relaxed))?;
+
+        // SAFETY: By the type invariants it was an area of the kernel's once.
+        unsafe { Held::new(info) }
+    }
+}
 
 /// Returns the tag and index of a page of a swap area.
 fn key(area: u32, offset: u64) -> (u64, u64) {
@@ -123,15 +201,47 @@ fn present(context: &Entered, folio: Folio) -> u64 {
     count
 }
 
-/// Returns whether an area is one that there is something to gain for: one in memory, as zram, has
-/// its requests completed before this returns, and is fast.
-///
-/// # Safety
-///
-/// `ctx` must be what the kernel submits.
-unsafe fn worthwhile(ctx: *mut bindings::swap_io_ctx) -> bool {
-    // SAFETY: By the safety requirements.
-    unsafe { (*(*ctx).sis).flags & bindings::SWP_SYNCHRONOUS_IO as c_ulong == 0 }
+/// Why the pages of a request are not put.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// The area is in memory, as zram: its requests are completed before this returns, and it is fast.
+    InMemory,
+    /// The area is on a device that is to be left alone.
+    LeftAlone,
+    /// A drain is to leave nothing in the host.
+    Draining,
+    /// The device is not there yet, or not any more.
+    NotRunning,
+    /// The device has no room.
+    NoCredit,
+}
+
+impl Reason {
+    /// Counts so many pages that are not put.
+    fn count(self, context: &Entered, pages: u64) {
+        let counters = context.client.counters(Pool::Frontswap);
+        let counter = match self {
+            Self::InMemory => &counters.in_memory,
+            Self::LeftAlone => &counters.left_alone,
+            Self::Draining => &counters.draining,
+            Self::NotRunning => &counters.not_running,
+            Self::NoCredit => &counters.no_credit,
+        };
+
+        // CAST: There are at most 32 folios.
+        counter.add(pages as usize);
+    }
+}
+
+/// Returns why no page of an area is put or got, if that is so.
+fn excluded(area: Area) -> Option<Reason> {
+    if area.is_synchronous() {
+        Some(Reason::InMemory)
+    } else if !params::device_mapper() && area.is_on_device_mapper() {
+        Some(Reason::LeftAlone)
+    } else {
+        None
+    }
 }
 
 /// Builds the batches of a request.
@@ -141,6 +251,8 @@ struct Builder<'a> {
     /// What the pages are got with; without, they are put.
     gets: Option<Gets<'a>>,
     batch: Option<Batch<Origin>>,
+    /// Pages that have been dealt with: pushed, or counted as not put.
+    counted: u64,
 }
 
 impl<'a> Builder<'a> {
@@ -150,6 +262,7 @@ impl<'a> Builder<'a> {
             request,
             gets,
             batch: None,
+            counted: 0,
         }
     }
 
@@ -165,7 +278,7 @@ impl<'a> Builder<'a> {
             let mut done = 0;
 
             if self.gets.is_none() {
-                note_object(run.tag);
+                AreaOf::note(request.area(), run.tag);
             }
             while done < run.len {
                 let key = (run.tag, run.index + done);
@@ -180,7 +293,11 @@ impl<'a> Builder<'a> {
                     }
                     Stop::Full | Stop::Refused => {
                         request.fail(at.place);
-                        if self.gets.is_none() || request.next(&mut at).is_none() {
+                        if self.gets.is_none() {
+                            self.count_rest();
+                            break 'all;
+                        }
+                        if request.next(&mut at).is_none() {
                             break 'all;
                         }
                         done += 1;
@@ -204,8 +321,31 @@ impl<'a> Builder<'a> {
         }
         match (&mut self.batch, &self.gets) {
             (Some(batch), Some(_)) => client.push_gets(batch, key, count, pages),
-            (Some(batch), None) => client.push_puts(batch, key, count, pages),
+            (Some(batch), None) => {
+                let asked = count.min(client.room(batch));
+                let (done, stop) = client.push_puts(batch, key, count, pages);
+
+                // Of those that it was asked for and did not take, the client has counted each.
+                self.counted += match stop {
+                    Stop::Refused => asked as u64,
+                    Stop::Done | Stop::Full => done as u64,
+                };
+                (done, stop)
+            }
             (None, _) => (0, Stop::Refused),
+        }
+    }
+
+    /// Counts those pages that are not put because another one of the request is not.
+    fn count_rest(&self) {
+        let counters = self.context.client.counters(Pool::Frontswap);
+        let rest = self.request.pages().saturating_sub(self.counted);
+
+        // CAST: There are at most 32 folios.
+        if self.batch.is_none() && self.counted == 0 {
+            counters.not_running.add(rest as usize);
+        } else {
+            counters.with_others.add(rest as usize);
         }
     }
 
@@ -230,40 +370,71 @@ impl<'a> Builder<'a> {
 /// To be called by the kernel, in the place of the function that it replaces.
 unsafe extern "C" fn submit_write(ctx: *mut bindings::swap_io_ctx) {
     let context = Context::enter();
-
-    // SAFETY: The kernel calls with what it submits.
-    let worthwhile = unsafe { worthwhile(ctx) };
-    let Some(context) = context.as_ref().filter(|_| worthwhile) else {
-        // SAFETY: As above.
+    let Some(context) = context.as_ref() else {
+        // SAFETY: `ctx` is what the kernel submits: it calls with nothing else.
         unsafe { submit(ctx, WRITE) };
         return;
     };
 
-    // SAFETY: As above, and it is not submitted otherwise.
+    // SAFETY: The kernel calls with a request, and with the area that it is for, which stays on as
+    // long as the request has its slots.
+    let (area, pages) = unsafe { (area_of(ctx), pages_of(ctx)) };
+    if let Some(reason) = area.and_then(excluded) {
+        reason.count(context, pages);
+        // SAFETY: `ctx` is what the kernel submits, and nothing of it was changed.
+        unsafe { submit(ctx, WRITE) };
+        return;
+    }
+
+    // SAFETY: `ctx` is what the kernel submits. From here on only the request that is made of it is
+    // used.
     let Some(request) = (unsafe { Request::take(ctx, WRITE) }) else {
         return;
     };
-    if !context.client.running() || context.client.credits(Pool::Frontswap) == 0 {
-        return request.write_to_area(context);
-    }
-    Builder::new(context, request, None).run();
-}
-
-/// Remembers how far the objects of an area go, of which one will have pages.
-fn note_object(tag: u64) {
-    let (area, end) = (tag >> AREA_SHIFT, (tag & OBJECT_MASK) + 1);
-    // CAST: It was made of a number of 32 bits.
-    let Some(objects) = OBJECTS.get(area as usize) else {
-        return;
-    };
-    let mut old = objects.load(Relaxed);
-
-    while old < end {
-        match objects.cmpxchg(old, end, Relaxed) {
-            Ok(_) => return,
-            Err(now) => old = now,
+    let putting = may_put(context);
+    match &putting {
+        Ok(_) => Builder::new(context, request, None).run(),
+        Err(reason) => {
+            reason.count(context, pages);
+            request.write_to_area(context);
         }
     }
+}
+
+/// Returns the right to put pages, or why there is none.
+fn may_put(context: &Entered) -> Result<drain::Putting<'_>, Reason> {
+    let client = &context.client;
+
+    if !client.running() {
+        return Err(Reason::NotRunning);
+    }
+    if client.credits(Pool::Frontswap) == 0 {
+        return Err(Reason::NoCredit);
+    }
+    context.drain.begin_put().ok_or(Reason::Draining)
+}
+
+/// Returns the area that a request is for.
+///
+/// # Safety
+///
+/// `ctx` must be what the kernel submits, and the result may only be used until it is completed.
+unsafe fn area_of(ctx: *mut bindings::swap_io_ctx) -> Option<Area> {
+    // SAFETY: By the safety requirements it is valid, and so is the area until its slots are free.
+    unsafe { NonNull::new((*ctx).sis).map(|area| Area::new(area)) }
+}
+
+/// Returns how many pages the folios of a request have together.
+///
+/// # Safety
+///
+/// `ctx` must be what the kernel submits.
+unsafe fn pages_of(ctx: *mut bindings::swap_io_ctx) -> u64 {
+    // SAFETY: By the safety requirements it is valid, and has a request.
+    let len = unsafe { (*(*ctx).sio).len };
+
+    // CAST: It is the length of something.
+    len as u64 / PAGE_SIZE as u64
 }
 
 /// # Safety
@@ -271,16 +442,21 @@ fn note_object(tag: u64) {
 /// To be called by the kernel, in the place of the function that it replaces.
 unsafe extern "C" fn submit_read(ctx: *mut bindings::swap_io_ctx) {
     let context = Context::enter();
-
-    // SAFETY: The kernel calls with what it submits.
-    let worthwhile = unsafe { worthwhile(ctx) };
-    let Some(context) = context.as_ref().filter(|_| worthwhile) else {
-        // SAFETY: As above.
+    // SAFETY: The kernel calls with the area that the request is for, which stays on as long as the
+    // request has its slots.
+    let area = unsafe { area_of(ctx) };
+    // What is never put need not be looked for.
+    let Some(context) = context
+        .as_ref()
+        .filter(|_| area.is_some_and(|area| excluded(area).is_none()))
+    else {
+        // SAFETY: `ctx` is what the kernel submits: it calls with nothing else.
         unsafe { submit(ctx, READ) };
         return;
     };
 
-    // SAFETY: As above, and it is not submitted otherwise.
+    // SAFETY: `ctx` is what the kernel submits. From here on only the request that is made of it is
+    // used.
     let Some(request) = (unsafe { Request::take(ctx, READ) }) else {
         return;
     };
@@ -330,12 +506,18 @@ fn same(context: &Entered, request: Request) -> (bool, Option<usize>) {
 fn read_whole(context: &Entered, request: Request, here: bool) {
     let client = &context.client;
 
-    if here {
-        return Builder::new(context, request, Some(client.gets())).run();
-    }
     // CAST: There are at most 32 folios.
     let pages = request.pages() as usize;
-    client.counters(Pool::Frontswap).misses.add(pages);
+    let counters = client.counters(Pool::Frontswap);
+
+    if !here {
+        counters.misses.add(pages);
+    } else if params::write_through() && client.is_gone() {
+        // All that was put is in the area too.
+        counters.from_area.add(pages);
+    } else {
+        return Builder::new(context, request, Some(client.gets())).run();
+    }
     request.read_from_area();
 }
 
@@ -369,9 +551,7 @@ fn swap_off(area: usize) {
     };
     // CAST: The argument is an `int`.
     let area = area as u32;
-    let objects = OBJECTS
-        .get(area as usize)
-        .map_or(0, |objects| objects.xchg(0, Full));
+    let objects = AreaOf::get(area).map_or(0, |area| area.objects.xchg(0, Full));
 
     for object in 0..objects {
         let (tag, _) = key(area, object << OBJECT_SHIFT);

@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod drain;
 pub mod epoch;
 pub mod index;
 pub mod mem;

@@ -23,13 +23,16 @@ use kernel::{
 use crate::{
     bindings::{
         self,
-        page::PageRef, //
+        block,
+        page::PageRef,
+        swap::Area, //
     },
     client::{
         Answers,
         Outcome,
         Pool, //
     },
+    params,
 };
 
 use super::{
@@ -40,6 +43,7 @@ use super::{
         PageOf, //
     },
     key,
+    present,
     OBJECT_PAGES,
     READ,
     WRITE, //
@@ -66,6 +70,10 @@ const _: () = {
 };
 
 /// A swap request that belongs to this half.
+///
+/// A page that is looked for in the index and found there may be drained before the host is asked for
+/// it, or before it answers. Then it does not come, the index does not have it any more, and it is
+/// in the swap area: see [`Self::finish_read`].
 ///
 /// # Invariants
 ///
@@ -126,6 +134,15 @@ impl Request {
         unsafe { self.0.cast::<Transfer>().as_ref() }
     }
 
+    /// Returns the area that it is for.
+    pub(super) fn area(&self) -> Area {
+        let area = NonNull::new(self.transfer().area);
+
+        // SAFETY: By the type invariants the request is for this area, some slots of which are in use
+        // until it is finished.
+        unsafe { Area::new(area.unwrap_or(NonNull::dangling())) }
+    }
+
     fn count(&self) -> usize {
         // SAFETY: By the type invariants it is valid.
         let count = unsafe { (*self.0.as_ptr()).nr_bvecs };
@@ -140,7 +157,7 @@ impl Request {
         }
         // SAFETY: By the type invariants it is valid, and nobody changes it.
         let vector = unsafe { (*self.0.as_ptr()).bvecs.get(n)? };
-        // SAFETY: As above.
+        // SAFETY: The vector is one of those that the request has, and names a page of a folio.
         let folio = unsafe { bindings::tmem_bvec_folio(vector) };
 
         // SAFETY: By the type invariants the folio stays until the request is finished.
@@ -173,9 +190,7 @@ impl Request {
     /// The kernel merges what is next to each other on the disk. Where the area is a block device
     /// its pages are in the same order there; those of a file are as the filesystem has them.
     pub(super) fn only_run(&self) -> Option<Run> {
-        // SAFETY: By the type invariants there is a request for the area.
-        let flags = unsafe { (*self.transfer().area).flags };
-        if flags & bindings::SWP_BLKDEV as c_ulong == 0 {
+        if !self.area().is_block_device() {
             return None;
         }
 
@@ -248,6 +263,7 @@ impl Request {
         }
         if let Some(context) = Context::get() {
             self.put(&context, false);
+            context.drain.nudge();
         }
     }
 
@@ -333,16 +349,20 @@ impl Request {
     fn finish(self, context: &Entered, may_sleep: bool) {
         let transfer = self.transfer();
         let failed = transfer.failed.load(Relaxed);
+        let reads = transfer.rw == READ;
 
-        if transfer.rw == READ {
-            self.finish_read(failed);
-        } else if failed == 0 {
+        if failed == 0 && (reads || !params::write_through()) {
             self.complete(self.len());
-        } else if may_sleep {
-            self.write_to_area(context);
-        } else {
+        } else if !may_sleep {
             context.to_area.push(self);
             context.write_later();
+        } else if reads {
+            self.finish_read(context, failed);
+        } else if failed == 0 {
+            // The host has it, and so will the area.
+            self.submit_write();
+        } else {
+            self.write_to_area(context);
         }
     }
 
@@ -370,13 +390,9 @@ impl Request {
         unsafe { bindings::tmem_swap_complete(&mut ctx, rw, result) };
     }
 
-    /// Completes what was read, and fails what was not. Any context.
-    fn finish_read(self, failed: u32) {
-        if failed == 0 {
-            let len = self.len();
-            return self.complete(len);
-        }
-
+    /// Completes what was read, reads from the area what did not come but is there, and fails what
+    /// is not. Sleeps.
+    fn finish_read(self, context: &Entered, failed: u32) {
         // A folio that did not come is an error for whoever wants it, and for nobody else: the
         // request is made one of the others.
         let sio = self.0.as_ptr();
@@ -384,16 +400,13 @@ impl Request {
         let mut kept = 0;
         let mut len = 0;
         for n in 0..count {
-            if failed & (1 << n) == 0 {
+            if failed & (1 << n) == 0 || self.folio(n).is_some_and(|f| self.reread(context, f)) {
                 // SAFETY: By the type invariants it is valid, and `kept <= n < count`.
                 unsafe {
                     len += (*sio).bvecs[n].bv_len;
                     (*sio).bvecs.swap(kept, n);
                 }
                 kept += 1;
-            } else if let Some(folio) = self.folio(n) {
-                let (area, offset) = folio.swap();
-                pr_err_ratelimited(area, offset);
             }
         }
         if kept == 0 {
@@ -416,6 +429,40 @@ impl Request {
         self.complete(len as c_long);
     }
 
+    /// Reads a folio that the host did not return from the area, if that has it, and returns whether
+    /// it was read. Sleeps.
+    ///
+    /// That is seldom, so one at a time will do, and needs no memory.
+    fn reread(&self, context: &Entered, folio: Folio) -> bool {
+        let (area, offset) = folio.swap();
+
+        // What the index had and has not any more was drained: the slot of a folio that is locked is
+        // neither freed nor written.
+        if !params::write_through() && present(context, folio) > 0 {
+            pr_err_ratelimited(area, offset);
+            return false;
+        }
+        let mut transfer = block::Transfer::<1>::new();
+        let read = (0..folio.pages()).all(|n| {
+            let block = self.area().block(offset + n);
+            let page = folio.page(n).ok();
+
+            block.zip(page).is_some_and(|(block, page)| {
+                transfer
+                    .read(self.area(), block, core::iter::once(page))
+                    .is_ok()
+            })
+        });
+
+        if read {
+            let counters = context.client.counters(Pool::Frontswap);
+
+            // CAST: A folio has fewer pages.
+            counters.from_area.add(folio.pages() as usize);
+        }
+        read
+    }
+
     /// Makes sure that nothing that the host has of the request's pages can be got any more.
     fn forget(&self, context: &Entered) {
         let client = &context.client;
@@ -433,19 +480,25 @@ impl Request {
     /// Writes the request to the swap area, and forgets what the host has of it. Sleeps.
     pub(super) fn write_to_area(self, context: &Entered) {
         self.forget(context);
+        // In this order: see there.
+        context.drain.wait_for(&self);
+        self.submit_write();
+    }
 
-        let area = self.transfer().area;
+    /// Has the kernel write the request to the swap area. Sleeps.
+    fn submit_write(self) {
         let mut ctx = bindings::swap_io_ctx {
             sio: self.0.as_ptr(),
-            sis: area,
+            sis: self.transfer().area,
         };
+
         // SAFETY: It is what the kernel wanted to do with the request, which is not used after
         // that; the area has not been swapped off while its pages are under writeback.
         unsafe { submit(&mut ctx, WRITE) };
     }
 }
 
-/// The requests that are to go to the swap area.
+/// The requests that need the swap area, and somebody who may sleep.
 ///
 /// # Invariants
 ///
@@ -475,8 +528,8 @@ impl ToArea {
         }
     }
 
-    /// Writes all requests. Sleeps.
-    pub(in crate::hooks) fn write(&self, context: &Entered) {
+    /// Ends all requests. Sleeps.
+    pub(in crate::hooks) fn finish(&self, context: &Entered) {
         let mut next = self.head.xchg(ptr::null_mut(), Full);
 
         while let Some(sio) = NonNull::new(next) {
@@ -484,7 +537,7 @@ impl ToArea {
             let request = Request(sio);
 
             next = request.transfer().next;
-            request.write_to_area(context);
+            request.finish(context, true);
         }
     }
 }

@@ -6,6 +6,7 @@ mod erase;
 mod flush;
 mod memory;
 mod run;
+mod stored;
 mod types;
 
 use super::{

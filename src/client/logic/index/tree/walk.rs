@@ -193,6 +193,41 @@ impl Tree {
         count
     }
 
+    /// Calls `f` for each live entry at `from..`, in the order of the indices, in at most `leaves`
+    /// leaves.
+    ///
+    /// False ends the visit before the entry. Returns where to go on, or [`None`] after the last
+    /// entry.
+    pub(in super::super) fn visit(
+        &self,
+        nodes: &Nodes,
+        mut from: u64,
+        leaves: usize,
+        mut f: impl FnMut(u64, u64) -> bool,
+    ) -> Option<u64> {
+        if self.height == 0 {
+            let more = from != 0 || !entry::is_live(self.root) || f(0, self.root);
+
+            return (!more).then_some(0);
+        }
+        for _ in 0..leaves {
+            let mut leaf = self.leaf(nodes, from, Kind::Live)?;
+            let node = nodes.get(leaf.at)?;
+
+            while leaf.bits != 0 {
+                let place = u64::from(leaf.bits.trailing_zeros());
+
+                if !f(leaf.base | place, node.get(place)) {
+                    return Some(leaf.base | place);
+                }
+                leaf.bits &= leaf.bits.wrapping_sub(1);
+            }
+            // CAST: To more bits.
+            from = (leaf.base | (PLACES as u64 - 1)).checked_add(1)?;
+        }
+        Some(from)
+    }
+
     /// Calls `f` for each live entry, in the order of the indices.
     pub(in super::super) fn for_each(&self, nodes: &Nodes, mut f: impl FnMut(u64, u64)) {
         let mut from = 0;
