@@ -36,6 +36,7 @@ use crate::{
 use super::{
     super::{
         folio::Folio,
+        ftrace,
         Context,
         Entered,
         Gets,
@@ -306,7 +307,7 @@ pub(in crate::hooks) unsafe extern "C" fn readahead(rac: *mut bindings::readahea
     unsafe {
         if bindings::tmem_readahead_count(rac) > 0 {
             if let Some(readahead) = (*(*mapping).a_ops).readahead {
-                readahead(rac);
+                ftrace::original(|| readahead(rac));
             }
         }
     }
@@ -383,7 +384,7 @@ pub(in crate::hooks) unsafe extern "C" fn read_folio(
     // SAFETY: As above. It is the filesystem's own function that was replaced.
     unsafe {
         match (*(*mapping).a_ops).read_folio {
-            Some(read_folio) => read_folio(file, folio),
+            Some(read_folio) => ftrace::original(|| read_folio(file, folio)),
             None => -(EIO.to_errno().abs()),
         }
     }
