@@ -39,6 +39,7 @@ module: kernel vendor ## Build the kernel module: build/module/virtio_tmem.ko
 	@mkdir -p build/module
 	@scripts/kbuild M=$(repo) MO=$(repo)/build/module \
 		STATIC_ASSERTIONS=build/vendor/static_assertions/src modules
+	@$(run) python3 scripts/check_originals.py build/module/virtio_tmem.o
 
 .PHONY: module-install
 module-install: module ## Install the module into the toolbox, where guests find it

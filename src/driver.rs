@@ -237,7 +237,7 @@ fn read_config(vdev: &virtio::Device<Bound>) -> Result<Config> {
         return Err(EPROTONOSUPPORT);
     }
     // What is not there reads as all ones.
-    if config.epoch.get() == EPOCH_NONE || config.reserved1.last() == Some(&0xff) {
+    if config.epoch.get() == EPOCH_NONE || config.end != 0 {
         dev_err!(
             vdev,
             "the device's configuration space is too small: give it {} bytes (config_size={})\n",

@@ -201,8 +201,8 @@ impl Drop for Entered {
 impl Context {
     /// Enters a hook.
     ///
-    /// The result has to live until after whatever the hook calls, even where it is [`None`]: what
-    /// the hook does last must not be a call. Any context.
+    /// The result has to live until after whatever the hook calls, which it is counted for. Any
+    /// context.
     #[inline]
     fn enter() -> Option<Entered> {
         Self::get()

@@ -557,8 +557,12 @@ int tmem_call_remove_mapping(struct address_space *mapping,
 			     struct folio *folio, bool reclaimed,
 			     struct mem_cgroup *memcg)
 {
-	return static_call(tmem_remove_mapping)(mapping, folio, reclaimed,
-						memcg);
+	int result = static_call(tmem_remove_mapping)(mapping, folio,
+						      reclaimed, memcg);
+
+	/* Not the last thing: a jump would hide who calls. */
+	barrier();
+	return result;
 }
 
 unsigned int tmem_readahead_count(struct readahead_control *rac)

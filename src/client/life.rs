@@ -289,7 +289,9 @@ impl<O: Origin> Client<O> {
         if this.is_gone() {
             return Ok(());
         }
-        let result = Self::attach(this, vdev).and_then(|()| this.create_pools());
+        let result = Self::attach(this, vdev)
+            .and_then(|()| this.find_pools())
+            .and_then(|()| this.create_pools());
 
         if let Err(error) = result {
             Self::give_up(
@@ -345,22 +347,15 @@ impl<O: Origin> Client<O> {
 
             // In this order: nothing names the new epoch before all of the old one is forgotten.
             this.staging.drain();
-            this.forget(Pool::Cleancache);
-            let lost: u64 = this.frontswap.shards().map(|mut s| s.lose_all()).sum();
+            this.lose_pages(Pool::Cleancache);
+            this.lose_pages(Pool::Frontswap);
             {
                 let mut epochs = this.epochs.lock();
 
                 epochs.change(next);
                 this.epoch.store(next, Relaxed);
             }
-            if lost > 0 {
-                pr_err!(
-                    "the host has lost {lost} swap pages that only it had (its epoch changed): \
-                     reading one is an I/O error\n"
-                );
-            } else {
-                pr_warn!("the host's epoch changed: its pages are not used any more\n");
-            }
+            pr_warn!("the host's epoch changed: what it had before is not used any more\n");
 
             match this.create_pools() {
                 Ok(()) => break,
@@ -457,8 +452,40 @@ impl<O: Origin> Client<O> {
     fn keep_pools(&self) {
         if self.keeps {
             for pool in self.pools() {
-                // One that does not is seen when it has no pages.
+                // Whether it has kept it is asked when it is back.
                 let _ = self.ask(Opcode::PoolKeep, pool, &[]);
+            }
+        }
+    }
+
+    /// Looks whether the device has kept the pools over a reset, and forgets what it has not.
+    fn find_pools(&self) -> Result {
+        if !self.keeps {
+            return Ok(());
+        }
+        for pool in self.pools() {
+            match self.ask(Opcode::PoolKeep, pool, &[])? {
+                Status::NoPool => self.lose_pages(pool),
+                // Another epoch is taken over as any is.
+                _ => (),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note that the device has no page of a pool any more.
+    fn lose_pages(&self, pool: Pool) {
+        match pool {
+            Pool::Cleancache => self.forget(pool),
+            Pool::Frontswap => {
+                let lost: u64 = self.frontswap.shards().map(|mut s| s.lose_all()).sum();
+
+                if lost > 0 {
+                    pr_err!(
+                        "the host has lost {lost} swap pages that only it had: reading one is an \
+                         I/O error\n"
+                    );
+                }
             }
         }
     }

@@ -179,7 +179,9 @@ unsafe extern "C" fn remove_mapping(
     }
     // SAFETY: It is what the kernel would have called, with the same arguments; the address was
     // set before the hook was.
-    unsafe { bindings::tmem_call_remove_mapping(mapping, folio, reclaimed, memcg) }
+    ftrace::original(|| unsafe {
+        bindings::tmem_call_remove_mapping(mapping, folio, reclaimed, memcg)
+    })
 }
 
 /// Holds reclaim up until there is memory for a folio that is to be put.
@@ -360,7 +362,7 @@ unsafe extern "C" fn truncate(
 
     flush();
     // SAFETY: It is what the kernel would have called, with the same arguments.
-    unsafe { bindings::truncate_inode_pages_range(mapping, start, end) };
+    ftrace::original(|| unsafe { bindings::truncate_inode_pages_range(mapping, start, end) });
     flush();
 }
 
@@ -399,7 +401,9 @@ unsafe extern "C" fn invalidate2(
     }
     flush();
     // SAFETY: It is what the kernel would have called, with the same arguments.
-    let result = unsafe { bindings::invalidate_inode_pages2_range(mapping, first, last) };
+    let result = ftrace::original(|| unsafe {
+        bindings::invalidate_inode_pages2_range(mapping, first, last)
+    });
     flush();
     result
 }
@@ -426,7 +430,9 @@ unsafe extern "C" fn invalidate_inode(
 
     flush();
     // SAFETY: It is what the kernel would have called, with the same arguments.
-    let result = unsafe { bindings::filemap_invalidate_inode(inode, write, start, end) };
+    let result = ftrace::original(|| unsafe {
+        bindings::filemap_invalidate_inode(inode, write, start, end)
+    });
     flush();
     result
 }
@@ -441,7 +447,7 @@ unsafe extern "C" fn clear_inode(inode: *mut bindings::inode) {
 
     // It waits for who is in reclaim with a page of the inode.
     // SAFETY: It is what the kernel would have called, with the same argument.
-    unsafe { bindings::clear_inode(inode) };
+    ftrace::original(|| unsafe { bindings::clear_inode(inode) });
     if let Some(context) = &context {
         // SAFETY: The kernel calls with a valid inode.
         let mapping = unsafe { &raw mut (*inode).i_data };

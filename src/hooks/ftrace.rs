@@ -3,16 +3,18 @@
 //! Hooking functions and tracepoints of the kernel.
 //!
 //! - A [`Redirect`] replaces a function: whoever calls it calls the replacement. The replacement
-//!   calls the original like anybody else; what the module itself calls is not redirected. It must
-//!   not do so as the last thing, lest the compiler turn the call into a jump and the original
-//!   seem to be called from elsewhere; a guard that is dropped at the end sees to that.
+//!   calls the original like anybody else, by [`original`]; what the module itself calls is not
+//!   redirected.
 //! - A [`Watch`] is told of each call of a function, with its first argument, or the first two.
 //! - A [`Probe`] is told by a tracepoint.
 //!
 //! All of them are removed when they are dropped. Somebody may be inside a replacement for much
 //! longer; see [`super::teardown`].
 
-use core::ptr;
+use core::{
+    arch::asm,
+    ptr, //
+};
 
 use kernel::{
     error::to_result,
@@ -143,6 +145,21 @@ impl Redirect {
             }
         }
     }
+}
+
+/// Calls the original of a function that is replaced.
+///
+/// Whatever the replacement does after that, the call stays a call. The compiler would turn one
+/// that comes last into a jump, and the original would then return to whoever called the
+/// replacement: it would seem to be called from outside of the module, and be redirected again. The
+/// build checks what became of all such calls.
+#[inline(always)]
+pub(super) fn original<R>(call: impl FnOnce() -> R) -> R {
+    let result = call();
+
+    // SAFETY: It is no instruction, and does nothing; but it is something to be done afterwards.
+    unsafe { asm!("", options(nostack, preserves_flags)) };
+    result
 }
 
 /// Returns where a function goes on after it has called ftrace: who calls that is not redirected,

@@ -39,6 +39,7 @@ use crate::{
 use super::{
     super::{
         folio::Folio,
+        ftrace,
         Context,
         Entered,
         Gets,
@@ -313,7 +314,7 @@ pub(in crate::hooks) unsafe extern "C" fn readahead(rac: *mut bindings::readahea
     unsafe {
         if bindings::tmem_readahead_count(rac) > 0 {
             if let Some(readahead) = (*(*mapping).a_ops).readahead {
-                readahead(rac);
+                ftrace::original(|| readahead(rac));
             }
         }
     }
@@ -415,7 +416,7 @@ pub(in crate::hooks) unsafe extern "C" fn read_folio(
     // own function that was replaced.
     let result = unsafe {
         match (*(*mapping).a_ops).read_folio {
-            Some(read_folio) => read_folio(file, folio),
+            Some(read_folio) => ftrace::original(|| read_folio(file, folio)),
             None => -(EIO.to_errno().abs()),
         }
     };

@@ -38,6 +38,7 @@ use crate::{
 use super::{
     super::{
         folio::Folio,
+        ftrace,
         Context,
         Entered,
         PageOf, //
@@ -567,7 +568,7 @@ pub(super) unsafe fn submit(ctx: *mut bindings::swap_io_ctx, rw: c_int) {
         };
 
         if let Some(submit) = submit {
-            submit(ctx.cast());
+            ftrace::original(|| submit(ctx.cast()));
         }
     }
 }
