@@ -226,7 +226,7 @@ fn run(command: Command) -> Result<u64> {
             idle,
         } => {
             if let Some(cpu) = cpu {
-                run_on(cpu)?;
+                run_on(&[cpu])?;
             }
             if idle {
                 run_when_idle()?;

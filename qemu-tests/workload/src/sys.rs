@@ -3,13 +3,15 @@
 //! What the standard library does not have: ways into a file, and into the scheduler.
 
 mod aligned;
+mod exchange;
 mod mapping;
 mod mark;
 mod schedule;
 mod uring;
 
 pub use aligned::Aligned;
+pub use exchange::{exchange_range, move_extents};
 pub use mapping::Mapping;
 pub use mark::mark;
-pub use schedule::{run_on, run_when_idle};
+pub use schedule::{cpus, real_time, run_on, run_when_idle};
 pub use uring::write_direct_async;

@@ -4,20 +4,41 @@
 
 use std::io;
 
-use rustix::thread::{sched_setaffinity, CpuSet};
+use rustix::thread::{sched_getaffinity, sched_setaffinity, CpuSet};
 
-/// Runs on this CPU only.
-pub fn run_on(cpu: usize) -> io::Result<()> {
+/// Returns the CPUs that this thread may run on.
+pub fn cpus() -> io::Result<Vec<usize>> {
+    let all = sched_getaffinity(None)?;
+    Ok((0..CpuSet::MAX_CPU)
+        .filter(|&cpu| all.is_set(cpu))
+        .collect())
+}
+
+/// Lets this thread run on these CPUs only.
+pub fn run_on(cpus: &[usize]) -> io::Result<()> {
     let mut set = CpuSet::new();
-    set.set(cpu);
+    for &cpu in cpus {
+        set.set(cpu);
+    }
     Ok(sched_setaffinity(None, &set)?)
 }
 
-/// Runs only when nobody else wants the CPU.
+/// Lets this thread run before all others that are not real-time threads of a higher priority.
+///
+/// Without the right to it, this does nothing.
+pub fn real_time(priority: i32) {
+    let param = libc::sched_param {
+        sched_priority: priority,
+    };
+    // SAFETY: The parameter is valid, and 0 stands for this thread.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const param) };
+}
+
+/// Lets this thread run only when nobody else wants the CPU.
 pub fn run_when_idle() -> io::Result<()> {
     let priority = libc::sched_param { sched_priority: 0 };
     // SAFETY: The kernel only reads the parameters, which live until it has.
-    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &priority) };
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const priority) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
