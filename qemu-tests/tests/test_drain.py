@@ -19,21 +19,28 @@ MIB = 112
 FILE_MIB = 320
 PAGES_OF_MIB = 256
 
-# The same memory, in pieces, written and read again and again; and memory that comes and goes.
+# The same memory, written and read again and again; and memory that comes and goes.
 STORM = f"""
+# out COUNT: whether the host has so many swapped pages.
+out() {{
+	local count
+	read -r count <$DRIVER/frontswap/pages && [ "$count" -ge "$1" ]
+}}
+
 storm() {{
 	local seed=100 steady job
-	confined 48 "$WORKLOAD" anon --mib {MIB} --jobs 2 --passes 4 --seed 1 >/tmp/steady 2>&1 &
+	confined 48 "$WORKLOAD" anon --mib {MIB} --jobs 2 --passes 3 --seed 1 >/tmp/steady 2>&1 &
 	steady=$!
 	while [ -d /proc/$steady ]; do
-		confined 48 "$WORKLOAD" anon --mib 32 --passes 0 --seed $((seed++)) || return
+		confined 48 "$WORKLOAD" anon --mib 24 --passes 0 --seed $((seed++)) || return
 	done &
 	job=$!
-	# All of a drain, and then a piece of one, again and again.
+	# All of a drain, and then the beginning of one, again and again.
 	while [ -d /proc/$steady ]; do
+		wait_for 5 out 3000
 		drain 1 && wait_for 20 drained
 		drain 0
-		wait_for 1 grep -q '^[1-9]' $DRIVER/frontswap/pages
+		wait_for 5 out 3000
 		drain 1 && drain 0
 	done
 	wait $job || echo "the memory that came and went was wrong, or killed: $?"
@@ -42,18 +49,13 @@ storm() {{
 	cat /tmp/steady
 }}
 
-many() {{
-	local count
-	read -r count <$DRIVER/frontswap/pages && [ "$count" -gt {MIB * PAGES_OF_MIB // 8} ]
-}}
-
 snapshot before
 step storm storm
 snapshot "after storm"
 confined 48 "$WORKLOAD" anon --mib {MIB} --passes 1 --seed 2 --wait-for "$RUN/told/dead" >/tmp/last 2>&1 &
 last=$!
 must filled wait_for 200 grep -q filled /tmp/last
-must out many
+must out out {MIB * PAGES_OF_MIB // 8}
 snapshot filled
 step begin drain 1
 step drained wait_for 120 drained
@@ -96,7 +98,7 @@ class Run:
 
 
 def _drained(lab: Lab, script: str, filesystem: str | None) -> Run:
-    # One put in ten goes to the area, too, and takes its whole request along.
+    # A page that is refused takes its whole request along to the area.
     daemon = lab.daemon(refuse_percent=1)
     disk = lab.disk("swap", 2 * FILE_MIB + 512, filesystem)
     allowed = [r"virtio_tmem: the host does not"]

@@ -327,7 +327,9 @@ impl Drainer {
 
         let written = course.written();
         match (goal, end) {
-            (Goal::All, End::Done) => pr_info!("{written} swapped pages were drained\n"),
+            (Goal::All, End::Done) if written > 0 => {
+                pr_info!("{written} swapped pages were drained\n")
+            }
             (_, End::Left(left)) if course.failed() > 0 => pr_err!(
                 "{left} swapped pages are only in the host and could not be written to their swap \
                  areas: see what the log says about the disk or the host, or swapoff\n"

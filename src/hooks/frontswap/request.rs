@@ -54,7 +54,7 @@ use super::{
 /// meanwhile.
 #[repr(C)]
 pub(super) struct Transfer {
-    area: *mut bindings::swap_info_struct,
+    area: Area,
     pub(super) rw: c_int,
     /// Answers that are still to come, plus one while questions are asked.
     left: Atomic<u32>,
@@ -116,6 +116,9 @@ impl Request {
     pub(super) unsafe fn take(ctx: *mut bindings::swap_io_ctx, rw: c_int) -> Option<Self> {
         // SAFETY: By the safety requirements it is valid.
         let (sio, area) = unsafe { ((*ctx).sio, (*ctx).sis) };
+        // SAFETY: By the safety requirements the request is for this area, and as long as it is not
+        // completed some slots of that are in use.
+        let area = unsafe { Area::new(NonNull::new(area)?) };
         let transfer = Transfer {
             area,
             rw,
@@ -137,11 +140,7 @@ impl Request {
 
     /// Returns the area that it is for.
     pub(super) fn area(&self) -> Area {
-        let area = NonNull::new(self.transfer().area);
-
-        // SAFETY: By the type invariants the request is for this area, some slots of which are in use
-        // until it is finished.
-        unsafe { Area::new(area.unwrap_or(NonNull::dangling())) }
+        self.transfer().area
     }
 
     fn count(&self) -> usize {
@@ -294,7 +293,7 @@ impl Request {
 
             let mut ctx = bindings::swap_io_ctx {
                 sio: part.as_ptr(),
-                sis: self.transfer().area,
+                sis: self.area().as_ptr(),
             };
             Self::take(&mut ctx, self.transfer().rw)
         }
@@ -304,7 +303,7 @@ impl Request {
     pub(super) fn read_from_area(self) {
         let mut ctx = bindings::swap_io_ctx {
             sio: self.0.as_ptr(),
-            sis: self.transfer().area,
+            sis: self.area().as_ptr(),
         };
 
         // SAFETY: It is what the kernel wanted to do with the request, which is not used after
@@ -384,7 +383,7 @@ impl Request {
         let rw = transfer.rw;
         let mut ctx = bindings::swap_io_ctx {
             sio: self.0.as_ptr(),
-            sis: transfer.area,
+            sis: transfer.area.as_ptr(),
         };
 
         // SAFETY: The request is what the kernel submitted, and is not used after that.
@@ -490,7 +489,7 @@ impl Request {
     fn submit_write(self) {
         let mut ctx = bindings::swap_io_ctx {
             sio: self.0.as_ptr(),
-            sis: self.transfer().area,
+            sis: self.area().as_ptr(),
         };
 
         // SAFETY: It is what the kernel wanted to do with the request, which is not used after
