@@ -76,6 +76,7 @@ def test_the_host_has_its_memory_back(lab: Lab, how: str) -> None:
 
 def boots_again(guest: Guest, daemon: Daemon, qmp: Qmp) -> None:
     """The machine starts anew, and the host has pages of it again."""
+    qmp.ask("set-action", reboot="reset")
     qmp.ask("system_reset")
     qmp.wait_for_status("prelaunch", 20)
     qmp.ask("cont")
