@@ -32,7 +32,7 @@ step "out$boot" out never 24 72
 if [ "$boot" = second ]; then
 	mark "pages out again"
 	wait_for 60 told "end as ever"
-	echo 1 >/sys/fs/cgroup/never/cgroup.kill
+	step "killed" kill_group never
 	step swapoff swap_off swap
 	exit
 fi
