@@ -181,6 +181,12 @@ confined() {
 	)
 }
 
+# kill_group GROUP: ends all in the group, and returns once they are gone.
+kill_group() {
+	local group=/sys/fs/cgroup/$1
+	echo 1 >"$group/cgroup.kill" && wait_for 30 grep -q "populated 0" "$group/cgroup.events"
+}
+
 # load_module [PARAMETER=VALUE...]: loads the module anew.
 load_module() {
 	modprobe -r virtio_tmem && modprobe virtio_tmem "$@"

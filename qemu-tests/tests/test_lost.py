@@ -30,8 +30,7 @@ mark "pages out"
 wait_for 60 told dead
 step "silent" wait_for 30 state silent
 step "files after" "$WORKLOAD" file-set verify --dir /tmp/data --mib 64
-echo 1 >/sys/fs/cgroup/killed/cgroup.kill
-step "killed" wait_for 30 grep -q "populated 0" /sys/fs/cgroup/killed/cgroup.events
+step "killed" kill_group killed
 step "still waiting" kill -0 $lost
 step "log before" kernel_log
 step "give up" set_tmem give_up 1

@@ -77,8 +77,7 @@ step "other" looked other $other
 others lost
 step "still waiting" kill -0 $owner
 snapshot waiting
-echo 1 >/sys/fs/cgroup/lost/cgroup.kill
-step "killed" wait_for 30 grep -q "populated 0" /sys/fs/cgroup/lost/cgroup.events
+step "killed" kill_group lost
 end lost
 """
 

@@ -69,7 +69,7 @@ step "waiter" looked waiter $PID
 step "beside" confined 24 "$WORKLOAD" anon --mib 64 --cpu 1 --seed 8
 step "state" state running
 kill "${{hogs[@]}}"
-echo 1 >/sys/fs/cgroup/idler/cgroup.kill
+must "kill idler" kill_group idler
 step "log of starving" kernel_log
 snapshot "starved"
 

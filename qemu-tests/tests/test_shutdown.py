@@ -32,7 +32,7 @@ step "out$boot" out never 24 72
 if [ "$boot" = second ]; then
 	mark "pages out again"
 	wait_for 60 told "end as ever"
-	echo 1 >/sys/fs/cgroup/never/cgroup.kill
+	step "killed" kill_group never
 	step swapoff swap_off swap
 	exit
 fi
@@ -76,6 +76,7 @@ def test_the_host_has_its_memory_back(lab: Lab, how: str) -> None:
 
 def boots_again(guest: Guest, daemon: Daemon, qmp: Qmp) -> None:
     """The machine starts anew, and the host has pages of it again."""
+    qmp.ask("set-action", reboot="reset")
     qmp.ask("system_reset")
     qmp.wait_for_status("prelaunch", 20)
     qmp.ask("cont")

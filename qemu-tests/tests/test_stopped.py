@@ -50,13 +50,13 @@ step "files after" "$WORKLOAD" file-set verify --dir /tmp/data --mib 48
 
 must "sleeper out" out sleeper 32 96
 sleeper=$PID
-must "victim out" out victim 4 12
+must "victim out" out victim 12 24
 victim=$PID
 snapshot "before the guest's stop"
 # Nobody waits for what the host is told of these pages.
 echo 1 >/sys/fs/cgroup/victim/cgroup.kill
-mark "both may stop"
 wait $victim
+mark "both may stop"
 wait_for 200 told sleeper
 step "sleeper" looked sleeper $sleeper
 step "state after both" state running
