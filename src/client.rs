@@ -114,7 +114,10 @@ pub(crate) use self::{
         Stop, //
     },
     frame::MAX_PAGES,
-    get::Gets,
+    get::{
+        Gets,
+        NotNow, //
+    },
     pool::Pool,
     request::{
         Answers,

@@ -177,7 +177,7 @@ fn bind<'bound>(vdev: &'bound virtio::Device<Core<'_>>) -> Result<TmemData<'boun
         None
     };
     let stats = Stats::new(&client)?;
-    let files = files::add(vdev.as_ref())?;
+    let files = files::add(vdev.as_ref(), client.clone())?;
 
     client.run();
     dev_info!(

@@ -9,7 +9,8 @@ use kernel::{
         Bound,
         Device, //
     },
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 
 use crate::{
@@ -18,21 +19,53 @@ use crate::{
         Group,
         Text, //
     },
-    hooks::Drain, //
+    hooks::{
+        Client,
+        Drain, //
+    },
 };
 
-/// What the files are about: the one device that there can be.
-pub(crate) struct About;
+/// What the files are about.
+pub(crate) struct About {
+    client: Arc<Client>,
+}
 
-static FILES: [File<About>; 1] = [File {
-    name: c"drain",
-    show: Some(show_drain),
-    store: Some(store_drain),
-}];
+static FILES: [File<About>; 3] = [
+    File {
+        name: c"state",
+        show: Some(show_state),
+        store: None,
+    },
+    File {
+        name: c"drain",
+        show: Some(show_drain),
+        store: Some(store_drain),
+    },
+    File {
+        name: c"give_up",
+        show: None,
+        store: Some(store_give_up),
+    },
+];
 
 /// Adds the files to the folder of a device, for as long as the result lives. May sleep.
-pub(crate) fn add(device: &Device<Bound>) -> Result<Group<'_, About>> {
-    Group::new(device, c"tmem", &FILES, About)
+pub(crate) fn add(device: &Device<Bound>, client: Arc<Client>) -> Result<Group<'_, About>> {
+    Group::new(device, c"tmem", &FILES, About { client })
+}
+
+/// Says how the driver stands with the device, in one word.
+fn show_state(about: &About, text: &mut Text<'_>) -> Result {
+    writeln!(text, "{}", about.client.standing().name()).map_err(|_| EOVERFLOW)
+}
+
+/// Gives the device up.
+fn store_give_up(about: &About, text: &str) -> Result {
+    if text != "1" {
+        pr_err!("give_up: {text:?} makes no sense: write 1, and what only the host has is lost\n");
+        return Err(EINVAL);
+    }
+    Client::give_up(&about.client, format_args!("the operator says so"));
+    Ok(())
 }
 
 /// Says how far the drain is, and whether swapped pages are put.

@@ -77,6 +77,8 @@ pub(crate) enum Origin {
     Waiter(cleancache::Waiter),
     /// What drains swapped pages.
     Drain,
+    /// Nobody any more: folios that the host may still write to.
+    Left(cleancache::Left),
 }
 
 /// What whoever asked has to know about a page.
@@ -99,6 +101,7 @@ impl client::Origin for Origin {
             Self::Swap(request) => request.done(answers),
             Self::Readahead => cleancache::Reading::done(answers),
             Self::Waiter(waiter) => waiter.done(answers),
+            Self::Left(left) => left.done(answers),
             Self::Drain => {
                 if let Some(context) = Context::get() {
                     context.drain.done(answers);
@@ -116,16 +119,20 @@ impl client::Origin for Origin {
     fn can_leave(&self) -> bool {
         match self {
             Self::Swap(request) => request.is_write(),
-            Self::Readahead | Self::Waiter(_) | Self::Drain => false,
+            Self::Readahead => true,
+            Self::Waiter(waiter) => waiter.can_leave(),
+            Self::Left(_) | Self::Drain => false,
         }
     }
 
-    fn leave(self, _pages: &mut dyn Iterator<Item = PageOf>) -> Option<Self> {
+    fn leave(self, pages: &mut dyn Iterator<Item = PageOf>) -> Option<Self> {
         match self {
             Self::Swap(request) if request.is_write() => {
                 request.leave();
                 None
             }
+            Self::Readahead => Some(Self::Left(cleancache::Left::readahead(pages))),
+            Self::Waiter(waiter) => Some(Self::Left(waiter.leave(pages))),
             other => Some(other),
         }
     }
@@ -136,7 +143,9 @@ impl client::Origin for Origin {
 struct Context {
     client: Arc<Client>,
     /// Swap requests that are to go to the swap area after all.
-    to_area: frontswap::ToArea,
+    to_area: frontswap::Queue,
+    /// Swap requests that are to be read once the host can be asked.
+    to_host: frontswap::Queue,
     /// What writes swapped pages back.
     #[pin]
     drain: frontswap::Drainer,
@@ -156,14 +165,19 @@ struct Context {
     write: Work<Self, 0>,
     #[pin]
     hook: Work<Self, 1>,
+    /// For work that waits for the host.
+    patient: OwnedQueue,
     #[pin]
     draining: Work<Self, 2>,
+    #[pin]
+    read: Work<Self, 3>,
 }
 
 impl_has_work! {
     impl HasWork<Self, 0> for Context { self.write }
     impl HasWork<Self, 1> for Context { self.hook }
     impl HasWork<Self, 2> for Context { self.draining }
+    impl HasWork<Self, 3> for Context { self.read }
 }
 
 /// The context, or null.
@@ -180,6 +194,9 @@ static LEFT_BEHIND: Atomic<*mut Context> = Atomic::new(ptr::null_mut());
 
 /// The hooks of frontswap that belong to it.
 static LEFT_HOOKS: Atomic<*mut frontswap::Hooks> = Atomic::new(ptr::null_mut());
+
+/// Whether the module is kept from being unloaded, for the sake of what was left behind.
+static PINNED: Atomic<bool> = Atomic::new(false);
 
 /// The right to use the context; it does not go away as long as there is one.
 struct Entered(&'static Context);
@@ -259,6 +276,18 @@ impl Context {
             .any(|filesystem| unsafe { filesystem.is_of(mapping) })
     }
 
+    /// Lets the module be unloaded once nothing is left of what kept it. Any context.
+    fn unpin(&self) {
+        if PINNED.load(Relaxed)
+            && self.client.pages(Pool::Frontswap).load(Relaxed) == 0
+            && PINNED.xchg(false, Full)
+        {
+            // SAFETY: `leave_behind()` took the reference, and a hook of the module is running, whose
+            // end whoever unloads it waits for.
+            unsafe { bindings::module_put(crate::this_module().as_ptr()) };
+        }
+    }
+
     fn arc(&self) -> Arc<Self> {
         // SAFETY: `Seat::install()` made the context as an `Arc`.
         let context = core::mem::ManuallyDrop::new(unsafe { Arc::from_raw(self) });
@@ -269,6 +298,11 @@ impl Context {
     /// Has swap requests written to the swap area soon. Any context.
     fn write_later(&self) {
         let _ = self.urgent.enqueue::<_, 0>(self.arc());
+    }
+
+    /// Has swap requests read once the host can be asked. Any context.
+    fn read_later(&self) {
+        let _ = self.patient.enqueue::<_, 3>(self.arc());
     }
 
     /// Has pages drained soon. Any context.
@@ -306,6 +340,16 @@ impl workqueue::WorkItem<1> for Context {
             if let Some(hooks) = filesystem.hook() {
                 let _ = reads.push_within_capacity(hooks);
             }
+        }
+    }
+}
+
+impl workqueue::WorkItem<3> for Context {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        if let Some(context) = Self::get() {
+            this.to_host.read(&context);
         }
     }
 }
@@ -361,7 +405,8 @@ impl Seat {
         let context = Arc::pin_init(
             try_pin_init!(Context {
                 client: client.clone(),
-                to_area: frontswap::ToArea::new(),
+                to_area: frontswap::Queue::new(),
+                to_host: frontswap::Queue::new(),
                 drain <- frontswap::Drainer::new(),
                 filesystems,
                 reads <- new_mutex!(KVec::new(), "Context::reads"),
@@ -369,9 +414,11 @@ impl Seat {
                 largest: 1 << params::max_order(),
                 urgent: OwnedQueue::new(c"virtio_tmem_swap", true)?,
                 leisurely: OwnedQueue::new(c"virtio_tmem_hook", false)?,
+                patient: OwnedQueue::new(c"virtio_tmem_read", true)?,
                 write <- new_work!("Context::write"),
                 hook <- new_work!("Context::hook"),
                 draining <- new_work!("Context::draining"),
+                read <- new_work!("Context::read"),
             }? Error),
             GFP_KERNEL,
         )?;
@@ -475,10 +522,7 @@ impl Drop for Hooks {
         // SAFETY: The context is valid until `teardown()`, which is called below or later.
         let pages = unsafe { (*context).client.pages(Pool::Frontswap).load(Relaxed) };
         match self.frontswap.take() {
-            Some(hooks) if pages > 0 => {
-                LEFT_HOOKS.store(KBox::into_raw(hooks), Relaxed);
-                LEFT_BEHIND.store(context, kernel::sync::atomic::Release);
-            }
+            Some(hooks) if pages > 0 => leave_behind(context, hooks),
             hooks => {
                 drop(hooks);
                 teardown();
@@ -491,6 +535,7 @@ impl Drop for Hooks {
 fn flush_work(context: &Context) {
     context.drain.end();
     context.leisurely.flush();
+    context.patient.flush();
     context.urgent.flush();
 }
 
@@ -515,6 +560,31 @@ fn teardown() {
         let context = unsafe { Arc::from_raw(context.cast_const()) };
 
         flush_work(&context);
+    }
+}
+
+/// Leaves the hooks of frontswap and the context where they are, for pages that are lost: whoever
+/// wants one has to get an error.
+///
+/// They are what the module is needed for from here on. If it is being unloaded already, they are
+/// waited for. May sleep.
+fn leave_behind(context: *mut Context, hooks: KBox<frontswap::Hooks>) {
+    LEFT_HOOKS.store(KBox::into_raw(hooks), Relaxed);
+    LEFT_BEHIND.store(context, kernel::sync::atomic::Release);
+
+    // SAFETY: The module is there: its code is running.
+    if unsafe { bindings::try_module_get(crate::this_module().as_ptr()) } {
+        PINNED.store(true, Relaxed);
+        if let Some(context) = Context::get() {
+            // The last page may have gone before.
+            context.unpin();
+        }
+        return;
+    }
+    pr_warn!("waiting for the lost swap pages to be freed before the module goes: swapoff, or end who has them\n");
+    while !clear_left_behind() {
+        // SAFETY: Whoever calls may sleep, as this function says.
+        unsafe { bindings::msleep(100) };
     }
 }
 

@@ -2,7 +2,10 @@
 
 //! The module's parameters, checked.
 
-use kernel::prelude::*;
+use kernel::{
+    debugfs::ScopedDir,
+    prelude::*, //
+};
 
 use crate::{
     client::{
@@ -130,4 +133,51 @@ pub(crate) fn limits(wants: Wants, total_pages: u64) -> Limits {
         poll_us: module_parameters::poll_us.value(),
         admission: module_parameters::admission.value().then_some(total_pages),
     }
+}
+
+macro_rules! in_force {
+    ($($name:ident: $type:ty,)*) => {
+        /// The parameters in force.
+        pub(crate) struct InForce {
+            $($name: $type,)*
+        }
+
+        impl InForce {
+            /// Returns them.
+            pub(crate) fn new() -> Self {
+                Self { $($name: module_parameters::$name.value(),)* }
+            }
+
+            /// Shows each in a file of a folder.
+            pub(crate) fn show<'a>(&'a self, folder: &ScopedDir<'a, '_>) {
+                $(
+                    // CAST: A string without a zero in it, with one after it.
+                    if let Ok(name) = CStr::from_bytes_with_nul(
+                        concat!(stringify!($name), "\0").as_bytes(),
+                    ) {
+                        folder.read_only_file(name, &self.$name);
+                    }
+                )*
+            }
+        }
+    };
+}
+
+in_force! {
+    frontswap: bool,
+    cleancache: bool,
+    write_through: bool,
+    dm: bool,
+    ext4: bool,
+    xfs: bool,
+    btrfs: bool,
+    crc: u32,
+    verify: bool,
+    admission: bool,
+    max_order: u32,
+    max_pages: u64,
+    staging_pages: u32,
+    timeout_ms: u32,
+    give_up_ms: u32,
+    poll_us: u32,
 }

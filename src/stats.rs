@@ -13,11 +13,13 @@ use kernel::{
 
 use crate::{
     client::Pool,
-    hooks::Client, //
+    hooks::Client,
+    params::InForce, //
 };
 
 /// The folder `virtio_tmem` in debugfs, for as long as it lives.
 pub(crate) struct Stats {
+    _parameters: Pin<KBox<Scope<InForce>>>,
     _folders: [Pin<KBox<Scope<Arc<Client>>>>; 3],
     _top: Dir,
 }
@@ -57,7 +59,13 @@ impl Stats {
             GFP_KERNEL,
         )?;
 
+        let parameters = KBox::pin_init(
+            top.scope(Ok::<_, Error>(InForce::new()), c"parameters", InForce::show),
+            GFP_KERNEL,
+        )?;
+
         Ok(Self {
+            _parameters: parameters,
             _folders: [
                 pool(c"frontswap", Pool::Frontswap)?,
                 pool(c"cleancache", Pool::Cleancache)?,

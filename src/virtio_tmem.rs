@@ -110,7 +110,7 @@ module! {
         },
         staging_pages: u32 {
             default: 0,
-            description: "Pages of memory for clean pages on their way to the host, 32 to 65536; 0: a 32nd of the guest's memory, from 1024 to 16384 pages (default: 0)",
+            description: "Pages of memory for clean pages on their way to the host, 32 to 65536; 0: a 32nd of the memory that the guest has at the time, from 256 to 16384 pages (default: 0)",
         },
         timeout_ms: u32 {
             default: 3000,

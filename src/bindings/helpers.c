@@ -261,6 +261,16 @@ int tmem_folio_ref_count(const struct folio *folio)
 	return folio_ref_count(folio);
 }
 
+/* Takes a folio that is locked for a read out of the page cache, and unlocks it. */
+void tmem_folio_evict(struct folio *folio)
+{
+	struct address_space *mapping = folio->mapping;
+
+	if (mapping)
+		generic_error_remove_folio(mapping, folio);
+	folio_unlock(folio);
+}
+
 /* Content that equals the disk's, and that nobody else can see any more. */
 bool tmem_folio_putable(const struct folio *folio)
 {

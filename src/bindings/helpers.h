@@ -65,6 +65,7 @@ unsigned long tmem_folio_nr_pages(const struct folio *folio);
 unsigned int tmem_folio_order(const struct folio *folio);
 struct page *tmem_folio_page(struct folio *folio, unsigned long n);
 int tmem_folio_ref_count(const struct folio *folio);
+void tmem_folio_evict(struct folio *folio);
 bool tmem_folio_putable(const struct folio *folio);
 bool tmem_folio_workingset(const struct folio *folio);
 bool tmem_folio_fillable(const struct folio *folio);

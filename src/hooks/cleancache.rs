@@ -71,6 +71,7 @@ pub(super) use self::{
     read::{
         read_folio,
         readahead,
+        Left,
         Reading,
         Waiter, //
     },

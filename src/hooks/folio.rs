@@ -126,6 +126,34 @@ impl Folio {
         unsafe { bindings::tmem_folio_fillable(self.as_ptr()) }
     }
 
+    /// Takes a reference, so that the folio stays until [`Self::release`]. Any context.
+    pub(super) fn hold(self) {
+        // SAFETY: By the type invariants it is valid.
+        unsafe { bindings::tmem_folio_get(self.as_ptr()) };
+    }
+
+    /// Gives a reference back. Any context.
+    ///
+    /// # Safety
+    ///
+    /// [`Self::hold`] must have taken it, and nobody may use the folio because of it any more.
+    pub(super) unsafe fn release(self) {
+        // SAFETY: By the safety requirements there is a reference to give back.
+        unsafe { bindings::tmem_folio_put(self.as_ptr()) };
+    }
+
+    /// Takes the folio out of the page cache instead of ending a read, and unlocks it: whoever waits
+    /// for it looks for it anew. Sleeps.
+    ///
+    /// # Safety
+    ///
+    /// The folio must be locked for a read by whoever calls, and is not used after that but by those
+    /// who have a reference.
+    pub(super) unsafe fn evict(self) {
+        // SAFETY: By the safety requirements the folio is locked, for a read, by whoever calls.
+        unsafe { bindings::tmem_folio_evict(self.as_ptr()) };
+    }
+
     /// Ends a read, and unlocks the folio.
     ///
     /// # Safety

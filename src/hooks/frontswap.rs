@@ -41,6 +41,7 @@ use crate::{
     },
     client::{
         Batch,
+        NotNow,
         Pool,
         Stop, //
     },
@@ -57,7 +58,7 @@ pub(super) use self::{
     drain::Drainer,
     request::{
         Request,
-        ToArea, //
+        Queue, //
     },
 };
 
@@ -460,22 +461,32 @@ unsafe extern "C" fn submit_read(ctx: *mut bindings::swap_io_ctx) {
     let Some(request) = (unsafe { Request::take(ctx, READ) }) else {
         return;
     };
-    read(context, request);
+    read(context, request, Patience::None);
+}
+
+/// How long a read waits until the host can be asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// Not at all: it is done later, by work. Whoever wants the page waits for its lock, and can be
+    /// killed meanwhile.
+    None,
+    /// For as long as it takes.
+    Endless,
 }
 
 /// Reads a request from the host, or from the swap area.
 ///
 /// The kernel merges what is next to each other in the area, so that some of it may be in the one
 /// and some in the other: then it is taken apart. Sleeps.
-fn read(context: &Entered, request: Request) {
+fn read(context: &Entered, request: Request, patience: Patience) {
     loop {
         let (here, end) = same(context, request);
         // There is always memory for a part: it is waited for.
         let Some(part) = end.and_then(|end| request.part(end)) else {
-            return read_whole(context, request, here);
+            return read_whole(context, request, here, patience);
         };
 
-        read_whole(context, part, here);
+        read_whole(context, part, here, patience);
     }
 }
 
@@ -503,7 +514,7 @@ fn same(context: &Entered, request: Request) -> (bool, Option<usize>) {
     )
 }
 
-fn read_whole(context: &Entered, request: Request, here: bool) {
+fn read_whole(context: &Entered, request: Request, here: bool, patience: Patience) {
     let client = &context.client;
 
     // CAST: There are at most 32 folios.
@@ -516,7 +527,19 @@ fn read_whole(context: &Entered, request: Request, here: bool) {
         // All that was put is in the area too.
         counters.from_area.add(pages);
     } else {
-        return Builder::new(context, request, Some(client.gets())).run();
+        let mut gets = client.gets();
+        let first = match gets.begin(Pool::Frontswap) {
+            Err(NotNow::Busy) if patience == Patience::None => {
+                drop(gets);
+                context.to_host.push(request);
+                return context.read_later();
+            }
+            first => first.ok(),
+        };
+        let mut builder = Builder::new(context, request, Some(gets));
+
+        builder.batch = first;
+        return builder.run();
     }
     request.read_from_area();
 }
@@ -541,6 +564,7 @@ fn slot_free(entry: usize) {
         let (tag, index) = key(area, offset);
 
         context.client.flush_page(Pool::Frontswap, tag, index);
+        context.unpin();
     }
 }
 
@@ -558,4 +582,5 @@ fn swap_off(area: usize) {
 
         context.client.flush_object(Pool::Frontswap, tag);
     }
+    context.unpin();
 }

@@ -5,6 +5,10 @@
 //! Readahead is answered by requests that nobody waits for: each folio is unlocked when its pages
 //! have come, and where one has not, whoever wants the folio asks for it again, and is then sent to
 //! the disk.
+//!
+//! A host that falls silent may still write to the folios that it was asked for. They are taken out
+//! of the page cache, so that whoever waits for one looks for it anew and is sent to the disk, and
+//! are kept until the host has given them back.
 
 use core::ptr::NonNull;
 
@@ -50,6 +54,10 @@ use super::{
     File, //
 };
 
+/// What whoever asks for a folio is told that is not in the page cache any more, and not locked.
+// CAST: It is far below what there is room for.
+const TRUNCATED: c_int = bindings::positive_aop_returns_AOP_TRUNCATED_PAGE as c_int;
+
 /// A folio that is being read from the host.
 ///
 /// # Invariants
@@ -93,8 +101,56 @@ impl Reading {
     }
 }
 
+/// Goes through the folios of a request, whose pages come one after the other.
+fn for_each_folio(pages: impl Iterator<Item = PageOf>, mut f: impl FnMut(Folio)) {
+    let mut last: Option<Folio> = None;
+
+    for page in pages {
+        let PageOf::Folio(Reading { folio, .. }) = page else {
+            continue;
+        };
+        if last.replace(folio) != Some(folio) {
+            f(folio);
+        }
+    }
+}
+
+/// Folios that the host may still write to, and that nobody waits for any more.
+///
+/// # Invariants
+///
+/// A reference is held to each folio of the request that it is the origin of.
+pub(crate) struct Left(());
+
+impl Left {
+    /// Takes the folios of a readahead out of the page cache. Sleeps.
+    pub(in crate::hooks) fn readahead(pages: impl Iterator<Item = PageOf>) -> Self {
+        // INVARIANT: A reference is taken to each folio.
+        for_each_folio(pages, |folio| {
+            folio.hold();
+            // SAFETY: By the type invariants of `Reading` it is locked for a read that has not been
+            // ended, and will not be: its request has this as its origin from here on.
+            unsafe { folio.evict() };
+        });
+        Self(())
+    }
+
+    /// Gives the folios back, now that the host has. Any context.
+    pub(in crate::hooks) fn done(self, answers: &Answers<'_, PageOf>) {
+        for_each_folio(answers.iter().map(|(page, _)| page), |folio| {
+            // SAFETY: By the type invariants a reference is held, and the host was the last to use
+            // the folio.
+            unsafe { folio.release() };
+        });
+    }
+}
+
 /// Somebody who waits for one folio.
-pub(crate) struct Waiter(NonNull<Wait>);
+pub(crate) struct Waiter {
+    wait: NonNull<Wait>,
+    /// Whether the host writes to the folio itself, which whoever waits can do without.
+    to_folio: bool,
+}
 
 // SAFETY: It is given to whoever completes the request, while the one who waits does not go away.
 unsafe impl Send for Waiter {}
@@ -105,6 +161,8 @@ pub(crate) struct Wait {
     /// Requests that are still to come back, plus one while they are made.
     left: Atomic<u32>,
     failed: Atomic<bool>,
+    /// Whether the host may still write to the folio.
+    forsaken: Atomic<bool>,
     #[pin]
     completion: Completion,
 }
@@ -114,14 +172,18 @@ impl Wait {
         pin_init!(Self {
             left: Atomic::new(1),
             failed: Atomic::new(false),
+            forsaken: Atomic::new(false),
             completion <- Completion::new(),
         })
     }
 
     /// Returns what tells whoever waits of one more request.
-    fn waiter(&self) -> Waiter {
+    fn waiter(&self, to_folio: bool) -> Waiter {
         self.left.add(1, Relaxed);
-        Waiter(NonNull::from(self))
+        Waiter {
+            wait: NonNull::from(self),
+            to_folio,
+        }
     }
 
     fn put(&self) {
@@ -130,20 +192,54 @@ impl Wait {
         }
     }
 
-    /// Waits for all requests; returns whether all pages came. Sleeps.
-    fn wait(&self) -> bool {
+    /// Waits for all requests; returns what came. Sleeps.
+    fn wait(&self) -> Came {
         self.put();
-        // A device that does not answer is given up, so that this ends.
+        // A host that falls silent is not waited for, so that this ends: see `Waiter::leave()`.
         self.completion.wait_for_completion();
-        !self.failed.load(Acquire)
+        if self.forsaken.load(Acquire) {
+            Came::Later
+        } else if self.failed.load(Acquire) {
+            Came::NotAll
+        } else {
+            Came::All
+        }
     }
 }
 
+/// What came of the pages of a folio that somebody waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Came {
+    /// All of them.
+    All,
+    /// Not all, and nothing is to come.
+    NotAll,
+    /// The host may still write to the folio, which is of no use any more.
+    Later,
+}
+
 impl Waiter {
+    /// Returns whether whoever waits can do without the answer.
+    pub(in crate::hooks) fn can_leave(&self) -> bool {
+        self.to_folio
+    }
+
+    /// Has nobody wait for the host any more. Process context.
+    pub(in crate::hooks) fn leave(self, pages: impl Iterator<Item = PageOf>) -> Left {
+        // INVARIANT: A reference is taken to each folio, which is locked until whoever waits is told.
+        for_each_folio(pages, Folio::hold);
+        // SAFETY: Who waits does so until the last `put()`.
+        let wait = unsafe { self.wait.as_ref() };
+
+        wait.forsaken.store(true, Release);
+        wait.put();
+        Left(())
+    }
+
     /// Tells whoever waits. Any context.
     pub(in crate::hooks) fn done(self, answers: &Answers<'_, PageOf>) {
         // SAFETY: Who waits does so until the last `put()`.
-        let wait = unsafe { self.0.as_ref() };
+        let wait = unsafe { self.wait.as_ref() };
 
         if answers
             .iter()
@@ -243,7 +339,11 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
             unsafe {
                 bindings::tmem_readahead_next(rac);
                 bindings::tmem_readahead_settle(rac);
-                folio.end_read(read_by_parts(context, file, folio, |n| folio.page(n).ok()));
+                match read_by_parts(context, file, folio, true, |n| folio.page(n).ok()) {
+                    Came::All => folio.end_read(true),
+                    Came::NotAll => folio.end_read(false),
+                    Came::Later => folio.evict(),
+                }
             }
             continue;
         }
@@ -349,12 +449,16 @@ fn is_hit(context: &Entered, file: File, folio: Folio) -> bool {
 }
 
 /// Reads a folio from the host, page `n` to `to(n)`, by as many requests as it takes. Sleeps.
+///
+/// Where that is the folio's own page, `to_folio`, it is not waited for any longer than the host
+/// answers.
 pub(super) fn read_by_parts(
     context: &Entered,
     file: File,
     folio: Folio,
+    to_folio: bool,
     to: impl Fn(u64) -> Option<PageRef>,
-) -> bool {
+) -> Came {
     let client = &context.client;
     let mut next = Ok(0);
 
@@ -373,12 +477,15 @@ pub(super) fn read_by_parts(
         if batch.len() == 0 {
             client.cancel(batch);
         } else {
-            gets.submit(batch, Origin::Waiter(wait.waiter()));
+            gets.submit(batch, Origin::Waiter(wait.waiter(to_folio)));
         }
     }
     // That looks for the answers; what has not come by then is waited for.
     drop(gets);
-    wait.wait() && next.is_ok()
+    match wait.wait() {
+        Came::All if next.is_err() => Came::NotAll,
+        came => came,
+    }
 }
 
 /// A filesystem is asked to read one folio.
@@ -402,10 +509,19 @@ pub(in crate::hooks) unsafe extern "C" fn read_folio(
         if let Some(cache) = cache.filter(|cache| is_hit(context, *cache, folio)) {
             match &context.verify {
                 None => {
-                    if read_by_parts(context, cache, folio, |n| folio.page(n).ok()) {
-                        // SAFETY: It is locked for a read, which the filesystem is not asked for.
-                        unsafe { folio.end_read(true) };
-                        return 0;
+                    match read_by_parts(context, cache, folio, true, |n| folio.page(n).ok()) {
+                        Came::All => {
+                            // SAFETY: It is locked for a read, which the filesystem is not asked for.
+                            unsafe { folio.end_read(true) };
+                            return 0;
+                        }
+                        Came::NotAll => (),
+                        Came::Later => {
+                            // SAFETY: It is locked for a read, which nobody is asked for any more;
+                            // who has asked for it looks for it anew.
+                            unsafe { folio.evict() };
+                            return TRUNCATED;
+                        }
                     }
                 }
                 Some(verify) => check = verify.check(context, cache, folio),

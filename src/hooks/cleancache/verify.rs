@@ -48,7 +48,8 @@ use super::{
     },
     read::{
         may_get,
-        read_by_parts, //
+        read_by_parts,
+        Came, //
     },
     File, //
 };
@@ -113,7 +114,7 @@ impl Verify {
         }
         let to = |n| pages.get(usize::try_from(n).ok()?)?.borrow();
 
-        read_by_parts(context, file, folio, to).then(|| Check {
+        (read_by_parts(context, file, folio, false, to) == Came::All).then(|| Check {
             file,
             // SAFETY: It is locked, and so is not freed before this has a reference to it.
             folio: unsafe { Held::new(folio) },

@@ -45,6 +45,8 @@ use super::{
     },
     key,
     present,
+    read,
+    Patience,
     OBJECT_PAGES,
     READ,
     WRITE, //
@@ -503,11 +505,11 @@ impl Request {
 /// # Invariants
 ///
 /// `head` is null or a [`Request`], and so is the `next` of each.
-pub(in crate::hooks) struct ToArea {
+pub(in crate::hooks) struct Queue {
     head: Atomic<*mut bindings::swap_iocb>,
 }
 
-impl ToArea {
+impl Queue {
     pub(in crate::hooks) const fn new() -> Self {
         Self {
             head: Atomic::new(ptr::null_mut()),
@@ -515,7 +517,7 @@ impl ToArea {
     }
 
     /// Adds a request. Any context.
-    fn push(&self, request: Request) {
+    pub(super) fn push(&self, request: Request) {
         let mut head = self.head.load(Relaxed);
 
         loop {
@@ -530,6 +532,16 @@ impl ToArea {
 
     /// Ends all requests. Sleeps.
     pub(in crate::hooks) fn finish(&self, context: &Entered) {
+        self.for_each(|request| request.finish(context, true));
+    }
+
+    /// Reads all requests from the host, or wherever they are by now. Sleeps.
+    pub(in crate::hooks) fn read(&self, context: &Entered) {
+        self.for_each(|request| read(context, request, Patience::Endless));
+    }
+
+    /// Takes all requests, and calls `f` with each.
+    fn for_each(&self, f: impl Fn(Request)) {
         let mut next = self.head.xchg(ptr::null_mut(), Full);
 
         while let Some(sio) = NonNull::new(next) {
@@ -537,7 +549,7 @@ impl ToArea {
             let request = Request(sio);
 
             next = request.transfer().next;
-            request.finish(context, true);
+            f(request);
         }
     }
 }
