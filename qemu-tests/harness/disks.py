@@ -11,7 +11,7 @@ MIB = 1 << 20
 MKFS: dict[str, list[str]] = {
     "ext4": ["mkfs.ext4", "-q", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
     "ext4-1k": ["mkfs.ext4", "-q", "-b", "1024", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
-    "xfs": ["mkfs.xfs", "-q", "-m", "reflink=1"],
+    "xfs": ["mkfs.xfs", "-q", "-m", "reflink=1", "-i", "exchange=1"],
     "btrfs": ["mkfs.btrfs", "-q"],
 }
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Nothing stale, whatever is done to a file whose pages are in the host.
 
-The rules R1 to R18 and F1 to F7 are those of the contract: R8 for instance is that truncation,
+The rules R1 to R18 and F1 to F11 are those of the contract: R8 for instance is that truncation,
 holes and direct writes flush first, and F4 that a file which sees direct I/O is left alone.
 """
 
@@ -33,16 +33,22 @@ CASES = {
     "collapse": "R8-F1",
     "insert": "R8-F1",
     "reflink": "F5",
+    "reflink-cached": "F5",
+    "move-extents": "F9",
+    "exchange": "F1",
+    "punch-race": "F8",
+    "zero-range-race": "F8",
+    "truncate-race": "F8",
+    "many-direct": "F4",
     "unlink-recreate": "R10-F6",
     "rename-over": "R10",
     "link-nameless": "F2",
 }
 
 UNSUPPORTED = {
-    ("ext4", "reflink"),
-    ("ext4-1k", "reflink"),
-    ("btrfs", "collapse"),
-    ("btrfs", "insert"),
+    *((fs, case) for fs in ("ext4", "ext4-1k") for case in ("reflink", "reflink-cached", "exchange")),
+    ("xfs", "move-extents"),
+    *(("btrfs", case) for case in ("collapse", "insert", "move-extents", "exchange")),
 }
 
 # Multi-generational reclaim does not keep the lists that the case of partial blocks needs.
@@ -132,6 +138,11 @@ def test_case(run: Run, case: str) -> None:
     # Both files were read from the host twice, and the witness once more: the case had something
     # to get wrong.
     assert hits(run, case) >= 5 * found["witness_pages"]
+
+
+@pytest.mark.parametrize("case", ["reflink", "reflink-cached", "exchange", "punch", "truncate"])
+def test_F4_what_is_no_direct_writing_bans_no_file(run: Run, case: str) -> None:
+    assert driver(run, case, "cleancache/bans") == 0
 
 
 def test_R8_R10_what_another_mount_wrote_is_seen(run: Run) -> None:

@@ -7,6 +7,9 @@
 //! other file is the witness: if its pages did not come back from there, the case has shown
 //! nothing, which the caller can tell by the counters.
 
+mod direct;
+mod exchange;
+mod holes;
 mod names;
 mod partial;
 mod scene;
@@ -47,6 +50,13 @@ pub const CASES: &[Case] = &[
     case("collapse", space::collapse),
     case("insert", space::insert),
     case("reflink", space::reflink),
+    case("reflink-cached", exchange::reflink_cached),
+    case("move-extents", exchange::move_extents),
+    case("exchange", exchange::exchange),
+    case("punch-race", holes::punch),
+    case("zero-range-race", holes::zero_range),
+    case("truncate-race", holes::truncate),
+    case("many-direct", direct::many),
     case("unlink-recreate", names::unlink_recreate),
     case("rename-over", names::rename_over),
     case("link-nameless", names::link_nameless),

@@ -2,6 +2,7 @@
 
 //! Files that are changed together with a model of what they should hold.
 
+mod exchange;
 mod names;
 mod space;
 mod verify;

@@ -10,10 +10,12 @@
 use std::{fs::File, os::unix::fs::FileExt};
 
 use anyhow::Result;
-use rustix::thread::{sched_getaffinity, sched_setaffinity, CpuSet};
 
 use super::scene::{Scene, LEN};
-use crate::evict::{evict, reclaim, Eviction};
+use crate::{
+    evict::{evict, reclaim, Eviction},
+    sys::{cpus, run_on},
+};
 
 /// Pages at a time, fewer than a CPU's list takes.
 const PAGES: usize = 8;
@@ -23,12 +25,9 @@ const BLOCK: usize = 1024;
 
 /// F3: one block of each page is written while the page is not in memory.
 pub(super) fn partial_block(scene: &mut Scene) -> Result<()> {
-    let all = sched_getaffinity(None)?;
-    let cpus: Vec<_> = (0..CpuSet::MAX_CPU)
-        .filter(|&cpu| all.is_set(cpu))
-        .collect();
+    let all = cpus()?;
     for group in (0..LEN).step_by(PAGES * 4096) {
-        run_on(cpus[0])?;
+        run_on(&all[..1])?;
         for page in (group..group + PAGES * 4096).step_by(4096) {
             scene.victim.write_buffered(page + BLOCK, BLOCK)?;
         }
@@ -44,17 +43,11 @@ pub(super) fn partial_block(scene: &mut Scene) -> Result<()> {
             )?;
         }
         scene.victim.file().sync_data()?;
-        run_on(cpus[cpus.len() - 1])?;
+        run_on(&all[all.len() - 1..])?;
         reclaim(8 << 20)?;
         scene.check_victim()?;
     }
-    Ok(sched_setaffinity(None, &all)?)
-}
-
-fn run_on(cpu: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    Ok(sched_setaffinity(None, &set)?)
+    Ok(run_on(&all)?)
 }
 
 /// Reads the block of each page twice, which needs no other block of it.
