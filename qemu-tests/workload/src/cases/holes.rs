@@ -31,7 +31,7 @@ use crate::{
 const HOLE: usize = 4 * 4096;
 
 /// Holes that are made; fewer where nothing is to be hit.
-const ROUNDS: usize = if cfg!(test) { 10 } else { 400 };
+const ROUNDS: usize = if cfg!(test) { 10 } else { 200 };
 
 /// How long the keeper keeps the CPU at most, should the disk be slow.
 const KEEP: Duration = Duration::from_millis(20);
