@@ -86,6 +86,11 @@ debug-kernel: ## Build a kernel that looks for mistakes as it runs (half an hour
 debug-module: ## Build the kernel module for that kernel, and install it for guests
 	@$(debug) module-install
 
+.PHONY: debug-test
+debug-test: ## Run the tests of guests under that kernel
+	@$(debug) module-install programs
+	@scripts/test debug
+
 # What measurements need, apart from what tests do.
 .PHONY: bench-tools
 bench-tools: module-install programs
