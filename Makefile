@@ -7,10 +7,11 @@
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
-export MAKECMDGOALS
+export MAKECMDGOALS TMEM_DEBUG
 
 repo := $(CURDIR)
 run := scripts/in-toolbox
+module := build/module$(if $(TMEM_DEBUG),-debug)
 cargo := $(run) env CARGO_TARGET_DIR=$(repo)/build/cargo cargo
 
 .PHONY: help
@@ -36,10 +37,10 @@ vendor: toolbox
 
 .PHONY: module
 module: kernel vendor ## Build the kernel module: build/module/virtio_tmem.ko
-	@mkdir -p build/module
-	@scripts/kbuild M=$(repo) MO=$(repo)/build/module \
+	@mkdir -p $(module)
+	@scripts/kbuild M=$(repo) MO=$(repo)/$(module) \
 		STATIC_ASSERTIONS=build/vendor/static_assertions/src modules
-	@$(run) python3 scripts/check_originals.py build/module/virtio_tmem.o
+	@$(run) python3 scripts/check_originals.py $(module)/virtio_tmem.o
 
 .PHONY: module-install
 module-install: module ## Install the module into the toolbox, where guests find it
@@ -73,6 +74,22 @@ more-test: module-install programs ## Run the tests of guests that `make test` l
 .PHONY: test
 test: module-install programs ## Run all tests; the last line is their sum
 	@scripts/test unit qemu
+
+# The kernel with its checks on, and all that is done with it.
+debug := $(MAKE) TMEM_DEBUG=1
+
+.PHONY: debug-kernel
+debug-kernel: ## Build a kernel that looks for mistakes as it runs (half an hour or more)
+	@$(debug) kernel
+
+.PHONY: debug-module
+debug-module: ## Build the kernel module for that kernel, and install it for guests
+	@$(debug) module-install
+
+.PHONY: debug-test
+debug-test: ## Run the tests of guests under that kernel
+	@$(debug) module-install programs
+	@scripts/test debug
 
 # What measurements need, apart from what tests do.
 .PHONY: bench-tools

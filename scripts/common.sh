@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 # shellcheck shell=bash
 #
-# What the scripts of this folder share: where the cache is, and how to speak
-# to the user. Sourced, never run.
+# What the scripts of this folder share: where the cache is, which kernel the
+# module is built for, and how to speak to the user. Sourced, never run.
+#
+# Environment:
+#   TMEM_DEBUG    if not empty, all is done for the kernel with its checks on,
+#                 instead of the toolbox's own: see scripts/kernel-tree
 
 # The cache: the toolbox root, downloaded packages, cargo's registry.
 TMEM_CACHE=${TMEM_CACHE:-/var/cache/virtio-tmem}
@@ -24,6 +28,25 @@ fi
 # The checkout that the running script belongs to.
 # shellcheck disable=SC2034
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+
+# What is built for the kernel with its checks on is kept apart by this.
+debug=${TMEM_DEBUG:+-debug}
+export TMEM_DEBUG=${TMEM_DEBUG:-}
+
+# The folder that the module is built in.
+# shellcheck disable=SC2034
+module_folder=$repo/build/module$debug
+
+# kernel_release: the release of the kernel that the module is built for, and
+# that guests run.
+kernel_release() {
+	local release
+	release=$(sed -n 's/^release=//p' "$toolbox/etc/virtio-tmem-toolbox")
+	if [ -n "$debug" ]; then
+		release=${release%%-*}-debug-amd64
+	fi
+	printf '%s\n' "$release"
+}
 
 program=${0##*/}
 tmem_step=0

@@ -2,9 +2,11 @@
 # shellcheck shell=bash
 #
 # What the scripts of tests in a guest are made of. Sourced by them; needs
-# RUN (the test's folder) and WORKLOAD (the workload's binary).
+# RUN (the test's folder) and WORKLOAD (the workload's binary); and, where the
+# guest is slow, SLOWNESS (how much longer than usual things may take).
 
 DRIVER=/sys/kernel/debug/virtio_tmem
+SLOWNESS=${SLOWNESS:-1}
 
 # A stock kernel of this size complains of itself when it has to swap: kswapd
 # finds no page for the tables of swap, nor for virtiofs to forget an inode
@@ -61,7 +63,7 @@ sysctls() {
 wait_for() {
 	local until
 	uptime_ms
-	until=$((REPLY + $1 * 1000))
+	until=$((REPLY + $1 * SLOWNESS * 1000))
 	shift
 	until "$@" >/dev/null 2>&1; do
 		uptime_ms
@@ -318,4 +320,46 @@ warmed_up() {
 drop_caches() {
 	sync
 	echo "${1:-1}" >/proc/sys/vm/drop_caches
+}
+
+KMEMLEAK=/sys/kernel/debug/kmemleak
+
+# leaks: on a kernel that can tell, writes to its log what the module has leaked,
+# while it is there and, if it can go, after it has gone.
+leaks() {
+	[ -e $KMEMLEAK ] || return 0
+	find_leaks
+	if [ -d /sys/module/virtio_tmem ] && timeout $((60 * SLOWNESS)) modprobe -r virtio_tmem; then
+		find_leaks
+	fi
+}
+
+# find_leaks: looks for them. The kernel believes in a leak that it finds twice,
+# and that is more than five seconds old.
+find_leaks() {
+	local until line
+	uptime_ms
+	until=$((REPLY + 6000))
+	while [ "$REPLY" -lt "$until" ]; do
+		echo scan >$KMEMLEAK || return
+		uptime_ms
+	done
+	echo scan >$KMEMLEAK || return
+	# Code of a module that is gone is a mere address.
+	awk '
+		function end() {
+			if (ours)
+				printf "%s", block
+			block = ""
+			ours = 0
+		}
+		/^unreferenced/ { end() }
+		/virtio_tmem|^ *0xffffffff/ { ours = 1 }
+		{ block = block $0 "\n" }
+		END { end() }
+	' $KMEMLEAK |
+		while IFS= read -r line; do
+			printf '<3>kmemleak: %s\n' "$line" >/dev/kmsg
+		done
+	echo clear >$KMEMLEAK
 }

@@ -14,7 +14,7 @@ from . import paths
 from .daemon import Device
 from .disks import Disk
 from .guestlog import bad_lines
-from .process import Deadline, Group, wait_until
+from .process import SLOWNESS, Deadline, Group, wait_until
 from .steps import Snapshot, Step, Transcript
 
 BOOT_SECONDS = 300.0
@@ -27,6 +27,11 @@ NOT_LOADED = (
 
 # On a machine that is busy, the kernel takes a late timer for a broken one.
 KERNEL_OPTIONS = "ignore_loglevel log_buf_len=4M mitigations=off no_timer_check"
+
+# What a kernel with its checks on needs: more memory, for what it knows of all other memory and for
+# code that is larger; and to say all, whether the kernel or the script finds it.
+DEBUG_MIB = 192
+DEBUG_OPTIONS = "kasan_multi_shot watchdog_thresh=60 printk.devkmsg=on"
 
 # What the kernel says only after it has begun to run.
 KERNEL_RUNS = "Linux version"
@@ -63,9 +68,10 @@ class Machine:
         return "\n".join(
             (
                 f"RUN={_quoted(folder)}",
+                f"SLOWNESS={SLOWNESS}",
                 f"WORKLOAD={_quoted(paths.binary('tmem-workload'))}",
                 f". {_quoted(paths.GUEST / 'lib.sh')}",
-                "trap 'mark finished' EXIT",
+                "trap 'leaks; mark finished' EXIT",
                 "mark booted",
                 script,
             )
@@ -74,7 +80,8 @@ class Machine:
     def command(self, script: Path) -> list[str]:
         """How virtme-ng is called."""
         kernel_options = (
-            f"{KERNEL_OPTIONS} modprobe.blacklist={','.join(NOT_LOADED)} {self.append}"
+            f"{KERNEL_OPTIONS} modprobe.blacklist={','.join(NOT_LOADED)}"
+            f" {DEBUG_OPTIONS if paths.DEBUG else ''} {self.append}"
         )
         return [
             "vng",
@@ -83,7 +90,7 @@ class Machine:
             "--disable-microvm",
             f"--run={paths.kernel(self.kernel)}",
             "--user=root",
-            f"--memory={self.memory_mib}M",
+            f"--memory={self.memory_mib + (DEBUG_MIB if paths.DEBUG else 0)}M",
             f"--cpus={self.cpus}",
             f"--append={kernel_options.strip()}",
             f"--qemu-opts={shlex.join(self.parts())}",

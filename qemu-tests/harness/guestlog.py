@@ -29,7 +29,13 @@ BAD = re.compile(
             r"KTHREAD_IS_PER_CPU",
             r"scheduling while atomic",
             r"suspicious RCU usage",
-            r"possible (circular|recursive) locking",
+            r"\bUBSAN:",
+            r"kmemleak: unreferenced object",
+            # Of a kernel with its checks on: that one is not in force any more.
+            r"INFO: (lockdep is turned off|trying to register non-static key)",
+            r"turning off the locking correctness validator",
+            r"Disabling lock debugging",
+            r"kmemleak: (.*disabled|Memory pool empty|Cannot)",
         )
     )
 )

@@ -10,6 +10,9 @@ LOGS = BUILD / "logs"
 GUEST = REPO / "qemu-tests" / "guest"
 MODULES = Path("/usr/lib/modules")
 
+# Whether guests run the kernel with its checks on: see scripts/kernel-tree.
+DEBUG = bool(os.environ.get("TMEM_DEBUG"))
+
 # Where guests see the checkout, wherever it is: see scripts/in-toolbox.
 REPO_IN_GUEST = Path("/mnt/virtio-tmem")
 
@@ -54,11 +57,13 @@ def kernel_release() -> str:
 
 def kernel(release: str | None = None) -> Path:
     """A kernel's image."""
-    return _built(MODULES / (release or kernel_release()) / "vmlinuz", "toolbox")
+    target = "debug-kernel" if DEBUG else "toolbox"
+    return _built(MODULES / (release or kernel_release()) / "vmlinuz", target)
 
 
 def module() -> Path:
     """The module, as udev in the guest finds it."""
     updates = MODULES / kernel_release() / "updates"
+    target = "debug-module" if DEBUG else "module-install"
     found = sorted(updates.rglob("virtio_tmem.ko*"))
-    return found[0] if found else _built(updates / "virtio_tmem.ko", "module-install")
+    return found[0] if found else _built(updates / "virtio_tmem.ko", target)

@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from . import paths
+
+# How much longer than usual things may take, to guests above all.
+SLOWNESS = 8 if paths.DEBUG else 1
+
 
 class Deadline(Exception):
     """Something took longer than it may."""
@@ -22,6 +27,7 @@ def wait_until(
     meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
     """Returns as soon as `condition` holds; calls `meanwhile` while it does not."""
+    seconds *= SLOWNESS
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -96,6 +102,7 @@ class Group:
 
     def wait(self, what: str, seconds: float) -> int:
         """Waits for the process to end by itself, and returns its status."""
+        seconds *= SLOWNESS
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:

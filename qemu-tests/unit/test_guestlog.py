@@ -31,6 +31,18 @@ BAD = [
     "[    1.0] XFS (vda): Metadata corruption detected at xfs_agf_verify",
     "[    1.0] BTRFS warning (device vda): csum failed root 5 ino 257 off 0",
     "[    1.0] BUG: scheduling while atomic: cat/77/0x00000002",
+    "[    1.0] BUG: KASAN: slab-use-after-free in virtio_tmem_init+0x1/0x2 [virtio_tmem]",
+    "[    1.0] UBSAN: array-index-out-of-bounds in mm/swap.c:77:9",
+    "[    1.0] kmemleak: unreferenced object 0xffff88800a0b4000 (size 192):",
+    "[    1.0] kmemleak: Memory pool empty, consider increasing CONFIG_DEBUG_KMEMLEAK_MEM_POOL_SIZE",
+    "[    1.0] kmemleak: Kernel memory leak detector disabled",
+    "[    1.0] WARNING: possible circular locking dependency detected",
+    "[    1.0] WARNING: inconsistent lock state",
+    "[    1.0] WARNING: suspicious RCU usage",
+    "[    1.0] INFO: trying to register non-static key.",
+    "[    1.0] BUG: MAX_LOCKDEP_CHAINS too low!",
+    "[    1.0] turning off the locking correctness validator.",
+    "[    1.0] ODEBUG: WARNING: free active (active state 0) object: ffff88800a0b4000",
 ]
 
 GOOD = [
@@ -43,6 +55,8 @@ GOOD = [
     "[    1.0] XFS (vda): Ending clean mount",
     "[    1.0] BTRFS info (device vda): using free-space-tree",
     "[    1.0] DEBUG: something else",
+    "[    1.0] kmemleak: Kernel memory leak detector initialized (mem pool available: 15999)",
+    "[    1.0] kmemleak: 1 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
     "[    1.0] debugfs: BUGGY is a word of its own",
 ]
 
