@@ -386,11 +386,7 @@ impl Seat {
     ///
     /// A half that this kernel has not got all hook points for is left off, and a line says which
     /// and why. May sleep.
-    pub(crate) fn install(
-        self,
-        client: &Arc<Client>,
-        wants: client::Wants,
-    ) -> Result<Hooks> {
+    pub(crate) fn install(self, client: &Arc<Client>, wants: client::Wants) -> Result<Hooks> {
         let mut filesystems = KVec::with_capacity(filesystem::KINDS.len(), GFP_KERNEL)?;
         for kind in filesystem::KINDS {
             if params::filesystem(kind.name) {

@@ -273,10 +273,7 @@ pub(crate) trait Driver {
     /// before [`probe`](Self::probe) and [`restore`](Self::restore) are over, when one call stands
     /// for all changes meanwhile, nor from the moment when the device is about to be unbound or
     /// frozen.
-    fn config_changed<'bound>(
-        vdev: &'bound Device<device::Bound>,
-        this: Pin<&Self::Data<'bound>>,
-    ) {
+    fn config_changed<'bound>(vdev: &'bound Device<device::Bound>, this: Pin<&Self::Data<'bound>>) {
         let _ = (vdev, this);
     }
 
@@ -392,7 +389,10 @@ impl Device<device::Core<'_>> {
         // SAFETY: `self` is a device that is bound to a driver which the bus has called.
         unsafe { bindings::virtio_add_status(vdev, features_ok) };
         if self.status() & features_ok == 0 {
-            dev_err!(self, "the device does not offer the features any more that it had\n");
+            dev_err!(
+                self,
+                "the device does not offer the features any more that it had\n"
+            );
             return Err(ENODEV);
         }
         Ok(())

@@ -19,7 +19,11 @@ mod files;
 mod hooks;
 mod params;
 mod stats;
-#[allow(dead_code, unused_imports, reason = "it is whole, whatever this driver needs of it")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "it is whole, whatever this driver needs of it"
+)]
 mod virtio;
 
 use kernel::prelude::*;

@@ -69,7 +69,7 @@ impl<T: Shrink> Shrinker<T> {
         // stays until it is unregistered.
         let data = unsafe { &*(*shrinker).private_data.cast::<T>() };
 
-        data.count() as c_ulong
+        data.count()
     }
 
     extern "C" fn scan(shrinker: *mut raw::shrinker, control: *mut raw::shrink_control) -> c_ulong {
@@ -82,10 +82,10 @@ impl<T: Shrink> Shrinker<T> {
             )
         };
 
-        match data.shrink(count as usize) {
+        match data.shrink(count) {
             // There is nothing to be had: not to be asked again at once.
             0 => c_ulong::MAX,
-            freed => freed as c_ulong,
+            freed => freed,
         }
     }
 }

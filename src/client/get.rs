@@ -265,10 +265,7 @@ impl<O: Origin> Client<O> {
             }
         }
         state.counters.hits.add(outcomes.done());
-        state
-            .counters
-            .lost
-            .add(outcomes.count() - outcomes.done());
+        state.counters.lost.add(outcomes.count() - outcomes.done());
     }
 }
 

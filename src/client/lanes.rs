@@ -33,7 +33,12 @@ impl Lanes {
 
     /// Returns how many virtqueues there are, with those that are not for data.
     pub(crate) const fn queues(self) -> usize {
-        Self::FIRST + if self.gets == 0 { self.puts } else { self.puts + self.gets }
+        Self::FIRST
+            + if self.gets == 0 {
+                self.puts
+            } else {
+                self.puts + self.gets
+            }
     }
 
     /// Returns how many virtqueues are for puts.

@@ -74,9 +74,7 @@ impl PoolState {
     /// Creates a pool without pages, for at most `max_pages`.
     ///
     /// May sleep.
-    pub(super) fn new(
-        max_pages: u64,
-    ) -> impl PinInit<Self, Error> {
+    pub(super) fn new(max_pages: u64) -> impl PinInit<Self, Error> {
         pin_init::pin_init_scope(move || {
             let mut shards = KVec::with_capacity(SHARDS as usize, GFP_KERNEL)?;
             // So that an earlier driver's versions mean nothing.

@@ -57,8 +57,8 @@ pub(crate) use self::drain::Drain;
 pub(super) use self::{
     drain::Drainer,
     request::{
-        Request,
         Queue, //
+        Request,
     },
 };
 

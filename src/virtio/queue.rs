@@ -456,14 +456,12 @@ impl<H: Handler> Queues<H> {
 
     /// Returns how many tokens were added to a virtqueue so far. Any context.
     pub(crate) fn added(&self, queue: usize) -> u64 {
-        self.queue(queue)
-            .map_or(0, |queue| queue.ring.lock().added)
+        self.queue(queue).map_or(0, |queue| queue.ring.lock().added)
     }
 
     /// Returns how many of the tokens came back so far, used or not. Any context.
     pub(crate) fn used(&self, queue: usize) -> u64 {
-        self.queue(queue)
-            .map_or(0, |queue| queue.ring.lock().used)
+        self.queue(queue).map_or(0, |queue| queue.ring.lock().used)
     }
 
     /// Returns how many tokens had been added when the device was last notified, or said that it

@@ -316,11 +316,11 @@ pub fn decode_control(answer: &[u8], written: usize) -> Result<Option<(Status, D
     Ok(header.map(|(status, header, _)| (status, DeviceState::from(&header))))
 }
 
+/// The parts of an answer: what became of the request as a whole, the header, and the results.
+type Parts<'a> = (Status, ResponseHeader, &'a [u8]);
+
 #[inline]
-fn decode_header(
-    answer: &[u8],
-    written: usize,
-) -> Result<Option<(Status, ResponseHeader, &[u8])>, Lie> {
+fn decode_header(answer: &[u8], written: usize) -> Result<Option<Parts<'_>>, Lie> {
     if written == 0 {
         return Ok(None);
     }

@@ -63,10 +63,7 @@ impl Attachment {
     /// Has a device remember virtqueues that it is about to be asked for.
     ///
     /// Fails with `EBUSY` if it has others. May sleep.
-    pub(super) fn attach<H: Handler>(
-        vdev: &Device<Core<'_>>,
-        queues: &Arc<Queues<H>>,
-    ) -> Result {
+    pub(super) fn attach<H: Handler>(vdev: &Device<Core<'_>>, queues: &Arc<Queues<H>>) -> Result {
         let raw = vdev.as_raw();
         let new = Self {
             set: queues.clone(),
@@ -97,9 +94,7 @@ impl Attachment {
     /// # Safety
     ///
     /// To be called by a callback, of virtqueues that a `Queues<H>` has found, with their device.
-    pub(super) unsafe fn set<'a, H: Handler>(
-        vdev: *mut bindings::virtio_device,
-    ) -> &'a Queues<H> {
+    pub(super) unsafe fn set<'a, H: Handler>(vdev: *mut bindings::virtio_device) -> &'a Queues<H> {
         // SAFETY: By the safety requirements there are virtqueues, so that `priv` is set, and stays
         // as it is until callbacks do not come any more.
         let queues = unsafe { (*(*vdev).priv_.cast::<Self>()).queues };
