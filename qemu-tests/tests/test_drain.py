@@ -104,7 +104,7 @@ def _drained(lab: Lab, script: str, filesystem: str | None) -> Run:
     allowed = [r"virtio_tmem: the host does not"]
     machine = Machine(MEMORY, disks=[disk], devices=[daemon], allowed=allowed)
     guest = lab.boot(script, machine)
-    guest.wait_for_mark("drained", 500)
+    guest.wait_for_mark("drained", 900)
     # The host hears a little later of what it need not keep.
     wait_until("the host to have no swapped pages", 30, lambda: not daemon.stat().persistent.pages)
     stat = daemon.stat()
