@@ -155,6 +155,8 @@ pub(crate) struct Limits {
     /// For how long at most to look for the answer to a get, before an interrupt has to tell of it,
     /// in microseconds.
     pub(crate) poll_us: u32,
+    /// Whether swapped pages are in their swap area, too.
+    pub(crate) written_through: bool,
     /// Pages of memory by which to judge which clean pages are worth being put, if that is done.
     pub(crate) admission: Option<u64>,
 }
@@ -179,6 +181,10 @@ pub(crate) struct Client<O: Origin> {
     wants: Wants,
     /// Whether the device keeps pools over a reset only if it is told to.
     keeps: bool,
+    /// Whether swapped pages are in their swap area, too.
+    written_through: bool,
+    /// Whether the device has been told to keep the pools over the reset that it is in.
+    kept: Atomic<bool>,
     /// Why not all is done that could be: see [`standing`].
     reasons: Atomic<u32>,
     epoch: Atomic<u64>,
@@ -275,6 +281,8 @@ impl<O: Origin> Client<O> {
                 lanes,
                 wants,
                 keeps: config.capabilities.get() & cap::KEEP != 0,
+                written_through: limits.written_through,
+                kept: Atomic::new(false),
                 reasons: Atomic::new(standing::FRESH),
                 epoch: Atomic::new(first),
                 next_epoch: Atomic::new(first),

@@ -122,8 +122,7 @@ impl virtio::Driver for TmemDriver {
     }
 
     fn shutdown<'bound>(_vdev: &'bound virtio::Device<Core<'_>>, this: Pin<&Self::Data<'bound>>) {
-        // Nobody is left who could want a page.
-        this.client.leave();
+        this.client.shut_down();
     }
 }
 

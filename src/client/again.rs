@@ -27,6 +27,7 @@ use super::{
     logic::{
         standing::Access,
         wire::{
+            Lie,
             Operation,
             Outcomes, //
         },
@@ -40,8 +41,8 @@ use super::{
     Pool, //
 };
 
-/// How often the device may be unable to read a request, or to answer it, before that is taken for
-/// an answer.
+/// How often the device may be unable to read a request, or to answer it, before it is taken for one
+/// that never is.
 const TRIES: u32 = 100;
 
 /// Requests that are to be asked again, and what with.
@@ -182,8 +183,11 @@ impl<O: Origin> Client<O> {
         let read = spare.record.was_read;
         self.give_spare(spare);
         original.record.tries = tries;
-        if !outcomes.all_done() && !read && tries < TRIES && !self.is_gone() {
-            return self.ask_again(original, outcomes);
+        if !outcomes.all_done() && !read && !self.is_gone() {
+            if tries < TRIES {
+                return self.ask_again(original, outcomes);
+            }
+            self.accuse(&Lie::Short { written: 0 });
         }
         self.count_gets(&original, outcomes);
         self.finish(original, outcomes);

@@ -190,7 +190,7 @@ impl<O: Origin> Client<O> {
                         index: at,
                         version,
                         crc,
-                        covers: None,
+                        supersedes: None,
                         mine,
                     };
                     // It fits: see above.

@@ -96,13 +96,7 @@ impl<O: Origin> Client<O> {
 
     /// Returns whether the device is told of what it need not keep.
     pub(super) fn takes_flushes(&self) -> bool {
-        const REASONS: u32 = standing::FRESH
-            | standing::SILENT
-            | standing::SUSPENDED
-            | standing::OUTDATED
-            | standing::GONE;
-
-        !self.standing().is(REASONS)
+        self.standing().answers()
     }
 
     /// Changes the reasons, and returns what they were.
@@ -275,7 +269,12 @@ impl<O: Origin> Client<O> {
             self.remove_reason(standing::SUSPENDED);
             return Err(EBUSY);
         }
-        if !self.is_gone() {
+        // Where there is nothing to come back to, as before hibernation, nothing is gone back to:
+        // until then another kernel may have used the device.
+        let pages = |pool| self.pages(pool).load(Relaxed);
+        let keep = pages(Pool::Frontswap) + pages(Pool::Cleancache) > 0;
+        self.kept.store(keep, Relaxed);
+        if keep && !self.is_gone() {
             self.keep_pools();
         }
         self.detach();
@@ -289,9 +288,14 @@ impl<O: Origin> Client<O> {
         if this.is_gone() {
             return Ok(());
         }
-        let result = Self::attach(this, vdev)
-            .and_then(|()| this.find_pools())
-            .and_then(|()| this.create_pools());
+        let result = Self::attach(this, vdev).and_then(|()| {
+            if this.kept.load(Relaxed) {
+                this.find_pools()?;
+                this.create_pools()
+            } else {
+                this.begin_pools()
+            }
+        });
 
         if let Err(error) = result {
             Self::give_up(
@@ -406,7 +410,14 @@ impl<O: Origin> Client<O> {
         self.cleancache.credits.clear();
         self.control.close();
         let pages = self.pages(Pool::Frontswap).load(Relaxed);
-        pr_err!("the device is given up: {why}; {pages} swap pages that only the host has are lost, and reading one is an I/O error\n");
+        if self.written_through {
+            pr_err!("the device is given up: {why}; {pages} swap pages are read from their swap area\n");
+        } else {
+            pr_err!(
+                "the device is given up: {why}; {pages} swap pages that only the host has are \
+                 lost, and reading one is an I/O error\n"
+            );
+        }
         true
     }
 
@@ -429,16 +440,25 @@ impl<O: Origin> Client<O> {
     /// What only it has is lost, which is said. May sleep, but not for longer than the device is
     /// given time for.
     pub(crate) fn leave(&self) {
-        const REASONS: u32 = standing::SILENT | standing::GONE | standing::SUSPENDED;
-
-        self.quiesce();
-        if !self.standing().is(REASONS) {
-            self.destroy_pools();
-        }
+        self.tell_to_forget();
         if self.pages(Pool::Frontswap).load(Relaxed) > 0 {
             self.lose(format_args!("it is taken away"));
         }
         self.part();
+    }
+
+    /// As [`Self::leave`], where nobody is left who could want a page.
+    pub(crate) fn shut_down(&self) {
+        self.tell_to_forget();
+        self.part();
+    }
+
+    /// Has the device forget all that it has, if it answers.
+    fn tell_to_forget(&self) {
+        self.quiesce();
+        if self.standing().answers() {
+            self.destroy_pools();
+        }
     }
 
     /// Lets go of the device, and resets it. May sleep.

@@ -84,7 +84,7 @@ impl<O: Origin> Client<O> {
                 index: index.wrapping_add(n),
                 version: inserted.version,
                 crc: 0,
-                covers: Some(inserted.covers),
+                supersedes: Some(inserted.supersedes),
                 mine,
             };
 
@@ -149,8 +149,8 @@ impl<O: Origin> Client<O> {
         let state = self.pool(record.pool);
 
         for entry in record.entries() {
-            if let (Some(mut shard), Some(covers)) = (state.shard(entry.tag), entry.covers) {
-                shard.abandon(entry.tag, entry.wire, entry.index, entry.version, covers);
+            if let (Some(mut shard), Some(supersedes)) = (state.shard(entry.tag), entry.supersedes) {
+                shard.abandon(entry.tag, entry.wire, entry.index, entry.version, supersedes);
             }
         }
         state.credits.settle(record.len());

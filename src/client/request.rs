@@ -31,7 +31,7 @@ use super::{
         Frame, //
     },
     logic::{
-        index::Covers,
+        index::Supersedes,
         wire::{
             self,
             Operation,
@@ -117,7 +117,7 @@ pub(super) struct Entry<P> {
     /// The CRC of the page, or 0 for none.
     pub(super) crc: u32,
     /// What the index needs to know should a put be given up.
-    pub(super) covers: Option<Covers>,
+    pub(super) supersedes: Option<Supersedes>,
     /// What whoever asked wants to be told again.
     pub(super) mine: P,
 }

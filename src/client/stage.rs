@@ -98,7 +98,7 @@ impl<O: Origin> Client<O> {
                     wire: inserted.wire,
                     index: index.wrapping_add(n),
                     version: inserted.version,
-                    covers: inserted.covers,
+                    supersedes: inserted.supersedes,
                     checked,
                 });
                 number
@@ -218,7 +218,7 @@ impl<O: Origin> Client<O> {
                 } else {
                     0
                 },
-                covers: Some(staged.covers),
+                supersedes: Some(staged.supersedes),
                 mine: O::Page::default(),
             };
             // It fits: there is room for as many pages as are taken.
@@ -262,7 +262,7 @@ impl<O: Origin> Client<O> {
             }
             let outdated = staged.get_mut(n - 1).and_then(Option::take);
             if let Some(page) = outdated {
-                shard.abandon(tag, wire, index, version, page.covers);
+                shard.abandon(tag, wire, index, version, page.supersedes);
                 drop(shard);
                 // The slot is free once the index does not name it any more.
                 self.staging.pages().give([page.slot]);

@@ -22,7 +22,7 @@ use crate::bindings::{
 };
 
 use super::{
-    logic::index::Covers,
+    logic::index::Supersedes,
     pages::{
         PagePool,
         Slot, //
@@ -66,7 +66,7 @@ pub(super) struct Staged {
     pub(super) wire: u64,
     pub(super) index: u64,
     pub(super) version: u32,
-    pub(super) covers: Covers,
+    pub(super) supersedes: Supersedes,
     /// Whether the CRC is to be remembered.
     pub(super) checked: bool,
 }

@@ -307,6 +307,8 @@ impl<'a> Builder<'a> {
             }
         }
         self.submit();
+        // Before somebody may sleep.
+        drop(self.gets.take());
         request.put(self.context, true);
     }
 
@@ -523,7 +525,7 @@ fn read_whole(context: &Entered, request: Request, here: bool, patience: Patienc
 
     if !here {
         counters.misses.add(pages);
-    } else if params::write_through() && client.is_gone() {
+    } else if params::write_through() && !client.standing().answers() {
         // All that was put is in the area too.
         counters.from_area.add(pages);
     } else {

@@ -18,7 +18,8 @@ use core::{
 
 use kernel::{
     error::to_result,
-    prelude::*, //
+    prelude::*,
+    types::Opaque, //
 };
 
 use crate::bindings;
@@ -32,16 +33,16 @@ pub(super) type Code = *const c_void;
 ///
 /// # Invariants
 ///
-/// `ops` is registered. An instance is on the heap and is not moved.
+/// `ops` is registered, and belongs to ftrace as long as it is.
 #[repr(C)]
 struct Hook {
-    ops: bindings::ftrace_ops,
+    ops: Opaque<bindings::ftrace_ops>,
     /// The replacement, or what to call with arguments.
     code: Code,
 }
 
 /// A registered [`Hook`].
-struct Registered(KBox<Hook>);
+struct Registered(Pin<KBox<Hook>>);
 
 // SAFETY: A hook is only looked at by ftrace, which does so from any thread; it may be unregistered
 // from any thread that may sleep.
@@ -51,25 +52,28 @@ unsafe impl Sync for Registered {}
 
 impl Registered {
     fn new(addr: usize, func: bindings::ftrace_func_t, flags: u32, code: Code) -> Result<Self> {
-        let mut hook = KBox::new(
+        let ops = bindings::ftrace_ops {
+            func,
+            flags: (flags | bindings::FTRACE_OPS_FL_PERMANENT) as c_ulong,
+            ..Default::default()
+        };
+        let hook = KBox::pin(
             Hook {
-                ops: bindings::ftrace_ops::default(),
+                ops: Opaque::new(ops),
                 code,
             },
             GFP_KERNEL,
         )?;
+        let ops = hook.ops.get();
 
-        hook.ops.func = func;
-        hook.ops.flags = (flags | bindings::FTRACE_OPS_FL_PERMANENT) as c_ulong;
-
-        // SAFETY: The operations are zeroed but for function and flags.
-        to_result(unsafe { bindings::ftrace_set_filter_ip(&mut hook.ops, addr, 0, 0) })?;
-        // SAFETY: The operations have a function and a filter; the box is not moved out of, and is
-        // only freed after they are unregistered.
-        let result = to_result(unsafe { bindings::register_ftrace_function(&mut hook.ops) });
+        // SAFETY: The operations are zeroed but for function and flags, and are not moved.
+        to_result(unsafe { bindings::ftrace_set_filter_ip(ops, addr, 0, 0) })?;
+        // SAFETY: The operations have a function and a filter; they are pinned, and only freed after
+        // they are unregistered.
+        let result = to_result(unsafe { bindings::register_ftrace_function(ops) });
         if let Err(error) = result {
             // SAFETY: It has a filter, and is not registered.
-            unsafe { bindings::ftrace_free_filter(&mut hook.ops) };
+            unsafe { bindings::ftrace_free_filter(ops) };
             return Err(error);
         }
         // INVARIANT: It is registered now.
@@ -79,8 +83,10 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        let ops = self.0.ops.get();
+
         // SAFETY: By the type invariants it is registered.
-        while unsafe { bindings::unregister_ftrace_function(&mut self.0.ops) } != 0 {
+        while unsafe { bindings::unregister_ftrace_function(ops) } != 0 {
             // Only where ftrace has stopped itself after an error of its own. The code that it
             // calls must not go away.
             kernel::pr_err_once!("ftrace is broken, and the module cannot be unloaded: restart\n");
@@ -89,7 +95,7 @@ impl Drop for Registered {
             unsafe { bindings::msleep(60_000) };
         }
         // SAFETY: It is not registered any more.
-        unsafe { bindings::ftrace_free_filter(&mut self.0.ops) };
+        unsafe { bindings::ftrace_free_filter(ops) };
     }
 }
 

@@ -72,8 +72,8 @@
 //! - *W is in use, and the put was submitted and refused.* The device has nothing.
 //! - *W is in use, and the put is abandoned.* The device may have what the put would have dropped:
 //!   the page whose entry the put replaced, or that of an orphan of the same object. What that is
-//!   has been noted at the insertion, as [`Covers`], and a stale mark is left for it, unless there
-//!   has been another put since. That one covers at least as much, because this put was replaced
+//!   has been noted at the insertion, as [`Supersedes`], and a stale mark is left for it, unless there
+//!   has been another put since. That one supersedes at least as much, because this put was replaced
 //!   by it or was an orphan when it was inserted.
 //!
 //! A caller with a second way to submit, as swap-out has, keeps the promises if it submits before
@@ -108,7 +108,7 @@ pub use object::{
 pub use shard::{
     Completed,
     Config,
-    Covers,
+    Supersedes,
     Erased,
     Flush,
     Found,

@@ -53,6 +53,12 @@ impl Standing {
         self.0 == 0
     }
 
+    /// Returns whether the device can be asked for something, and be expected to answer.
+    #[inline]
+    pub const fn answers(self) -> bool {
+        !self.is(FRESH | SILENT | SUSPENDED | OUTDATED | GONE)
+    }
+
     /// Returns what is to be done about an ephemeral page: it can be read elsewhere, now.
     #[inline]
     pub const fn ephemeral(self) -> Access {

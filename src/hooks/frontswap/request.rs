@@ -441,7 +441,10 @@ impl Request {
         // What the index had and has not any more was drained: the slot of a folio that is locked is
         // neither freed nor written.
         if !params::write_through() && present(context, folio) > 0 {
-            pr_err_ratelimited(area, offset);
+            // Of a host that is gone all has been said.
+            if !context.client.is_gone() {
+                pr_err_ratelimited(area, offset);
+            }
             return false;
         }
         let mut transfer = block::Transfer::<1>::new();

@@ -26,7 +26,7 @@ use super::{
 pub use types::{
     Completed,
     Config,
-    Covers,
+    Supersedes,
     Erased,
     Flush,
     Found,
@@ -106,7 +106,7 @@ impl Shard {
                         self.mark_stale(at, index, Entry::Stale { version });
                     }
                     (Outcome::Stored { .. }, Some(Entry::Stale { version: v })) => {
-                        // A mark for any version covers this one, too.
+                        // A mark for any version supersedes this one, too.
                         if v != 0 && entry::is_newer(version, v) {
                             let raw = Entry::Stale { version }.pack();
                             object.tree.store(&mut self.nodes, index, spot, raw);
@@ -125,7 +125,7 @@ impl Shard {
     /// Tells that a put will not be submitted.
     ///
     /// What the put would have dropped is marked stale.
-    pub fn abandon(&mut self, tag: u64, wire: u64, index: u64, version: u32, covers: Covers) {
+    pub fn abandon(&mut self, tag: u64, wire: u64, index: u64, version: u32, supersedes: Supersedes) {
         let Some((at, _)) = self.find_wire(tag, wire) else {
             return;
         };
@@ -133,7 +133,7 @@ impl Shard {
             return;
         };
         let spot = object.tree.find(&self.nodes, index);
-        match (Entry::unpack(spot.raw), covers.mark()) {
+        match (Entry::unpack(spot.raw), supersedes.mark()) {
             (Some(Entry::Pending { version: v, .. }), mark) if v == version => {
                 object.pending = object.pending.wrapping_sub(1);
                 self.pending = self.pending.wrapping_sub(1);

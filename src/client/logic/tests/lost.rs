@@ -62,12 +62,12 @@ fn a_new_page_takes_the_place_of_a_lost_one() {
     let Inserted {
         wire,
         version,
-        covers,
+        supersedes,
         ..
     } = shard.insert_pending(TAG, 3, 0).unwrap();
     assert_eq!(shard.stats().live, 1);
     // Given up, there is nothing of it, nor of the lost one.
-    shard.abandon(TAG, wire, 3, version, covers);
+    shard.abandon(TAG, wire, 3, version, supersedes);
     assert_eq!((shard.stats().live, shard.stats().stale), (0, 0));
     assert_eq!(shard.peek(TAG, 3), None);
 

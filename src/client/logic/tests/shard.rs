@@ -341,7 +341,7 @@ fn abandoned() {
     let mut shard = shard();
     let old = store(&mut shard, TAG, 1);
     let new = shard.insert_pending(TAG, 1, 0).unwrap();
-    shard.abandon(TAG, new.wire, 1, new.version, new.covers);
+    shard.abandon(TAG, new.wire, 1, new.version, new.supersedes);
     let flush = Flush::Page {
         wire: old.wire,
         index: 1,
@@ -350,7 +350,7 @@ fn abandoned() {
     assert_eq!(harvest(&mut shard), [flush]);
     // There was nothing before this one.
     let new = shard.insert_pending(TAG, 1, 0).unwrap();
-    shard.abandon(TAG, new.wire, 1, new.version, new.covers);
+    shard.abandon(TAG, new.wire, 1, new.version, new.supersedes);
     assert_eq!(harvest(&mut shard), []);
 }
 
@@ -363,7 +363,7 @@ fn abandoned_after_orphans() {
     let b = shard.insert_pending(TAG, 1, 0).unwrap();
     assert_eq!(b.replaced, None);
     shard.complete(TAG, a.wire, 1, a.version, STORED);
-    shard.abandon(TAG, b.wire, 1, b.version, b.covers);
+    shard.abandon(TAG, b.wire, 1, b.version, b.supersedes);
     let flush = Flush::Any {
         wire: a.wire,
         index: 1,
@@ -381,7 +381,7 @@ fn outcome_after_a_later_one() {
     let c = shard.insert_pending(TAG, 1, 0).unwrap();
     assert!(shard.erase(TAG, 1).is_some());
     shard.complete(TAG, a.wire, 1, a.version, STORED);
-    shard.abandon(TAG, c.wire, 1, c.version, c.covers);
+    shard.abandon(TAG, c.wire, 1, c.version, c.supersedes);
     // There is a mark for the first, and the device has the second.
     let flush = Flush::Any {
         wire: a.wire,
@@ -428,7 +428,7 @@ fn abandoned_over_a_mark() {
     let c = shard.insert_pending(TAG, 1, 0).unwrap();
     assert_eq!(c.replaced, Some(Entry::Stale { version: a.version }));
     shard.complete(TAG, b.wire, 1, b.version, STORED);
-    shard.abandon(TAG, c.wire, 1, c.version, c.covers);
+    shard.abandon(TAG, c.wire, 1, c.version, c.supersedes);
     let flush = Flush::Any {
         wire: a.wire,
         index: 1,

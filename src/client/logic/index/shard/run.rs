@@ -13,7 +13,7 @@ use super::{
         tree::Kind,
         NoRoom, //
     },
-    Covers,
+    Supersedes,
     Found,
     Inserted,
     Shard, //
@@ -96,7 +96,7 @@ impl Shard {
             .tree
             .store_run(&mut self.nodes, index, count, |n, raw| {
                 let replaced = Entry::unpack(raw);
-                let covers = Covers::after(replaced, orphans);
+                let supersedes = Supersedes::after(replaced, orphans);
 
                 version = next_version(version);
                 if replaced.is_some_and(|entry| entry.version() == version) {
@@ -118,7 +118,7 @@ impl Shard {
                     wire,
                     version,
                     replaced,
-                    covers,
+                    supersedes,
                 };
                 Entry::Pending {
                     version,

@@ -23,9 +23,9 @@ pub struct Config {
 ///
 /// To be kept with the put, for [`Shard::abandon()`](super::Shard::abandon).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Covers(u32);
+pub struct Supersedes(u32);
 
-impl Covers {
+impl Supersedes {
     /// The device has nothing there, unless it got a put of this wire id at this place before.
     const NOTHING: Self = Self(u32::MAX);
 
@@ -58,7 +58,7 @@ pub struct Inserted {
     /// What was there before.
     pub replaced: Option<Entry>,
     /// What the device may have in its place, should the put be abandoned.
-    pub covers: Covers,
+    pub supersedes: Supersedes,
 }
 
 /// The device's answer to a put.

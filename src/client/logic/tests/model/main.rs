@@ -16,7 +16,7 @@ use virtio_tmem_logic::index::{
     Buckets,
     Completed,
     Config,
-    Covers,
+    Supersedes,
     Entry,
     Flush,
     NodeChunk,
@@ -49,7 +49,7 @@ struct Put {
     wire: u64,
     index: u64,
     version: u32,
-    covers: Covers,
+    supersedes: Supersedes,
     data: u64,
 }
 
@@ -147,7 +147,7 @@ impl World {
             wire,
             index,
             version,
-            covers: inserted.covers,
+            supersedes: inserted.supersedes,
             data: self.data,
         });
         self.data += 1;
@@ -169,7 +169,7 @@ impl World {
             self.host.submit(put.wire, Request::Put(put));
         } else {
             self.shard
-                .abandon(put.tag, put.wire, put.index, put.version, put.covers);
+                .abandon(put.tag, put.wire, put.index, put.version, put.supersedes);
             if current {
                 self.pages.remove(&(put.tag, put.index));
             }
