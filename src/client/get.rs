@@ -24,6 +24,7 @@ use crate::{
 use super::{
     carry::{
         Batch,
+        Obstacle,
         Stop, //
     },
     logic::{
@@ -325,8 +326,8 @@ impl<'a, O: Origin> Gets<'a, O> {
 
     /// Gives a batch to the device; `origin` is told what becomes of it.
     ///
-    /// Where the device does not take it now, what only the device has is asked later, and `origin`
-    /// is told at once of all else. Does not sleep.
+    /// Where there is no room for it, what only the device has is asked later; all else waits for
+    /// room, as long as the device answers, and sleeps for it.
     pub(crate) fn submit(&mut self, mut batch: Batch<O>, origin: O) {
         let client = self.client;
 
@@ -335,11 +336,19 @@ impl<'a, O: Origin> Gets<'a, O> {
             return;
         };
         let poller = self.poller.as_ref().map(|(poller, _)| poller);
-        let Err((blank, _)) = client.offer(queue, blank, poller) else {
+        let Err((blank, obstacle)) = client.offer(queue, blank, poller) else {
             return;
         };
         match blank.record.pool {
             Pool::Frontswap if !client.is_gone() => client.park(queue, blank),
+            pool if obstacle == Obstacle::Full => {
+                self.stop_polling();
+                let wait = || client.access(pool) == Access::Ask;
+
+                if let Err(blank) = client.offer_waiting(queue, blank, wait) {
+                    client.fail(blank);
+                }
+            }
             _ => client.fail(blank),
         }
     }
