@@ -15,6 +15,7 @@ mod filesystem;
 mod folio;
 mod frontswap;
 mod ftrace;
+mod points;
 mod power;
 mod symbol;
 

@@ -90,6 +90,7 @@ use super::{
         Redirect,
         Watch, //
     },
+    points,
     symbol,
     Context,
     Entered, //
@@ -118,14 +119,14 @@ impl Hooks {
         // SAFETY: The functions below have the types of those that they replace, and of the
         // tracepoints that they listen to, and take the arguments of those that they watch.
         unsafe {
-            let died = Redirect::new(c"clear_inode", clear_inode as Code)?;
-            let failed = Watch::two(c"fserror_report", failed)?;
-            let truncated = Redirect::new(c"truncate_inode_pages_range", truncate as Code)?;
+            let died = Redirect::new(points::CLEAR_INODE, clear_inode as Code)?;
+            let failed = Watch::two(points::ERROR_REPORT, failed)?;
+            let truncated = Redirect::new(points::TRUNCATE, truncate as Code)?;
             let written_directly =
-                Redirect::new(c"invalidate_inode_pages2_range", invalidate2 as Code)?;
-            let invalidated = Redirect::new(c"filemap_invalidate_inode", invalidate_inode as Code)?;
-            let dirtied = Probe::new(c"writeback_dirty_folio", dirtied as Code)?;
-            let removed = Probe::new(c"mm_filemap_delete_from_page_cache", removed as Code)?;
+                Redirect::new(points::INVALIDATE_PAGES, invalidate2 as Code)?;
+            let invalidated = Redirect::new(points::INVALIDATE_INODE, invalidate_inode as Code)?;
+            let dirtied = Probe::new(points::DIRTIED, dirtied as Code)?;
+            let removed = Probe::new(points::REMOVED, removed as Code)?;
 
             Ok(Self {
                 _evicted: hold_up_reclaim(),
@@ -146,15 +147,14 @@ impl Hooks {
 /// Without it pages are lost to the pool when they are evicted faster than the host takes them,
 /// and all is well otherwise.
 fn hold_up_reclaim() -> Option<Redirect> {
-    const NAME: &CStr = c"__remove_mapping";
-    let addr = symbol::resolve(NAME).ok()?;
+    let addr = symbol::resolve(points::REMOVE_MAPPING).ok()?;
 
     // SAFETY: It is the address of the function, and the replacement is of its type.
     unsafe {
         let body = ftrace::body(addr);
 
         bindings::tmem_set_remove_mapping(ptr::with_exposed_provenance_mut(body));
-        Redirect::new(NAME, remove_mapping as Code).ok()
+        Redirect::new(points::REMOVE_MAPPING, remove_mapping as Code).ok()
     }
 }
 

@@ -28,6 +28,7 @@ use super::{
         Redirect,
         Watch, //
     },
+    points, //
 };
 
 /// What is particular to a filesystem.
@@ -49,7 +50,7 @@ pub(super) const KINDS: [Kind; 3] = [
         name: c"ext4",
         checks: false,
         lets_readers_in: false,
-        silent: Some(c"ext4_move_extents"),
+        silent: Some(points::MOVE_EXTENTS),
     },
     Kind {
         name: c"xfs",

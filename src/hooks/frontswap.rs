@@ -69,6 +69,7 @@ use super::{
         Redirect,
         Watch, //
     },
+    points,
     Context,
     Entered,
     Gets,
@@ -176,10 +177,10 @@ impl Hooks {
         // SAFETY: The functions below have the types of those that they replace.
         unsafe {
             Ok(Self {
-                _free: Watch::new(c"zswap_invalidate", slot_free)?,
-                _off: Watch::new(c"zswap_swapoff", swap_off)?,
-                _read: Redirect::new(c"swap_bdev_submit_read", submit_read as Code)?,
-                _write: Redirect::new(c"swap_bdev_submit_write", submit_write as Code)?,
+                _free: Watch::new(points::SLOT_FREE, slot_free)?,
+                _off: Watch::new(points::SWAP_OFF, swap_off)?,
+                _read: Redirect::new(points::SWAP_READ, submit_read as Code)?,
+                _write: Redirect::new(points::SWAP_WRITE, submit_write as Code)?,
             })
         }
     }

@@ -67,9 +67,7 @@ pub(super) struct Transfer {
 }
 
 const _: () = {
-    assert!(offset_of!(bindings::swap_iocb, __bindgen_anon_1) == 0);
     assert!(size_of::<Transfer>() <= offset_of!(bindings::swap_iocb, bvecs));
-    assert!(bindings::SWAP_CLUSTER_MAX as usize <= u32::BITS as usize);
 };
 
 /// A swap request that belongs to this half.
