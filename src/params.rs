@@ -136,17 +136,21 @@ pub(crate) fn limits(wants: Wants, total_pages: u64) -> Limits {
     }
 }
 
+fn number(value: impl Copy + Into<u64>) -> u64 {
+    value.into()
+}
+
 macro_rules! in_force {
-    ($($name:ident: $type:ty,)*) => {
-        /// The parameters in force.
+    ($($name:ident,)*) => {
+        /// The parameters in force, as numbers.
         pub(crate) struct InForce {
-            $($name: $type,)*
+            $($name: u64,)*
         }
 
         impl InForce {
             /// Returns them.
             pub(crate) fn new() -> Self {
-                Self { $($name: module_parameters::$name.value(),)* }
+                Self { $($name: number(module_parameters::$name.value()),)* }
             }
 
             /// Shows each in a file of a folder.
@@ -165,20 +169,20 @@ macro_rules! in_force {
 }
 
 in_force! {
-    frontswap: bool,
-    cleancache: bool,
-    write_through: bool,
-    dm: bool,
-    ext4: bool,
-    xfs: bool,
-    btrfs: bool,
-    crc: u32,
-    verify: bool,
-    admission: bool,
-    max_order: u32,
-    max_pages: u64,
-    staging_pages: u32,
-    timeout_ms: u32,
-    give_up_ms: u32,
-    poll_us: u32,
+    frontswap,
+    cleancache,
+    write_through,
+    dm,
+    ext4,
+    xfs,
+    btrfs,
+    crc,
+    verify,
+    admission,
+    max_order,
+    max_pages,
+    staging_pages,
+    timeout_ms,
+    give_up_ms,
+    poll_us,
 }
