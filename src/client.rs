@@ -191,6 +191,9 @@ pub(crate) struct Client<O: Origin> {
     next_epoch: Atomic<u64>,
     #[pin]
     epochs: SpinLockIrq<Epoch>,
+    /// Held while another epoch is taken over.
+    #[pin]
+    renewing: Mutex<()>,
     timeout_ms: u32,
     polling: Polling,
     /// Pages, or flushes, in one request.
@@ -287,6 +290,7 @@ impl<O: Origin> Client<O> {
                 epoch: Atomic::new(first),
                 next_epoch: Atomic::new(first),
                 epochs <- new_spinlock_irq!(Epoch::new(first), "Client::epochs"),
+                renewing <- new_mutex!((), "Client::renewing"),
                 timeout_ms: timeout,
                 polling: Polling::new(limits.poll_us),
                 max_pages: Atomic::new(max_pages),

@@ -39,8 +39,8 @@ def guest(module_lab: Lab) -> Guest:
         320,
         disks=[disk],
         devices=[daemon],
-        append="virtio_tmem.write_through=1",
-        allowed=[r"virtio_tmem: the host does not"],
+        append="virtio_tmem.write_through=1 virtio_tmem.give_up_ms=5000",
+        allowed=[r"virtio_tmem: the host does not", r"virtio_tmem: the device is given up"],
     )
     guest = module_lab.boot(SCRIPT, machine)
     guest.wait_for_mark("pages out", 300)

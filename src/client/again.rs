@@ -189,8 +189,21 @@ impl<O: Origin> Client<O> {
             }
             self.accuse(&Lie::Short { written: 0 });
         }
+        self.doubt(&original, outcomes);
         self.count_gets(&original, outcomes);
         self.finish(original, outcomes);
+    }
+
+    /// Trusts the device with no more pages if it has lost one that it had promised to keep.
+    fn doubt(&self, asked: &Blank<O>, outcomes: Outcomes) {
+        for (n, entry) in asked.record.entries().iter().enumerate() {
+            // One that was drained or replaced meanwhile it need not have any more.
+            if !outcomes.is_done(n)
+                && self.is_stored(Pool::Frontswap, entry.tag, entry.index, entry.version)
+            {
+                return self.distrust(entry.tag, entry.index);
+            }
+        }
     }
 
     /// Has what the spare request asked for asked later.

@@ -297,7 +297,10 @@ impl<O: Origin> Client<O> {
             }
         });
 
-        if let Err(error) = result {
+        if result.is_err() && this.is_outdated() {
+            // It is another device than before, or has lost what it had.
+            Self::renew(this);
+        } else if let Err(error) = result {
             Self::give_up(
                 this,
                 format_args!("it did not come back after a reset ({error:?})"),
@@ -343,6 +346,9 @@ impl<O: Origin> Client<O> {
     /// Goes over to the epoch that the device has named: nothing that it had before is got any
     /// more. May sleep.
     pub(super) fn renew(this: &Arc<Self>) {
+        // One at a time.
+        let _turn = this.renewing.lock();
+
         if !this.is_outdated() || this.is_gone() {
             return;
         }
@@ -380,9 +386,23 @@ impl<O: Origin> Client<O> {
 
     /// Takes note that the device did not carry out a request as a whole.
     pub(super) fn note_declined(&self, operation: Operation, status: Status) {
+        // Another epoch is taken over, and of a device that is gone all has been said.
+        if status == Status::StaleEpoch || self.is_gone() {
+            return;
+        }
         // One that does so does so with all requests: once is enough.
-        if status != Status::StaleEpoch && !self.said_declined.xchg(true, Full) {
+        if !self.said_declined.xchg(true, Full) {
             pr_warn!("the host answers {status:?} to {operation:?}: its pages are not used\n");
+        }
+    }
+
+    /// Takes note that the device does not return a page that it had promised to keep. Any context.
+    pub(super) fn distrust(&self, tag: u64, index: u64) {
+        if !self.is_gone() && self.add_reason(standing::UNTRUSTED) {
+            pr_err!(
+                "the host does not return a swap page that it had taken (object {tag:#x}, page \
+                 {index}), which is an I/O error for who wants it: nothing more is put there\n"
+            );
         }
     }
 
@@ -411,11 +431,13 @@ impl<O: Origin> Client<O> {
         self.control.close();
         let pages = self.pages(Pool::Frontswap).load(Relaxed);
         if self.written_through {
-            pr_err!("the device is given up: {why}; {pages} swap pages are read from their swap area\n");
+            pr_err!(
+                "the device is given up: {pages} swap pages are read from their swap area ({why})\n"
+            );
         } else {
             pr_err!(
-                "the device is given up: {why}; {pages} swap pages that only the host has are \
-                 lost, and reading one is an I/O error\n"
+                "the device is given up: {pages} swap pages that only the host has are lost, and \
+                 reading one is an I/O error ({why})\n"
             );
         }
         true

@@ -108,6 +108,7 @@ impl<O: Origin> Client<O> {
         for pool in [Pool::Frontswap, Pool::Cleancache] {
             match self.ask(Opcode::PoolDestroy, pool, &[])? {
                 Status::Ok | Status::NoPool => (),
+                Status::StaleEpoch => return Err(ESTALE),
                 status => return Err(refused("destroy", pool, status)),
             }
         }
@@ -138,6 +139,8 @@ impl<O: Origin> Client<O> {
 
             match self.ask(Opcode::PoolCreate, pool, create.as_bytes())? {
                 Status::Ok => (),
+                // There is another epoch to be taken over first.
+                Status::StaleEpoch => return Err(ESTALE),
                 status => return Err(refused("create", pool, status)),
             }
         }
@@ -193,7 +196,8 @@ impl<O: Origin> Client<O> {
                 CondVarTimeoutResult::Woken { jiffies } => jiffies.max(1),
                 CondVarTimeoutResult::Timeout => {
                     pr_err!(
-                        "the host does not answer {:?}: is it up, and is its virtqueue served?\n",
+                        "the host does not answer {:?}: is it up, and is the guest's memory \
+                         shared with it (share=on)?\n",
                         opcode
                     );
                     return Err(ETIMEDOUT);

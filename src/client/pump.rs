@@ -137,6 +137,10 @@ impl<O: Origin> Client<O> {
         pump.watching.xchg(false, Full);
         // What has come back is not waited for, whoever was to take it.
         this.queues.look();
+        if this.queues.is_broken() {
+            Self::give_up(this, format_args!("its virtqueues are broken"));
+            return None;
+        }
 
         let mut watchdog = pump.watchdog.lock();
         // CAST: Time does not go back.

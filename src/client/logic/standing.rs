@@ -22,6 +22,8 @@ pub const SUSPENDED: u32 = 1 << 3;
 pub const OUTDATED: u32 = 1 << 4;
 /// There is no device any more.
 pub const GONE: u32 = 1 << 5;
+/// The device has lost a page that it had promised to keep: it is given no more of them.
+pub const UNTRUSTED: u32 = 1 << 6;
 
 /// What whoever wants a page that only the device has is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +91,8 @@ impl Standing {
             "suspended"
         } else if self.is(SILENT) {
             "silent"
+        } else if self.is(UNTRUSTED) {
+            "untrusted"
         } else if self.is(LEAVING) {
             "draining"
         } else {

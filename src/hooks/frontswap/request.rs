@@ -434,15 +434,11 @@ impl Request {
     ///
     /// That is seldom, so one at a time will do, and needs no memory.
     fn reread(&self, context: &Entered, folio: Folio) -> bool {
-        let (area, offset) = folio.swap();
+        let (_, offset) = folio.swap();
 
         // What the index had and has not any more was drained: the slot of a folio that is locked is
         // neither freed nor written.
         if !params::write_through() && present(context, folio) > 0 {
-            // Of a host that is gone all has been said.
-            if !context.client.is_gone() {
-                pr_err_ratelimited(area, offset);
-            }
             return false;
         }
         let mut transfer = block::Transfer::<1>::new();
@@ -552,15 +548,6 @@ impl Queue {
             next = request.transfer().next;
             f(request);
         }
-    }
-}
-
-fn pr_err_ratelimited(area: u32, offset: u64) {
-    static SAID: Atomic<u32> = Atomic::new(0);
-
-    // Whoever wants the page hears of it anyway.
-    if SAID.fetch_add(1, Relaxed) < 10 {
-        pr_err!("swap page {area}:{offset} was only in the host, which does not return it\n");
     }
 }
 

@@ -16,7 +16,8 @@ use virtio_tmem_logic::{
         LEAVING,
         OUTDATED,
         SILENT,
-        SUSPENDED, //
+        SUSPENDED,
+        UNTRUSTED, //
     },
 };
 
@@ -68,7 +69,7 @@ fn a_device_whose_epoch_flaps_lies_in_the_end() {
 #[test]
 fn any_reason_keeps_pages_from_being_put() {
     assert!(Standing::from_word(0).may_put());
-    for reason in [FRESH, LEAVING, SILENT, SUSPENDED, OUTDATED, GONE] {
+    for reason in [FRESH, LEAVING, SILENT, SUSPENDED, OUTDATED, GONE, UNTRUSTED] {
         let standing = Standing::from_word(reason);
         assert!(!standing.may_put());
         assert_eq!(standing.ephemeral(), Access::Never);
@@ -77,7 +78,7 @@ fn any_reason_keeps_pages_from_being_put() {
 
 #[test]
 fn a_persistent_page_is_waited_for_until_the_device_is_gone() {
-    for word in 0..1u32 << 6 {
+    for word in 0..1u32 << 7 {
         let standing = Standing::from_word(word);
         let wanted = match word {
             _ if word & GONE != 0 => Access::Never,
