@@ -523,10 +523,15 @@ void tmem_report_difference(struct address_space *mapping, unsigned long index,
 			   index, host, disk);
 }
 
-/* How long the file is; 0: it has no blocks, and its content is not in any. */
+/*
+ * How long the file is; 0: it may be so short that it is in its inode, and not in
+ * any block. (Some filesystems count blocks elsewhere, so that none says little.)
+ */
 u64 tmem_inode_bytes_in_blocks(struct inode *inode)
 {
-	return inode->i_blocks ? i_size_read(inode) : 0;
+	loff_t size = i_size_read(inode);
+
+	return inode->i_blocks || size > PAGE_SIZE ? size : 0;
 }
 
 bool tmem_mapping_exiting(struct address_space *mapping)
