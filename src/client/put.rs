@@ -149,8 +149,15 @@ impl<O: Origin> Client<O> {
         let state = self.pool(record.pool);
 
         for entry in record.entries() {
-            if let (Some(mut shard), Some(supersedes)) = (state.shard(entry.tag), entry.supersedes) {
-                shard.abandon(entry.tag, entry.wire, entry.index, entry.version, supersedes);
+            if let (Some(mut shard), Some(supersedes)) = (state.shard(entry.tag), entry.supersedes)
+            {
+                shard.abandon(
+                    entry.tag,
+                    entry.wire,
+                    entry.index,
+                    entry.version,
+                    supersedes,
+                );
             }
         }
         state.credits.settle(record.len());

@@ -122,8 +122,7 @@ impl Hooks {
             let died = Redirect::new(points::CLEAR_INODE, clear_inode as Code)?;
             let failed = Watch::two(points::ERROR_REPORT, failed)?;
             let truncated = Redirect::new(points::TRUNCATE, truncate as Code)?;
-            let written_directly =
-                Redirect::new(points::INVALIDATE_PAGES, invalidate2 as Code)?;
+            let written_directly = Redirect::new(points::INVALIDATE_PAGES, invalidate2 as Code)?;
             let invalidated = Redirect::new(points::INVALIDATE_INODE, invalidate_inode as Code)?;
             let dirtied = Probe::new(points::DIRTIED, dirtied as Code)?;
             let removed = Probe::new(points::REMOVED, removed as Code)?;

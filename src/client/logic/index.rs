@@ -108,7 +108,6 @@ pub use object::{
 pub use shard::{
     Completed,
     Config,
-    Supersedes,
     Erased,
     Flush,
     Found,
@@ -116,6 +115,7 @@ pub use shard::{
     Outcome,
     Shard,
     Stats,
+    Supersedes,
     Wants, //
 };
 pub use slab::{

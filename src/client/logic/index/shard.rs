@@ -26,13 +26,13 @@ use super::{
 pub use types::{
     Completed,
     Config,
-    Supersedes,
     Erased,
     Flush,
     Found,
     Inserted,
     Outcome,
     Stats,
+    Supersedes,
     Wants, //
 };
 
@@ -125,7 +125,14 @@ impl Shard {
     /// Tells that a put will not be submitted.
     ///
     /// What the put would have dropped is marked stale.
-    pub fn abandon(&mut self, tag: u64, wire: u64, index: u64, version: u32, supersedes: Supersedes) {
+    pub fn abandon(
+        &mut self,
+        tag: u64,
+        wire: u64,
+        index: u64,
+        version: u32,
+        supersedes: Supersedes,
+    ) {
         let Some((at, _)) = self.find_wire(tag, wire) else {
             return;
         };

@@ -13,10 +13,10 @@ use super::{
         tree::Kind,
         NoRoom, //
     },
-    Supersedes,
     Found,
     Inserted,
     Shard, //
+    Supersedes,
 };
 
 impl Shard {

@@ -16,13 +16,13 @@ use virtio_tmem_logic::index::{
     Buckets,
     Completed,
     Config,
-    Supersedes,
     Entry,
     Flush,
     NodeChunk,
     ObjectChunk,
     Outcome,
     Shard,
+    Supersedes,
     VERSION_MAX, //
 };
 
