@@ -120,7 +120,8 @@ def test_R5_the_owner_gets_its_memory_or_an_error(guest: Guest, lie: str) -> Non
         assert found[-1]["wrong"] == 0
 
 
-@pytest.mark.parametrize("lie", LIES)
+# Credits promise nothing, so that none of them can be a lie: a put is refused, or is not made.
+@pytest.mark.parametrize("lie", [lie for lie in LIES if lie != "bad-credits"])
 def test_one_line_says_so_and_the_device_is_left_alone(guest: Guest, lie: str) -> None:
     said = [line for line in guest.step(f"log {lie}").lines if "virtio_tmem" in line]
     if lie == "epoch-flap":

@@ -311,7 +311,8 @@ impl<O: Origin> Client<O> {
     pub(super) fn answered(&self, queue: usize, mut blank: Blank<O>, written: usize) {
         let (operation, count) = (blank.record.operation, blank.record.len());
         let asked = blank.record.epoch;
-        let answer = decode(operation, count, blank.request.frame.answer(), written);
+        let frame = &blank.request.frame;
+        let answer = decode(operation, count, frame.answer(), written, frame.room());
         let code = match &answer {
             Ok(Answer::Done { .. }) => 1,
             Ok(Answer::Declined { status, .. }) => status.to_wire(),

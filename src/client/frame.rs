@@ -3,6 +3,7 @@
 //! The memory of one request: some bytes out, some bytes in, and pages one way.
 
 use kernel::{
+    page::PAGE_SIZE,
     prelude::*,
     sync::Arc, //
 };
@@ -127,6 +128,16 @@ impl Frame {
     /// What it did not write is zero.
     pub(crate) fn answer(&self) -> &[u8] {
         self.answer.get(..self.in_len).unwrap_or(&[])
+    }
+
+    /// Returns how many bytes the device may write, with pages.
+    pub(crate) fn room(&self) -> usize {
+        let pages = match self.direction {
+            Direction::Out => 0,
+            Direction::In => self.count + self.held,
+        };
+
+        self.in_len + pages * PAGE_SIZE
     }
 
     /// Appends a page.

@@ -233,6 +233,13 @@ pub enum Lie {
         /// The bytes that it claims to have written.
         written: usize,
     },
+    /// It claims to have written more than there is room for.
+    Long {
+        /// The bytes that it claims to have written.
+        written: usize,
+        /// The bytes that it was given to write.
+        room: usize,
+    },
     /// It gives a status that there is none of.
     Status(u32),
     /// It answers about another number of entries than it was asked about.
@@ -257,6 +264,9 @@ impl core::fmt::Display for Lie {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match *self {
             Self::Short { written } => write!(f, "an answer of {written} bytes"),
+            Self::Long { written, room } => {
+                write!(f, "an answer of {written} bytes, where there is room for {room}")
+            }
             Self::Status(status) => write!(f, "status {status}, which there is none of"),
             Self::Count { asked, told } => {
                 write!(f, "results for {told} entries of {asked}")
@@ -269,7 +279,7 @@ impl core::fmt::Display for Lie {
     }
 }
 
-/// Reads the answer to a request about pages: `written` bytes of `answer`, says the device.
+/// Reads the answer to a request about pages: `written` bytes, says the device, of `room`.
 ///
 /// `answer` is what the device may have written, pages apart, and is read once.
 #[inline]
@@ -278,7 +288,11 @@ pub fn decode(
     count: usize,
     answer: &[u8],
     written: usize,
+    room: usize,
 ) -> Result<Answer, Lie> {
+    if written > room {
+        return Err(Lie::Long { written, room });
+    }
     let Some((status, header, results)) = decode_header(answer, written)? else {
         return Ok(Answer::Unanswered);
     };

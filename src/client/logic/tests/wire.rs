@@ -48,7 +48,7 @@ fn ok(results: &[u8]) -> Vec<u8> {
 }
 
 fn decode_all(operation: Operation, count: usize, bytes: &[u8]) -> Result<Answer, Lie> {
-    decode(operation, count, bytes, bytes.len())
+    decode(operation, count, bytes, bytes.len(), bytes.len())
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn each_page_has_its_own_outcome() {
 #[test]
 fn nothing_written_is_no_answer_and_no_lie() {
     let bytes = [0; ANSWER_BYTES];
-    assert_eq!(decode(Operation::Get, 3, &bytes, 0), Ok(Answer::Unanswered));
+    assert_eq!(decode(Operation::Get, 3, &bytes, 0, bytes.len()), Ok(Answer::Unanswered));
     assert_eq!(decode_control(&bytes, 0), Ok(None));
 }
 
@@ -113,15 +113,21 @@ fn what_was_not_written_is_not_read() {
     let bytes = ok(&[PageResult::Hit.to_wire(); 4]);
     for written in 1..bytes.len() {
         assert_eq!(
-            decode(Operation::Get, 4, &bytes, written),
+            decode(Operation::Get, 4, &bytes, written, bytes.len()),
             Err(Lie::Short { written })
         );
     }
-    // More is claimed than there is room for: what is there counts.
+    // Pages that come with it count, too.
+    let room = bytes.len() + 4 * 4096;
     assert!(matches!(
-        decode(Operation::Get, 4, &bytes, usize::MAX),
+        decode(Operation::Get, 4, &bytes, room, room),
         Ok(Answer::Done { .. })
     ));
+    let written = room + 1;
+    assert_eq!(
+        decode(Operation::Get, 4, &bytes, written, room),
+        Err(Lie::Long { written, room })
+    );
 }
 
 #[test]
@@ -164,7 +170,7 @@ proptest! {
         written in 0..2 * ANSWER_BYTES,
     ) {
         let bytes = if honest { ok(&results[..count]) } else { bytes };
-        if let Ok(Answer::Done { outcomes, .. }) = decode(operation, count, &bytes, written) {
+        if let Ok(Answer::Done { outcomes, .. }) = decode(operation, count, &bytes, written, 2 * ANSWER_BYTES) {
             prop_assert!(written >= RESPONSE_BYTES + count);
             for n in 0..count {
                 let result = PageResult::from_wire(bytes[RESPONSE_BYTES + n]).unwrap();
