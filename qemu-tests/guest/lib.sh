@@ -185,8 +185,21 @@ confined() {
 
 # kill_group GROUP: ends all in the group, and returns once they are gone.
 kill_group() {
-	local group=/sys/fs/cgroup/$1
-	echo 1 >"$group/cgroup.kill" && wait_for 30 grep -q "populated 0" "$group/cgroup.events"
+	echo 1 >"/sys/fs/cgroup/$1/cgroup.kill" && wait_for 30 ended "$1"
+}
+
+# ended GROUP: whether all threads of a group are gone, or in the kernel's hands
+# for good: there they may need a page of their memory once more, and nothing
+# lets go of them before it has come.
+ended() {
+	local thread stat
+	while read -r thread; do
+		read -r stat <"/proc/$thread/stat" 2>/dev/null || continue
+		# What comes after the name; the seventh field is the flags, with PF_EXITING.
+		# shellcheck disable=SC2086 # To be split.
+		set -- ${stat##*) }
+		[ $(($7 & 4)) -ne 0 ] || return
+	done <"/sys/fs/cgroup/$1/cgroup.threads"
 }
 
 # load_module [PARAMETER=VALUE...]: loads the module anew.

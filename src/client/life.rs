@@ -33,6 +33,7 @@ use crate::virtio::{
         Live,
         Stopped, //
     },
+    VIRTIO_RING_F_INDIRECT_DESC, //
 };
 
 use super::{
@@ -169,12 +170,16 @@ impl<O: Origin> Client<O> {
             }
         };
 
-        // A request has to fit into the ring even where there is no memory for a table of its own.
+        // Where there are no tables of descriptors, a request has to fit into the ring itself.
+        let tables = found.has_feature(VIRTIO_RING_F_INDIRECT_DESC);
         let smallest = (0..this.queue_count)
             .map(|queue| found.ring_size(queue) as usize)
             .min()
             .unwrap_or(0);
-        let pages = smallest.saturating_sub(2).min(MAX_PAGES);
+        let pages = match smallest {
+            1.. if tables => MAX_PAGES,
+            _ => smallest.saturating_sub(2).min(MAX_PAGES),
+        };
         if pages == 0 {
             dev_err!(
                 vdev,

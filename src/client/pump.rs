@@ -30,9 +30,12 @@ use crate::bindings::thread::{
 };
 
 use super::{
-    logic::watchdog::{
-        Verdict,
-        Watchdog, //
+    logic::{
+        standing::Access,
+        watchdog::{
+            Verdict,
+            Watchdog, //
+        },
     },
     request::Origin,
     Client,
@@ -95,8 +98,11 @@ impl<O: Origin> thread::Work for Client<O> {
         }
         this.staging.trim();
         this.offer_parked();
+        // There may not have been memory for it.
+        let parked = this.parked.any() && this.standing().persistent() == Access::Ask;
 
         [
+            parked.then_some(1),
             this.pump_staged(),
             this.pump_flushes(),
             this.pump_kicks(),
