@@ -199,6 +199,8 @@ pub(crate) struct Client<O: Origin> {
     /// Pages, or flushes, in one request.
     max_pages: Atomic<usize>,
     max_flushes: Atomic<usize>,
+    /// How many requests certainly fit into a virtqueue.
+    ring_requests: Atomic<usize>,
     said_declined: Atomic<bool>,
     #[pin]
     requests: RequestPool<O>,
@@ -295,6 +297,7 @@ impl<O: Origin> Client<O> {
                 polling: Polling::new(limits.poll_us),
                 max_pages: Atomic::new(max_pages),
                 max_flushes: Atomic::new(max_flushes),
+                ring_requests: Atomic::new(1),
                 said_declined: Atomic::new(false),
                 requests <- RequestPool::new(REQUESTS),
                 flights: Flights::new(IN_FLIGHT)?,

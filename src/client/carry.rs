@@ -156,6 +156,15 @@ impl<O: Origin> Client<O> {
         self.max_pages.load(Relaxed).saturating_sub(batch.len())
     }
 
+    /// Returns whether so many requests certainly fit into a virtqueue now. Any context.
+    pub(super) fn has_room(&self, queue: usize, count: u64) -> bool {
+        // CAST: To as many bits.
+        let total = self.ring_requests.load(Relaxed) as u64;
+
+        // Where fewer fit at all, as many as do.
+        self.queues.outstanding(queue).saturating_add(count) <= total.max(count)
+    }
+
     /// Gives a batch up that no page was pushed into.
     pub(crate) fn cancel(&self, batch: Batch<O>) {
         self.requests.give(batch.blank);

@@ -201,6 +201,11 @@ impl<O: Origin> Client<O> {
         if !self.pool(pool).nth_shard(n)?.has_work() {
             return Some(false);
         }
+        // One for each operation.
+        if !self.has_room(self.lanes.put(n), 3) {
+            self.queues.kick(self.lanes.put(n));
+            return None;
+        }
 
         let operations = [
             Operation::FlushPage,

@@ -188,6 +188,8 @@ impl<O: Origin> Client<O> {
             );
             return Err(EINVAL);
         }
+        let each = if tables { 1 } else { pages + 2 };
+        this.ring_requests.store(smallest / each, Relaxed);
         let most = this.max_pages.load(Relaxed);
         this.max_pages.store(most.min(pages), Relaxed);
         *link = Link::Live(found.start());

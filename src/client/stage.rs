@@ -196,6 +196,9 @@ impl<O: Origin> Client<O> {
 
     /// Sends one request with staged pages for virtqueue `n`, if there are any.
     fn send_staged(&self, n: usize) -> bool {
+        if !self.has_room(self.lanes.put(n), 1) {
+            return false;
+        }
         let Some(mut batch) = self.begin_spare(Operation::Put, Pool::Cleancache) else {
             return false;
         };

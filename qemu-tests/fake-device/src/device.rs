@@ -80,10 +80,7 @@ struct Kept {
 }
 
 /// The descriptors of one direction.
-fn places<'m>(
-    chain: &DescriptorChain<&'m GuestMemoryMmap>,
-    writable: bool,
-) -> Vec<(GuestAddress, u32)> {
+fn places(chain: &DescriptorChain<&GuestMemoryMmap>, writable: bool) -> Vec<(GuestAddress, u32)> {
     let own = chain.clone().filter(|d| d.is_write_only() == writable);
     own.map(|d| (d.addr(), d.len())).collect()
 }

@@ -265,7 +265,10 @@ impl core::fmt::Display for Lie {
         match *self {
             Self::Short { written } => write!(f, "an answer of {written} bytes"),
             Self::Long { written, room } => {
-                write!(f, "an answer of {written} bytes, where there is room for {room}")
+                write!(
+                    f,
+                    "an answer of {written} bytes, where there is room for {room}"
+                )
             }
             Self::Status(status) => write!(f, "status {status}, which there is none of"),
             Self::Count { asked, told } => {

@@ -104,7 +104,10 @@ fn each_page_has_its_own_outcome() {
 #[test]
 fn nothing_written_is_no_answer_and_no_lie() {
     let bytes = [0; ANSWER_BYTES];
-    assert_eq!(decode(Operation::Get, 3, &bytes, 0, bytes.len()), Ok(Answer::Unanswered));
+    assert_eq!(
+        decode(Operation::Get, 3, &bytes, 0, bytes.len()),
+        Ok(Answer::Unanswered)
+    );
     assert_eq!(decode_control(&bytes, 0), Ok(None));
 }
 
