@@ -77,6 +77,13 @@ impl<O: Origin> Again<O> {
     }
 }
 
+impl<O: Origin> Again<O> {
+    /// Returns how many requests wait to be asked again. Any context.
+    pub(super) fn count(&self) -> usize {
+        self.count.load(Relaxed)
+    }
+}
+
 impl<O: Origin> Client<O> {
     /// Has a request asked again for the pages that did not come. Any context.
     pub(super) fn ask_again(&self, blank: Blank<O>, outcomes: Outcomes) {
@@ -86,6 +93,7 @@ impl<O: Origin> Client<O> {
         let _ = waiting.push_within_capacity((blank, outcomes));
         self.again.count.store(waiting.len(), Relaxed);
         drop(waiting);
+        self.requests.wake();
         self.bell.ring();
     }
 
@@ -95,7 +103,7 @@ impl<O: Origin> Client<O> {
     pub(super) fn offer_again(&self) -> Option<usize> {
         let again = &self.again;
 
-        if again.count.load(Relaxed) == 0 {
+        if again.count() == 0 {
             return None;
         }
         match self.standing().persistent() {

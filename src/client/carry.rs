@@ -114,7 +114,13 @@ impl<O: Origin> Parked<O> {
     /// Returns whether there are any. Any context.
     #[inline]
     pub(super) fn any(&self) -> bool {
-        self.count.load(Relaxed) > 0
+        self.count() > 0
+    }
+
+    /// Returns how many there are. Any context.
+    #[inline]
+    pub(super) fn count(&self) -> usize {
+        self.count.load(Relaxed)
     }
 
     fn push(&self, queue: usize, blank: Blank<O>) {
@@ -268,6 +274,8 @@ impl<O: Origin> Client<O> {
     /// Keeps a request for what only the device has until the device takes it. Any context.
     pub(super) fn park(&self, queue: usize, blank: Blank<O>) {
         self.parked.push(queue, blank);
+        // Somebody may wait for all requests that the device has.
+        self.requests.wake();
         self.bell.ring();
     }
 

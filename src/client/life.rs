@@ -267,7 +267,10 @@ impl<O: Origin> Client<O> {
         self.add_reason(standing::SUSPENDED);
         let answers = || !self.standing().is(standing::SILENT | standing::GONE);
 
-        if !self.requests.wait_all(answers) && !self.is_gone() {
+        // Those that the device has not been given are given to it when it is back.
+        let not_given = || self.parked.count() + self.again.count();
+
+        if !self.requests.wait_all(not_given, answers) && !self.is_gone() {
             pr_err!(
                 "the host does not answer, and the guest cannot sleep before it does: \
                  {} swap pages are with it\n",

@@ -381,18 +381,20 @@ impl<O: Origin> RequestPool<O> {
         free.waiters -= 1;
     }
 
-    /// Waits until all requests are there, as long as `wait` says; returns whether they are.
+    /// Waits until all requests are there but those that are `elsewhere`, as long as `wait` says;
+    /// returns whether they are.
     ///
-    /// For `wait` see [`Self::take`]. Sleeps.
-    pub(super) fn wait_all(&self, wait: impl Fn() -> bool) -> bool {
+    /// `elsewhere` is asked as `wait` is; for that see [`Self::take`]. Sleeps.
+    pub(super) fn wait_all(&self, elsewhere: impl Fn() -> usize, wait: impl Fn() -> bool) -> bool {
         let mut free = self.free.lock();
+        let all = |free: &Free<O>| free.blanks.len() + elsewhere() >= self.total;
 
         free.waiters += 1;
-        while free.blanks.len() < self.total && wait() {
+        while !all(&free) && wait() {
             self.came_back.wait(&mut free);
         }
         free.waiters -= 1;
-        free.blanks.len() == self.total
+        all(&free)
     }
 
     /// Has whoever waits ask again whether to. Any context.
