@@ -8,6 +8,8 @@ import pytest
 from harness.guest import Guest, Machine
 from harness.lab import Lab
 
+pytestmark = pytest.mark.long
+
 MIB = 96
 PAGES_OF_MIB = 256
 

@@ -114,7 +114,7 @@ def _drained(lab: Lab, script: str, filesystem: str | None) -> Run:
     return Run(guest, stat)
 
 
-@pytest.fixture(scope="module", params=["disk", "file"])
+@pytest.fixture(scope="module", params=["disk", pytest.param("file", marks=pytest.mark.long)])
 def run(request: pytest.FixtureRequest, labs: Labs) -> Iterator[Run]:
     """One guest that swaps to a disk, and one that swaps to a file in another order than its disk."""
     with labs(f"drain-{request.param}") as lab:

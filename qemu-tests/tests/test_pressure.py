@@ -9,6 +9,8 @@ from harness.lab import Lab
 from harness.qmp import Qmp
 from harness.small import SmallMachine
 
+pytestmark = pytest.mark.long
+
 MEMORY = 320
 BALLOONED = 192
 

@@ -8,6 +8,8 @@ import pytest
 from harness.guest import Guest, Machine
 from harness.lab import Lab
 
+pytestmark = pytest.mark.long
+
 FILESYSTEMS = ["ext4", "xfs", "btrfs"]
 
 # How much memory is used, half of which is swapped, and how long the swap file is.

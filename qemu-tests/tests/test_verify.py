@@ -11,6 +11,8 @@ from harness.disks import Disk
 from harness.guest import Guest, Machine
 from harness.lab import Labs
 
+pytestmark = pytest.mark.long
+
 FILESYSTEMS = ["ext4", "xfs", "btrfs"]
 
 BLOCK = 4096
@@ -92,7 +94,7 @@ def change(disk: Disk, guest: Guest) -> None:
         image.write(bytes(byte ^ 0xFF for byte in content))
 
 
-@pytest.fixture(scope="module", params=["short", pytest.param("long", marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=["short", "long"])
 def run(request: pytest.FixtureRequest, labs: Labs) -> Iterator[Run]:
     """One guest for all tests of this file, and one for longer."""
     long = request.param == "long"
