@@ -45,7 +45,7 @@ ways=({" ".join(WAYS)})
 for ((round = 1; round <= {TIMES}; round++)); do
 	wait_for 60 bound
 	# Time and again memory is written and looked at, while most of it is in the host.
-	"$WORKLOAD" anon --mib 256 --passes 2 --seed $round >"/tmp/out/anon $round" 2>&1 &
+	"$WORKLOAD" anon --mib 192 --passes 1 --seed $round >"/tmp/out/anon $round" 2>&1 &
 	anon=$!
 	wait_for 100 grep -q filled "/tmp/out/anon $round"
 	snapshot "round $round"
