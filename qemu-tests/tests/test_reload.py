@@ -9,6 +9,8 @@ from harness.guest import Guest, Machine
 from harness.lab import Lab
 from harness.qmp import Qmp
 
+pytestmark = pytest.mark.long
+
 # The ways in which the driver's device goes and comes back.
 WAYS = ["unload", "unbind", "unplug"]
 TIMES = 3
