@@ -75,9 +75,7 @@ impl<O: Origin> Again<O> {
             }))
         })
     }
-}
 
-impl<O: Origin> Again<O> {
     /// Returns how many requests wait to be asked again. Any context.
     pub(super) fn count(&self) -> usize {
         self.count.load(Relaxed)
@@ -167,8 +165,8 @@ impl<O: Origin> Client<O> {
         mut outcomes: Outcomes,
     ) {
         let entries = original.record.entries().len();
-        let missing = (0..entries).filter(|n| !outcomes.is_done(*n));
-        let mut found = Outcomes::failed(entries);
+        let before = outcomes;
+        let missing = (0..entries).filter(|n| !before.is_done(*n));
 
         for (k, n) in missing.enumerate() {
             if !came.is_done(k) {
@@ -176,16 +174,11 @@ impl<O: Origin> Client<O> {
             }
             if let Some(to) = original.request.frame.page(n) {
                 spare.request.frame.copy_slot(k, to);
-                found.set_done(n);
-            }
-        }
-        for n in 0..entries {
-            if found.is_done(n) {
                 outcomes.set_done(n);
             }
         }
         let counters = &self.pool(Pool::Frontswap).counters;
-        counters.bounced.add(found.done());
+        counters.bounced.add(outcomes.done() - before.done());
 
         let tries = spare.record.tries.wrapping_add(1);
         let read = spare.record.was_read;

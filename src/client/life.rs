@@ -430,11 +430,10 @@ impl<O: Origin> Client<O> {
         let _ = this.urgent.enqueue::<_, END>(this.clone());
     }
 
-    /// Takes note that there is no device any more, and says so once; returns false if that
-    /// happened before. Any context.
-    fn lose(&self, why: fmt::Arguments<'_>) -> bool {
+    /// Takes note that there is no device any more, and says so once. Any context.
+    fn lose(&self, why: fmt::Arguments<'_>) {
         if !self.add_reason(standing::GONE) {
-            return false;
+            return;
         }
         self.frontswap.credits.clear();
         self.cleancache.credits.clear();
@@ -450,7 +449,6 @@ impl<O: Origin> Client<O> {
                  reading one is an I/O error ({why})\n"
             );
         }
-        true
     }
 
     /// Ends all that there is with a device that is gone, and resets it. May sleep.
