@@ -56,6 +56,8 @@ class Stat:
             for pool in guest["pools"]:
                 if pool["kind"] == kind:
                     counts.add(pool)
+            # Of a pool that is gone, what was done with it counts, and not what it held last.
+            counts.add({**guest["dropped"][kind], "pages": 0})
         return counts
 
     def total(self, name: str) -> int:

@@ -67,6 +67,11 @@ fn pages_come_back_as_they_were_put() {
     assert_eq!(listed["pools"][1]["gets_hit"], 3);
     assert_eq!(guest.control(Opcode::PoolDestroy, 0), Status::Ok);
     assert_eq!(guest.control(Opcode::PoolDestroy, 0), Status::NoPool);
+    let stat = self::stat(&place.path("control.sock"));
+    let dropped = &stat["guests"][0]["dropped"]["persistent"];
+    assert_eq!(dropped["pools"], 1);
+    assert_eq!(dropped["pages"], 1);
+    assert_eq!(dropped["pages_flushed"], 1);
 }
 
 #[test]
@@ -86,8 +91,9 @@ fn a_new_connection_finds_nothing_of_the_old() {
         let stat = stat(&control);
         let listed = &stat["guests"][0];
         listed["connected"] == false
-            && listed["pools"][0]["pages"] == 0
-            && listed["pools"][0]["puts_stored"] == 2
+            && listed["pools"] == serde_json::json!([])
+            && listed["dropped"]["persistent"]["pages"] == 2
+            && listed["dropped"]["persistent"]["puts_stored"] == 2
     });
     let mut guest = Guest::connect(&place.path("guest.sock"));
     assert_ne!(guest.epoch(), old);

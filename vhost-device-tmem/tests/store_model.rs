@@ -335,7 +335,7 @@ impl World {
                 let persistent = |(g, p, ..): &Place| *g == guest && *p == POOLS[0].0;
                 let lost = self.model.keys().filter(|place| persistent(place)).count();
                 let dropped = self.store.remove_guest(&self.guests[guest]);
-                assert_eq!(dropped.persistent_pages, lost as u64);
+                assert_eq!(dropped.persistent.pages, lost as u64);
                 self.guests[guest] = self.store.add_guest();
                 self.create_pools(guest);
                 self.forget(|(g, ..)| *g == guest);

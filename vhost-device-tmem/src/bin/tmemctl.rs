@@ -13,7 +13,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use vhost_device_tmem::{
     control::{Client, ClientError, Stat},
-    store::{Compression, Contents, PoolKind},
+    store::{Compression, Contents, Dropped, PoolCounters, PoolKind},
 };
 
 /// Talks to vhost-device-tmem.
@@ -128,29 +128,52 @@ fn table(stat: &Stat) -> String {
                 PoolKind::Ephemeral => "ephemeral",
                 PoolKind::Persistent => "persistent",
             };
-            let c = &pool.counters;
             text += &format!(
-                "  pool {} {kind}: {} pages, {} KiB; puts {} stored {} refused {}; \
-                 gets {} hit {}; flushes {} flushed {}; evicted {}\n",
+                "  pool {} {kind}: {} pages, {} KiB; {}\n",
                 pool.pool,
                 pool.pages,
                 pool.bytes >> 10,
-                c.puts,
-                c.puts_stored,
-                c.puts_refused,
-                c.gets,
-                c.gets_hit,
-                c.flushes,
-                c.pages_flushed,
-                c.pages_evicted
+                counters(&pool.counters)
             );
             if compressed {
                 text += "    ";
                 text += &contents(&pool.contents);
             }
         }
+        let Dropped {
+            persistent,
+            ephemeral,
+        } = &guest.dropped;
+        for (kind, dropped) in [("persistent", persistent), ("ephemeral", ephemeral)] {
+            if dropped.pools > 0 {
+                text += &format!(
+                    "  {} {kind} pools that are gone, with {} pages: {}\n",
+                    dropped.pools,
+                    dropped.pages,
+                    counters(&dropped.counters)
+                );
+            }
+        }
     }
     text
+}
+
+fn counters(counters: &PoolCounters) -> String {
+    let PoolCounters {
+        puts,
+        puts_stored,
+        puts_refused,
+        gets,
+        gets_hit,
+        flushes,
+        pages_flushed,
+        pages_evicted,
+        ..
+    } = counters;
+    format!(
+        "puts {puts} stored {puts_stored} refused {puts_refused}; gets {gets} hit {gets_hit}; \
+         flushes {flushes} flushed {pages_flushed}; evicted {pages_evicted}"
+    )
 }
 
 fn contents(contents: &Contents) -> String {

@@ -10,7 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::{Compression, Contents, PoolReport};
+use crate::store::{Compression, Contents, Dropped, PoolReport};
 
 /// The version of requests and replies.
 pub const VERSION: u32 = 1;
@@ -117,4 +117,7 @@ pub struct GuestStat {
     pub ephemeral_credits: u32,
     /// Its pools, by number.
     pub pools: Vec<PoolReport>,
+    /// The pools that it had, and what was done with them.
+    #[serde(default)]
+    pub dropped: Dropped,
 }

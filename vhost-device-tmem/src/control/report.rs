@@ -37,16 +37,14 @@ fn guest(slot: &Slot) -> GuestStat {
             ..GuestStat::default()
         };
     };
-    let connected = state.dropped.is_none();
-    let (credits, pools) = match &state.dropped {
-        None => (session.credits(), session.pools()),
-        Some(dropped) => (
-            Credits {
-                persistent: 0,
-                ephemeral: 0,
-            },
-            dropped.pools.clone(),
-        ),
+    let connected = state.connected;
+    let credits = if connected {
+        session.credits()
+    } else {
+        Credits {
+            persistent: 0,
+            ephemeral: 0,
+        }
     };
     let counters = &session.counters;
     GuestStat {
@@ -64,6 +62,7 @@ fn guest(slot: &Slot) -> GuestStat {
         ring_errors: counters.ring_errors.get(),
         persistent_credits: credits.persistent,
         ephemeral_credits: credits.ephemeral,
-        pools,
+        pools: session.pools(),
+        dropped: session.dropped(),
     }
 }

@@ -22,7 +22,7 @@ use vmm_sys_util::{epoll::EventSet, eventfd::EventFd};
 use super::{backend::Backend, session::Session, Limits};
 use crate::{
     socket::{OwnedSocket, SocketError},
-    store::{Dropped, Store},
+    store::Store,
 };
 
 /// Why a socket cannot be served.
@@ -47,8 +47,8 @@ pub enum ListenError {
 pub struct SlotState {
     /// The guest that was connected last, if there ever was one.
     pub session: Option<Arc<Session>>,
-    /// What was lost when it went away; [`None`] while it is connected.
-    pub dropped: Option<Dropped>,
+    /// Whether it is connected now.
+    pub connected: bool,
 }
 
 /// A socket and its guest.
@@ -230,7 +230,7 @@ impl Server {
         tracing::info!("guest {name:?} connected, epoch {:#x}", session.epoch());
         *self.slot.state() = SlotState {
             session: Some(Arc::clone(&session)),
-            dropped: None,
+            connected: true,
         };
         *self.connection() = daemon.shutdown_handle();
         if self.stop.asked.load(Ordering::SeqCst) {
@@ -242,7 +242,7 @@ impl Server {
         // Waits for the workers.
         drop(daemon);
         let dropped = session.end();
-        let (persistent, ephemeral) = (dropped.persistent_pages, dropped.ephemeral_pages);
+        let (persistent, ephemeral) = (dropped.persistent.pages, dropped.ephemeral.pages);
         if persistent > 0 {
             tracing::warn!(
                 "guest {name:?} disconnected: {persistent} persistent pages are lost, \
@@ -251,7 +251,7 @@ impl Server {
         } else {
             tracing::info!("guest {name:?} disconnected: {ephemeral} ephemeral pages dropped");
         }
-        self.slot.state().dropped = Some(dropped);
+        self.slot.state().connected = false;
         match result {
             Err(DaemonError::HandleRequest(
                 VhostUserError::Disconnected | VhostUserError::PartialMessage,

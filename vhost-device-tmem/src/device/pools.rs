@@ -30,18 +30,26 @@ enum Hold {
     Kept,
 }
 
+/// What is known of a driver's pools beside the store.
+#[derive(Debug, Default)]
+struct State {
+    /// The pools that resets release. All others stay.
+    holds: BTreeMap<u32, Hold>,
+    /// The pools that are not there any more.
+    dropped: Dropped,
+}
+
 /// The pools of one driver.
 ///
 /// # Locking
 ///
-/// `holds` is taken before any lock of the store, and held over what creates and destroys pools,
+/// `state` is taken before any lock of the store, and held over what creates and destroys pools,
 /// so that a reset comes before or after it.
 #[derive(Debug)]
 pub(super) struct Pools {
     store: Arc<Store>,
     guest: Guest,
-    /// The pools that resets release. All others stay.
-    holds: Mutex<BTreeMap<u32, Hold>>,
+    state: Mutex<State>,
 }
 
 impl Pools {
@@ -50,7 +58,7 @@ impl Pools {
         Self {
             guest: store.add_guest(),
             store,
-            holds: Mutex::default(),
+            state: Mutex::default(),
         }
     }
 
@@ -59,8 +67,13 @@ impl Pools {
         &self.guest
     }
 
-    fn holds(&self) -> MutexGuard<'_, BTreeMap<u32, Hold>> {
-        self.holds.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns what became of the pools that are not there any more.
+    pub(super) fn dropped(&self) -> Dropped {
+        self.state().dropped
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Creates a pool. One that is there and was created in the same way keeps its pages, and is
@@ -78,7 +91,7 @@ impl Pools {
         } else {
             PoolKind::Ephemeral
         };
-        let mut holds = self.holds();
+        let holds = &mut self.state().holds;
         match self.store.pool_kind(&self.guest, number) {
             Ok(_) if has(pool_flags::SHARED) || released != holds.contains_key(&number) => {
                 return Err(PoolError::Exists.into());
@@ -99,9 +112,11 @@ impl Pools {
     ///
     /// There is none.
     pub(super) fn destroy(&self, number: u32) -> Result<(), PoolError> {
-        let mut holds = self.holds();
-        holds.remove(&number);
-        self.store.destroy_pool(&self.guest, number)
+        let mut state = self.state();
+        state.holds.remove(&number);
+        let report = self.store.destroy_pool(&self.guest, number)?;
+        state.dropped.add(&report);
+        Ok(())
     }
 
     /// Makes a pool outlive resets, until it is created again.
@@ -110,7 +125,7 @@ impl Pools {
     ///
     /// There is none.
     pub(super) fn keep(&self, number: u32) -> Result<(), PoolError> {
-        let mut holds = self.holds();
+        let holds = &mut self.state().holds;
         self.store.pool_kind(&self.guest, number)?;
         if let Some(hold) = holds.get_mut(&number) {
             *hold = Hold::Kept;
@@ -120,23 +135,27 @@ impl Pools {
 
     /// Frees what a device reset releases, and returns what that was.
     pub(super) fn reset(&self) -> Dropped {
-        let mut holds = self.holds();
+        let mut state = self.state();
         let mut dropped = Dropped::default();
-        for report in self.store.pools(&self.guest) {
-            if holds.get(&report.pool) != Some(&Hold::Held) {
+        for pool in self.store.pools(&self.guest).iter().map(|pool| pool.pool) {
+            if state.holds.get(&pool) != Some(&Hold::Held) {
                 continue;
             }
-            holds.remove(&report.pool);
-            if self.store.destroy_pool(&self.guest, report.pool).is_ok() {
-                dropped.add(report);
+            state.holds.remove(&pool);
+            if let Ok(report) = self.store.destroy_pool(&self.guest, pool) {
+                dropped.add(&report);
             }
         }
+        state.dropped += dropped;
         dropped
     }
 
     /// Forgets the driver and all its pages. No operation of it is running.
     pub(super) fn end(&self) -> Dropped {
-        self.holds().clear();
-        self.store.remove_guest(&self.guest)
+        let mut state = self.state();
+        state.holds.clear();
+        let dropped = self.store.remove_guest(&self.guest);
+        state.dropped += dropped;
+        dropped
     }
 }

@@ -120,6 +120,11 @@ impl Session {
         self.store.pools(self.pools.guest())
     }
 
+    /// Returns what became of the pools that it does not have any more.
+    pub fn dropped(&self) -> Dropped {
+        self.pools.dropped()
+    }
+
     /// Forgets all that the guest put. No worker of the session is left.
     pub(super) fn end(&self) -> Dropped {
         self.pools.end()
@@ -211,12 +216,12 @@ impl Session {
     /// releases.
     pub(super) fn reset(&self) {
         let dropped = self.pools.reset();
-        if !dropped.pools.is_empty() {
+        if dropped != Dropped::default() {
             tracing::info!(
                 "guest {:?} was reset: {} persistent and {} ephemeral pages released",
                 self.name,
-                dropped.persistent_pages,
-                dropped.ephemeral_pages
+                dropped.persistent.pages,
+                dropped.ephemeral.pages
             );
         }
     }

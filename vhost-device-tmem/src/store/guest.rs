@@ -2,12 +2,16 @@
 
 //! Guests and their pools.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    ops::AddAssign,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
 
 use super::{
     inner::{Inner, PoolSlot},
-    pool::Contents,
-    PoolKind, PoolReport, Store,
+    PoolCounters, PoolKind, PoolReport, Store,
 };
 
 /// A guest's place in a [`Store`]. Nobody else reaches its pages.
@@ -39,27 +43,54 @@ pub enum PoolError {
     Exists,
 }
 
-/// Pools that were destroyed, when a guest went away or was reset.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Pools of one kind that were destroyed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DroppedKind {
+    /// How many they were.
+    pub pools: u64,
+    /// Pages that they held then.
+    pub pages: u64,
+    /// The sum of their counters.
+    #[serde(flatten)]
+    pub counters: PoolCounters,
+}
+
+impl AddAssign for DroppedKind {
+    fn add_assign(&mut self, other: Self) {
+        self.pools += other.pools;
+        self.pages += other.pages;
+        self.counters += other.counters;
+    }
+}
+
+/// Pools of a guest that were destroyed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {
-    /// Pages of persistent pools.
-    pub persistent_pages: u64,
-    /// Pages of ephemeral pools.
-    pub ephemeral_pages: u64,
-    /// The pools, with the counters that they had at last, and no pages.
-    pub pools: Vec<PoolReport>,
+    /// The persistent ones.
+    pub persistent: DroppedKind,
+    /// The ephemeral ones.
+    pub ephemeral: DroppedKind,
 }
 
 impl Dropped {
-    /// Adds a pool that was destroyed, as it was before.
-    pub fn add(&mut self, mut pool: PoolReport) {
-        match pool.kind {
-            PoolKind::Persistent => self.persistent_pages += pool.pages,
-            PoolKind::Ephemeral => self.ephemeral_pages += pool.pages,
-        }
-        (pool.pages, pool.objects, pool.bytes) = (0, 0, 0);
-        pool.contents = Contents::default();
-        self.pools.push(pool);
+    /// Adds a pool, as it was when it was destroyed.
+    pub fn add(&mut self, pool: &PoolReport) {
+        let kind = match pool.kind {
+            PoolKind::Persistent => &mut self.persistent,
+            PoolKind::Ephemeral => &mut self.ephemeral,
+        };
+        *kind += DroppedKind {
+            pools: 1,
+            pages: pool.pages,
+            counters: pool.counters,
+        };
+    }
+}
+
+impl AddAssign for Dropped {
+    fn add_assign(&mut self, other: Self) {
+        self.persistent += other.persistent;
+        self.ephemeral += other.ephemeral;
     }
 }
 
@@ -76,8 +107,8 @@ impl Store {
     pub fn remove_guest(&self, guest: &Guest) -> Dropped {
         let mut dropped = Dropped::default();
         for pool in self.pools(guest) {
-            if self.destroy_pool(guest, pool.pool).is_ok() {
-                dropped.add(pool);
+            if let Ok(pool) = self.destroy_pool(guest, pool.pool) {
+                dropped.add(&pool);
             }
         }
         self.lock().guests.remove(&guest.id);
@@ -101,19 +132,23 @@ impl Store {
         }
     }
 
-    /// Forgets all pages of a pool, and the pool.
+    /// Forgets all pages of a pool, and the pool. Returns what it was before.
     ///
     /// # Errors
     ///
     /// [`PoolError::NoPool`].
-    pub fn destroy_pool(&self, guest: &Guest, number: u32) -> Result<(), PoolError> {
+    pub fn destroy_pool(&self, guest: &Guest, number: u32) -> Result<PoolReport, PoolError> {
         let _walk = guest.walk();
-        // No put finds the pool from here on.
-        let slot = self.lock().take_pool(guest.id, number);
-        let slot = slot.ok_or(PoolError::NoPool)?;
+        let (slot, report) = {
+            let mut inner = self.lock();
+            // No put finds the pool from here on.
+            let slot = inner.take_pool(guest.id, number);
+            let slot = slot.ok_or(PoolError::NoPool)?;
+            (slot, inner.report(number, slot))
+        };
         self.empty_pool(slot);
         self.lock().remove_pool(slot);
-        Ok(())
+        Ok(report)
     }
 
     /// Returns what kind a pool is of.

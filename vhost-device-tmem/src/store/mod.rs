@@ -65,7 +65,7 @@ use std::{
 pub use arena::{HugePages, PageBytes};
 pub use codec::Compression;
 pub use get::PageSink;
-pub use guest::{Dropped, Guest, PoolError};
+pub use guest::{Dropped, DroppedKind, Guest, PoolError};
 pub use pool::{Contents, PoolCounters, PoolKind, PoolReport};
 pub use put::PageSource;
 

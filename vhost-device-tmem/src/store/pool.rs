@@ -2,6 +2,8 @@
 
 //! Pools and their counters.
 
+use std::ops::AddAssign;
+
 use serde::{Deserialize, Serialize};
 
 use super::{budget::slot_bytes, classes::RAW, id::Link, index::Body, PAGE_SIZE};
@@ -41,6 +43,36 @@ pub struct PoolCounters {
     pub pages_flushed: u64,
     /// Pages that the store forgot by itself.
     pub pages_evicted: u64,
+}
+
+impl AddAssign for PoolCounters {
+    fn add_assign(&mut self, other: Self) {
+        // Names all of them, so that none is left out.
+        let Self {
+            puts,
+            puts_stored,
+            puts_refused,
+            refused_over_quota,
+            refused_no_memory,
+            puts_replaced,
+            gets,
+            gets_hit,
+            flushes,
+            pages_flushed,
+            pages_evicted,
+        } = other;
+        self.puts += puts;
+        self.puts_stored += puts_stored;
+        self.puts_refused += puts_refused;
+        self.refused_over_quota += refused_over_quota;
+        self.refused_no_memory += refused_no_memory;
+        self.puts_replaced += puts_replaced;
+        self.gets += gets;
+        self.gets_hit += gets_hit;
+        self.flushes += flushes;
+        self.pages_flushed += pages_flushed;
+        self.pages_evicted += pages_evicted;
+    }
 }
 
 /// What pages consist of that are stored now.
