@@ -54,8 +54,7 @@ impl<const N: usize> Transfer<N> {
         block: u64,
         pages: impl Iterator<Item = PageRef>,
     ) -> Result {
-        self.take(pages)?;
-        self.run(area, block, true)
+        self.run(area, block, pages, true)
     }
 
     /// Reads pages from a swap area's block device, beginning with page `block` of that.
@@ -67,11 +66,17 @@ impl<const N: usize> Transfer<N> {
         block: u64,
         pages: impl Iterator<Item = PageRef>,
     ) -> Result {
-        self.take(pages)?;
-        self.run(area, block, false)
+        self.run(area, block, pages, false)
     }
 
-    fn run(&mut self, area: Area, block: u64, write: bool) -> Result {
+    fn run(
+        &mut self,
+        area: Area,
+        block: u64,
+        pages: impl Iterator<Item = PageRef>,
+        write: bool,
+    ) -> Result {
+        self.take(pages)?;
         if self.len == 0 {
             return Ok(());
         }

@@ -142,7 +142,7 @@ impl<O: Origin> Client<O> {
     /// itself.
     pub(super) fn pump_flushes(&self) -> Option<usize> {
         let at = self.pump.flush_at.load(Relaxed);
-        if at == 0 || !self.takes_flushes() {
+        if at == 0 || !self.standing().answers() {
             return None;
         }
         let left = at.wrapping_sub(thread::jiffies()) as isize;

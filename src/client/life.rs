@@ -95,11 +95,6 @@ impl<O: Origin> Client<O> {
         self.standing().is(standing::GONE)
     }
 
-    /// Returns whether the device is told of what it need not keep.
-    pub(super) fn takes_flushes(&self) -> bool {
-        self.standing().answers()
-    }
-
     /// Changes the reasons, and returns what they were.
     fn change_reasons(&self, change: impl Fn(u32) -> u32) -> u32 {
         let mut old = self.reasons.load(Relaxed);

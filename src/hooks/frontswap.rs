@@ -69,6 +69,7 @@ use super::{
         Redirect,
         Watch, //
     },
+    left_behind,
     points,
     Context,
     Entered,
@@ -567,7 +568,7 @@ fn slot_free(entry: usize) {
         let (tag, index) = key(area, offset);
 
         context.client.flush_page(Pool::Frontswap, tag, index);
-        context.unpin();
+        left_behind::unpin(&context);
     }
 }
 
@@ -585,5 +586,5 @@ fn swap_off(area: usize) {
 
         context.client.flush_object(Pool::Frontswap, tag);
     }
-    context.unpin();
+    left_behind::unpin(&context);
 }
