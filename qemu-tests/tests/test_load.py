@@ -45,7 +45,7 @@ try() {
 		step "$name files $round" "$WORKLOAD" file-set verify --dir /tmp/data --mib 64
 		echo 1 >/proc/sys/vm/drop_caches
 	done
-	step "$name anon" "$WORKLOAD" anon --mib 256 --passes 0
+	step "$name anon" "$WORKLOAD" anon --mib 208 --passes 0
 	snapshot "$name after"
 	must "swapoff $name" swap_off swap
 }

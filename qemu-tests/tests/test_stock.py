@@ -10,6 +10,8 @@ import pytest
 from harness.guest import Guest, Machine
 from harness.lab import Lab
 
+pytestmark = pytest.mark.long
+
 SCRIPT = """
 must swap swap_on swap
 must mount mounted data /tmp/data
