@@ -96,6 +96,7 @@ def test_R5_pages_come_back_into_memory_that_the_host_cannot_reach(plugged: Gues
 def test_they_do_come_from_the_host(plugged: Guest) -> None:
     before, after = plugged.snapshot("plugged"), plugged.snapshot("looked")
     assert after.driver["frontswap/hits"] - before.driver["frontswap/hits"] > 10_000
+    assert after.driver["frontswap/bounced"] > before.driver["frontswap/bounced"]
 
 
 def test_files_are_right(plugged: Guest) -> None:
