@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from . import initramfs, paths
-from .guest import KERNEL_OPTIONS, Machine
+from .guest import Machine
 
 # What is told comes on the line that the output goes to.
 PRELUDE = """
@@ -81,15 +81,15 @@ class SmallMachine(Machine):
             "-smp",
             str(self.cpus),
             "-m",
-            f"{self.memory_mib}M{self.memory}",
+            f"{self.mib()}M{self.memory}",
             "-object",
-            f"{kind},id=mem,size={self.memory_mib}M,share={share}",
+            f"{kind},id=mem,size={self.mib()}M,share={share}",
             "-kernel",
             str(paths.kernel(self.kernel)),
             "-initrd",
             str(archive),
             "-append",
-            f"console=ttyS0 {KERNEL_OPTIONS} {self.append}",
+            f"console=ttyS0 {self.options_of_kernel()}",
             "-chardev",
             "file,id=console,path=/dev/stderr,append=on",
             "-serial",
