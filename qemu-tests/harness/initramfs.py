@@ -27,7 +27,7 @@ exec >/dev/ttyS1 2>&1
 RUN=/run
 WORKLOAD=/bin/tmem-workload
 . /lib.sh
-trap 'mark finished; poweroff -f' EXIT
+trap 'leaks; mark finished; poweroff -f' EXIT
 mark booted
 . /script.sh
 """
