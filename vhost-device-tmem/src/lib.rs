@@ -13,6 +13,7 @@
 pub mod args;
 pub mod control;
 pub mod device;
+pub mod link;
 mod prefetch;
 pub mod socket;
 pub mod store;
