@@ -52,6 +52,7 @@ mod put;
 mod room;
 mod slots;
 mod spans;
+mod take;
 mod vacancies;
 
 use std::{
@@ -68,6 +69,7 @@ pub use get::PageSink;
 pub use guest::{Dropped, DroppedKind, Guest, PoolError};
 pub use pool::{Contents, PoolCounters, PoolKind, PoolReport};
 pub use put::PageSource;
+pub use take::Taken;
 
 use arena::Arena;
 use budget::{entry_bytes, Budget};
