@@ -54,6 +54,7 @@ mod slots;
 mod spans;
 mod take;
 mod vacancies;
+mod walk;
 
 use std::{
     io,
@@ -70,6 +71,7 @@ pub use guest::{Dropped, DroppedKind, Guest, PoolError};
 pub use pool::{Contents, PoolCounters, PoolKind, PoolReport};
 pub use put::PageSource;
 pub use take::Taken;
+pub use walk::{Progress, Walk};
 
 use arena::Arena;
 use budget::{entry_bytes, Budget};
