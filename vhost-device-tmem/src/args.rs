@@ -47,13 +47,18 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub control_path: Option<PathBuf>,
 
-    /// Data virtqueues of each guest, each with a thread of its own.
+    /// Threads that serve the virtqueues of all guests; 0 for as many as there are processors.
+    #[arg(long, value_name = "N", default_value_t = 0,
+          value_parser = clap::value_parser!(u16).range(0..=1024))]
+    pub threads: u16,
+
+    /// Data virtqueues of each guest.
     #[arg(long, value_name = "N", default_value_t = 2,
           value_parser = clap::value_parser!(u16).range(1..=i64::from(Limits::MAX_DATA_QUEUES)))]
     pub data_queues: u16,
 
-    /// Microseconds that a data virtqueue is looked at for its next request before its thread
-    /// sleeps, at most; 0 to sleep at once. It is less, down to nothing, where requests do not come
+    /// Microseconds that a data virtqueue is looked at for its next request before it is left
+    /// alone until the guest notifies, at most; 0 for never. It is less, down to nothing, where requests do not come
     /// so soon.
     #[arg(long, value_name = "N", default_value_t = 50)]
     pub poll_us: u32,
@@ -97,6 +102,8 @@ pub struct Config {
     pub control_path: Option<PathBuf>,
     /// What drivers may ask for.
     pub limits: Limits,
+    /// Threads that serve virtqueues; 0 for as many as there are processors.
+    pub threads: usize,
     /// How long virtqueues are looked at before notifications are waited for.
     pub poll: Duration,
     /// Misbehaviour on purpose.
@@ -177,6 +184,7 @@ impl Args {
             huge_pages: self.huge_pages,
             control_path: self.control_path.clone(),
             limits: Limits::new(self.data_queues),
+            threads: self.threads.into(),
             poll: Duration::from_micros(self.poll_us.into()),
             faults: Faults {
                 refuse_percent: self.fault_refuse_percent,

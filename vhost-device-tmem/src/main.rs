@@ -13,7 +13,7 @@ use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::Subscriber
 use vhost_device_tmem::{
     args::{Args, ArgsError, Config},
     control::{ControlError, ControlServer},
-    device::{ListenError, Listening},
+    device::{Engine, EngineConfig, GuestId, ListenError, Listening},
     store::{Store, StoreError},
 };
 
@@ -28,6 +28,8 @@ enum Failure {
     Listen(#[from] ListenError),
     #[error(transparent)]
     Control(#[from] ControlError),
+    #[error("cannot start the threads that serve guests: {0}")]
+    Engine(#[source] io::Error),
     #[error("cannot wait for signals: {0}")]
     Signals(#[source] io::Error),
 }
@@ -58,10 +60,17 @@ fn run(args: &Args) -> Result<(), Failure> {
     if config.faults != Default::default() {
         tracing::warn!("misbehaving on purpose: {:?}", config.faults);
     }
+    let engine_config = EngineConfig {
+        threads: config.threads,
+        poll: config.poll,
+        limits: config.limits,
+    };
+    let engine = Engine::start(Arc::clone(&store), engine_config, Arc::new(()));
+    let engine = Arc::new(engine.map_err(Failure::Engine)?);
     let mut listening = Vec::new();
-    for guest in &config.guests {
+    for (number, guest) in (0..).zip(&config.guests) {
         let (name, path) = (&guest.name, &guest.path);
-        let guest = Listening::start(name, path, &store, config.limits, config.poll)?;
+        let guest = Listening::start(&engine, GuestId(number), name, path)?;
         listening.push(guest);
     }
     let slots = listening

@@ -128,14 +128,14 @@ fn connections_leave_no_descriptors_threads_or_pages_behind() {
     let mut daemon = start(&place, &["-c", "8MiB"]);
     let pid = daemon.child.id();
     let count = |what| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
-    // The counters of the last guest stay, and a descriptor with them.
-    let after = (count("fd") + 1, count("task"));
+    let after = (count("fd"), count("task"));
     for _ in 0..6 {
         let mut guest = Guest::connect(&place.path("guest.sock"));
         guest.create_pool(0, pool_flags::PERSISTENT);
         let put = guest.put(DATA, 0, &[(key(1, 1, 1), 1)]);
         assert_eq!(put.results(), [PageResult::Stored]);
-        assert!(count("fd") > after.0 && count("task") > after.1);
+        // No thread is any guest's own.
+        assert!(count("fd") > after.0 && count("task") == after.1);
         drop(guest);
         daemon.wait_for("disconnected");
         wait_until("everything is closed", || {
@@ -178,7 +178,7 @@ fn a_guest_that_breaks_its_rings_harms_itself_only() {
     daemon.signal(libc::SIGTERM);
     assert!(daemon.child.wait().unwrap().success());
     let log = daemon.whole_log();
-    assert!(log.lines().count() < 10, "{log}");
+    assert!(log.lines().count() < 15, "{log}");
 }
 
 #[test]

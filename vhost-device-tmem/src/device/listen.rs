@@ -4,26 +4,32 @@
 
 use std::{
     io,
-    os::fd::AsRawFd,
+    net::Shutdown,
+    os::{
+        fd::AsRawFd,
+        unix::net::{UnixListener, UnixStream},
+    },
     path::Path,
     sync::{
         atomic::{AtomicBool, Ordering},
         Arc, Mutex, MutexGuard, PoisonError,
     },
     thread,
-    time::Duration,
 };
 
-use vhost::vhost_user::{Error as VhostUserError, Listener};
-use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserDaemon};
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
-use vmm_sys_util::{epoll::EventSet, eventfd::EventFd};
+use vhost::vhost_user::{BackendReqHandler, Error as VhostUserError};
+use vmm_sys_util::eventfd::EventFd;
 
-use super::{backend::Backend, session::Session, Limits};
-use crate::{
-    socket::{OwnedSocket, SocketError},
-    store::Store,
+use super::{
+    config::random_epoch,
+    engine::{Engine, GuestId},
+    frontend::Frontend,
+    slot::Slot,
 };
+use crate::socket::{OwnedSocket, SocketError};
+
+/// Milliseconds that nobody is accepted for after that could not be done.
+const PAUSE: i32 = 1000;
 
 /// Why a socket cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -42,39 +48,19 @@ pub enum ListenError {
     },
 }
 
-/// What is known of the guest of a socket.
-#[derive(Debug, Default)]
-pub struct SlotState {
-    /// The guest that was connected last, if there ever was one.
-    pub session: Option<Arc<Session>>,
-    /// Whether it is connected now.
-    pub connected: bool,
-}
-
-/// A socket and its guest.
-#[derive(Debug)]
-pub struct Slot {
-    name: String,
-    state: Mutex<SlotState>,
-}
-
-impl Slot {
-    /// Returns the guest's name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Returns what is known of its guest.
-    pub fn state(&self) -> MutexGuard<'_, SlotState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Asks a listening thread to stop.
 struct Stop {
     asked: AtomicBool,
     wake: EventFd,
-    connection: Mutex<Option<ShutdownHandle>>,
+    connection: Mutex<Option<UnixStream>>,
+}
+
+impl Stop {
+    fn connection(&self) -> MutexGuard<'_, Option<UnixStream>> {
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A socket that is being served by a thread of its own. Dropping it ends the guest's connection,
@@ -87,43 +73,38 @@ pub struct Listening {
 }
 
 impl Listening {
-    /// Listens on `path` for the guest `name`, whose virtqueues are looked at for up to `poll`
-    /// before notifications are waited for.
+    /// Listens on `path` for the guest `name`, which is served by `engine` under a number of its
+    /// own.
     ///
     /// # Errors
     ///
     /// [`ListenError`].
     pub fn start(
+        engine: &Arc<Engine>,
+        guest: GuestId,
         name: &str,
         path: &Path,
-        store: &Arc<Store>,
-        limits: Limits,
-        poll: Duration,
     ) -> Result<Self, ListenError> {
         let failed = |error| ListenError::Start {
             name: name.to_owned(),
             error,
         };
         let (socket, listener) = OwnedSocket::bind(path)?;
-        let slot = Arc::new(Slot {
-            name: name.to_owned(),
-            state: Mutex::default(),
-        });
+        let slot = engine.slot(guest, name);
         let stop = Arc::new(Stop {
             asked: AtomicBool::new(false),
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed)?,
             connection: Mutex::default(),
         });
         let server = Server {
+            engine: Arc::clone(engine),
+            guest,
             slot: Arc::clone(&slot),
             stop: Arc::clone(&stop),
-            store: Arc::clone(store),
-            limits,
-            poll,
         };
         let thread = thread::Builder::new()
             .name(format!("guest {name}"))
-            .spawn(move || server.run(Listener::from(listener)))
+            .spawn(move || server.run(&listener))
             .map_err(failed)?;
         tracing::info!("waiting for guest {name:?} on {}", path.display());
         Ok(Self {
@@ -145,12 +126,8 @@ impl Drop for Listening {
         self.stop.asked.store(true, Ordering::SeqCst);
         // It can only fail where the counter is full, and then the thread is awake.
         let _ = self.stop.wake.write(1);
-        let connection = &self.stop.connection;
-        if let Some(handle) = &*connection.lock().unwrap_or_else(PoisonError::into_inner) {
-            handle.shutdown();
-        }
-        if let Some(session) = &self.slot.state().session {
-            session.stopping.store(true, Ordering::SeqCst);
+        if let Some(connection) = &*self.stop.connection() {
+            let _ = connection.shutdown(Shutdown::Both);
         }
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -160,108 +137,101 @@ impl Drop for Listening {
 
 /// What the thread of a socket needs.
 struct Server {
+    engine: Arc<Engine>,
+    guest: GuestId,
     slot: Arc<Slot>,
     stop: Arc<Stop>,
-    store: Arc<Store>,
-    limits: Limits,
-    poll: Duration,
 }
 
 impl Server {
-    fn run(&self, mut listener: Listener) {
-        let name = &self.slot.name;
+    fn run(&self, listener: &UnixListener) {
+        let name = self.slot.name();
         loop {
-            match self.wait(&listener) {
-                Ok(true) => {}
-                Ok(false) => return,
+            let waited = self.wait(Some(listener), -1);
+            let accepted = match waited {
+                Ok(()) if self.stop.asked.load(Ordering::SeqCst) => return,
+                Ok(()) => listener.accept(),
                 Err(error) => {
                     tracing::error!("guest {name:?} is not served any more: {error}");
                     return;
                 }
-            }
-            if let Err(error) = self.serve(&mut listener) {
-                tracing::warn!("the connection of guest {name:?} failed: {error}");
+            };
+            let served = accepted.and_then(|(stream, _)| self.serve(stream));
+            if let Err(error) = served {
+                if self.slot.may_tell_fault() {
+                    tracing::warn!("the connection of guest {name:?} failed: {error}");
+                }
+                // What failed fails again at once: there are no descriptors left, most likely.
+                let _ = self.wait(None, PAUSE);
             }
         }
     }
 
-    /// Waits for a guest; false if the thread is to stop instead.
-    fn wait(&self, listener: &Listener) -> io::Result<bool> {
+    /// Waits for somebody to connect, or until the thread is to stop.
+    fn wait(&self, listener: Option<&UnixListener>, milliseconds: i32) -> io::Result<()> {
+        let fds = [
+            self.stop.wake.as_raw_fd(),
+            listener.map_or(-1, AsRawFd::as_raw_fd),
+        ];
+        let mut fds = fds.map(|fd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        });
+        let count = fds.len() as libc::nfds_t;
         loop {
-            let mut fds =
-                [self.stop.wake.as_raw_fd(), listener.as_raw_fd()].map(|fd| libc::pollfd {
-                    fd,
-                    events: libc::POLLIN,
-                    revents: 0,
-                });
             // SAFETY: `fds` is an array of so many entries.
-            let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
-            if ready < 0 {
-                let error = io::Error::last_os_error();
-                if error.kind() == io::ErrorKind::Interrupted {
-                    continue;
-                }
+            let ready = unsafe { libc::poll(fds.as_mut_ptr(), count, milliseconds) };
+            if ready >= 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
                 return Err(error);
             }
-            if self.stop.asked.load(Ordering::SeqCst) {
-                return Ok(false);
-            }
-            if fds[1].revents != 0 {
-                return Ok(true);
-            }
         }
     }
 
-    /// Serves the guest that is waiting until its connection ends.
-    fn serve(&self, listener: &mut Listener) -> Result<(), DaemonError> {
-        let name = &self.slot.name;
-        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let session = Session::new(name, Arc::clone(&self.store), self.limits);
-        let session = session.map_err(DaemonError::StartDaemon)?;
-        let backend = Backend::new(Arc::clone(&session), memory.clone(), self.poll);
-        let backend = Arc::new(backend.map_err(DaemonError::StartDaemon)?);
-        let mut daemon = VhostUserDaemon::new(name.clone(), Arc::clone(&backend), memory)?;
-        if let Some(worker) = daemon.get_epoll_handlers().first() {
-            worker
-                .register_listener(session.wake.as_raw_fd(), EventSet::IN, backend.wake_event())
-                .map_err(DaemonError::StartDaemon)?;
+    /// Serves a guest until its connection ends.
+    fn serve(&self, stream: UnixStream) -> io::Result<()> {
+        let (guest, name) = (self.guest, self.slot.name());
+        *self.stop.connection() = Some(stream.try_clone()?);
+        let epoch = random_epoch();
+        let added = self.engine.add_guest(guest, name, epoch, 0);
+        added.map_err(io::Error::other)?;
+        if self.slot.may_tell() {
+            tracing::info!("guest {name:?} connected, epoch {epoch:#x}");
         }
-        daemon.start(listener)?;
-        tracing::info!("guest {name:?} connected, epoch {:#x}", session.epoch());
-        *self.slot.state() = SlotState {
-            session: Some(Arc::clone(&session)),
-            connected: true,
+        let frontend = Frontend::new(&self.engine, guest, Arc::clone(&self.slot), epoch);
+        let frontend = Arc::new(Mutex::new(frontend));
+        let mut handler = BackendReqHandler::from_stream(stream, frontend);
+        let end = loop {
+            if self.stop.asked.load(Ordering::SeqCst) {
+                break None;
+            }
+            match handler.handle_request() {
+                // What was refused, the front-end was told, if it asked.
+                Ok(())
+                | Err(VhostUserError::InvalidParam | VhostUserError::InvalidOperation(_)) => {}
+                Err(VhostUserError::Disconnected | VhostUserError::PartialMessage) => break None,
+                Err(error) => break Some(error),
+            }
         };
-        *self.connection() = daemon.shutdown_handle();
-        if self.stop.asked.load(Ordering::SeqCst) {
-            daemon.request_shutdown();
+        *self.stop.connection() = None;
+        if let Some(error) = end.filter(|_| self.slot.may_tell_fault()) {
+            tracing::warn!("guest {name:?} sent a message that is none: {error}");
         }
-        let result = daemon.wait();
-        *self.connection() = None;
-        session.stopping.store(true, Ordering::SeqCst);
-        // Waits for the workers.
-        drop(daemon);
-        let dropped = session.end();
+        let dropped = self.engine.remove_guest(guest).map_err(io::Error::other)?;
+        drop(handler);
         let (persistent, ephemeral) = (dropped.persistent.pages, dropped.ephemeral.pages);
         if persistent > 0 {
             tracing::warn!(
                 "guest {name:?} disconnected: {persistent} persistent pages are lost, \
                  {ephemeral} ephemeral pages dropped"
             );
-        } else {
+        } else if self.slot.may_tell() {
             tracing::info!("guest {name:?} disconnected: {ephemeral} ephemeral pages dropped");
         }
-        self.slot.state().connected = false;
-        match result {
-            Err(DaemonError::HandleRequest(
-                VhostUserError::Disconnected | VhostUserError::PartialMessage,
-            )) => Ok(()),
-            result => result,
-        }
-    }
-
-    fn connection(&self) -> MutexGuard<'_, Option<ShutdownHandle>> {
-        let connection = &self.stop.connection;
-        connection.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(())
     }
 }

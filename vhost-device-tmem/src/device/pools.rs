@@ -10,7 +10,7 @@ use std::{
 use virtio_tmem_abi::{pool_flags, PoolCreate, Status};
 
 use super::request::{check_create, Reject};
-use crate::store::{Dropped, Guest, PoolError, PoolKind, Store};
+use crate::store::{Dropped, Guest, PoolError, PoolKind, Store, Walk};
 
 impl From<PoolError> for Reject {
     fn from(error: PoolError) -> Self {
@@ -106,17 +106,18 @@ impl Pools {
         Ok(())
     }
 
-    /// Forgets a pool with its pages.
+    /// Begins to forget a pool with its pages. There is none of that number from here on.
     ///
     /// # Errors
     ///
     /// There is none.
-    pub(super) fn destroy(&self, number: u32) -> Result<(), PoolError> {
+    pub(super) fn destroy(&self, number: u32) -> Result<Walk<Arc<Store>>, PoolError> {
         let mut state = self.state();
         state.holds.remove(&number);
-        let report = self.store.destroy_pool(&self.guest, number)?;
+        let store = Arc::clone(&self.store);
+        let (walk, report) = Walk::destroy_pool(store, &self.guest, number)?;
         state.dropped.add(&report);
-        Ok(())
+        Ok(walk)
     }
 
     /// Makes a pool outlive resets, until it is created again.

@@ -161,6 +161,16 @@ impl Request {
         })
     }
 
+    /// Returns it with a copy of its table alone.
+    pub(super) fn alone(&self, tables: &[u8]) -> (Self, Vec<u8>) {
+        let table = tables.get(self.table.clone()).unwrap_or_default().to_vec();
+        let request = Self {
+            table: 0..table.len(),
+            ..self.clone()
+        };
+        (request, table)
+    }
+
     /// Adds the table of the request that follows, if both are puts or both are gets of the same
     /// kind, of one pool, and of no more than `most` pages together. Returns whether it did.
     pub(super) fn join(&mut self, next: &Self, most: usize) -> bool {

@@ -51,17 +51,8 @@ impl Store {
                 Err(PoolError::NoPool) if first > 0 => {}
                 pinned => pinned?,
             }
-            for (n, (page, result)) in pages.iter().zip(&mut *results).enumerate() {
-                let copied = page.is_some_and(|(_, body)| {
-                    // SAFETY: It was pinned when a key led to it.
-                    unsafe { self.copy_out(body, |page| sink.write_page(first + n, page)) }
-                });
-                *result = if copied {
-                    PageResult::Hit
-                } else {
-                    PageResult::Miss
-                };
-            }
+            // SAFETY: They were pinned just now.
+            unsafe { self.copy_batch(first, pages, sink, results) };
             let mut inner = self.lock();
             let used = inner.index.used_pages();
             inner.unpin_batch(take, pages, results);
@@ -72,6 +63,31 @@ impl Store {
             self.after_free(much);
         }
         Ok(())
+    }
+
+    /// Copies pages, of which the first is page `first` of the request.
+    ///
+    /// # Safety
+    ///
+    /// They are pinned, and these were their bodies when they were.
+    pub(super) unsafe fn copy_batch(
+        &self,
+        first: usize,
+        pages: &[Option<Pinned>],
+        sink: &mut dyn PageSink,
+        results: &mut [PageResult],
+    ) {
+        for (n, (page, result)) in pages.iter().zip(results).enumerate() {
+            let copied = page.is_some_and(|pinned| {
+                // SAFETY: The caller pinned it.
+                unsafe { self.copy_out(pinned.1, |page| sink.write_page(first + n, page)) }
+            });
+            *result = if copied {
+                PageResult::Hit
+            } else {
+                PageResult::Miss
+            };
+        }
     }
 
     /// Lends a page to `write`, and returns whether that was successful.
@@ -103,10 +119,10 @@ impl Store {
 }
 
 /// A page that is pinned, and what it consisted of then.
-type Pinned = (PageId, Body);
+pub(super) type Pinned = (PageId, Body);
 
 impl Inner {
-    fn pin_batch(
+    pub(super) fn pin_batch(
         &mut self,
         guest: &Guest,
         number: u32,
@@ -146,7 +162,12 @@ impl Inner {
         Ok(())
     }
 
-    fn unpin_batch(&mut self, take: bool, pages: &[Option<Pinned>], results: &[PageResult]) {
+    pub(super) fn unpin_batch(
+        &mut self,
+        take: bool,
+        pages: &[Option<Pinned>],
+        results: &[PageResult],
+    ) {
         for (page, result) in pages.iter().zip(results) {
             let Some((id, _)) = *page else { continue };
             if take && self.index.pages[id.index()].state == PageState::Taking {

@@ -4,7 +4,7 @@
 
 use std::{
     ops::AddAssign,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
@@ -23,10 +23,18 @@ use super::{
 #[derive(Debug)]
 pub struct Guest {
     pub(super) id: u64,
-    walk: Mutex<()>,
+    walk: Arc<Mutex<()>>,
 }
 
 impl Guest {
+    /// Returns the same place.
+    pub(super) fn again(&self) -> Self {
+        Self {
+            id: self.id,
+            walk: Arc::clone(&self.walk),
+        }
+    }
+
     pub(super) fn walk(&self) -> MutexGuard<'_, ()> {
         self.walk.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -99,7 +107,7 @@ impl Store {
     pub fn add_guest(&self) -> Guest {
         Guest {
             id: self.lock().add_guest(),
-            walk: Mutex::new(()),
+            walk: Arc::default(),
         }
     }
 

@@ -52,7 +52,9 @@ mod put;
 mod room;
 mod slots;
 mod spans;
+mod take;
 mod vacancies;
+mod walk;
 
 use std::{
     io,
@@ -68,6 +70,8 @@ pub use get::PageSink;
 pub use guest::{Dropped, DroppedKind, Guest, PoolError};
 pub use pool::{Contents, PoolCounters, PoolKind, PoolReport};
 pub use put::PageSource;
+pub use take::Taken;
+pub use walk::{Progress, Walk};
 
 use arena::Arena;
 use budget::{entry_bytes, Budget};
