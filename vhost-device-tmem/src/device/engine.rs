@@ -7,13 +7,14 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fmt, io,
     os::fd::OwnedFd,
-    sync::{atomic::AtomicU32, mpsc, Arc, Mutex, MutexGuard, PoisonError},
+    sync::{mpsc, Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_tmem_abi::{FIRST_DATA_QUEUE, QUEUE_CONTROL, QUEUE_EVENT};
 
@@ -32,9 +33,18 @@ use super::{
 };
 use crate::store::{Dropped, Store};
 
-/// The number of a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The number of a guest. It is the same for all processes that serve it.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
 pub struct GuestId(pub u32);
+
+impl fmt::Display for GuestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// How guests are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,11 +59,11 @@ pub struct EngineConfig {
 
 /// Whoever watches over the threads. It is called by them, and must not wait for anything.
 pub trait Observer: Send + Sync {
-    /// Returns where a thread is to write which guest it is serving, [`NOBODY`](super::NOBODY) if
-    /// none.
-    fn mark(&self, _thread: usize) -> Option<&AtomicU32> {
-        None
-    }
+    /// A thread begins to serve a guest. It does so for no longer than a turn.
+    fn begin(&self, _thread: usize, _guest: GuestId) {}
+
+    /// A thread does not serve that guest any more.
+    fn end(&self, _thread: usize) {}
 
     /// A guest is not served any more, as its memory cannot be had.
     fn guest_failed(&self, _guest: GuestId, _why: &str) {}
@@ -260,7 +270,8 @@ impl Engine {
     }
 
     /// A guest's memory is here from now on, and nowhere else. Each region has a descriptor.
-    /// Virtqueues that run go on in it; one that is not in it is stopped.
+    /// Virtqueues that run go on in it; one that is not in it is stopped. A guest without such, and
+    /// whose memory could not be had before, is served again.
     ///
     /// # Errors
     ///
@@ -274,6 +285,9 @@ impl Engine {
         let it = self.guest(guest)?;
         let mut it = lock(&it);
         let map = Arc::new(GuestMap::new(regions, fds)?);
+        if it.rings.is_empty() {
+            it.session.recover();
+        }
         let replies: Vec<_> = self
             .threads
             .iter()
@@ -435,6 +449,19 @@ impl Engine {
         lock(&self.loads).remove(thread);
         it.session.note_stopped();
         base
+    }
+
+    /// The guest has not used its device for so long that it seems to have forgotten it: forgets
+    /// its ephemeral pages. What it does again from now on is not affected.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::NoGuest`].
+    pub fn abandon_guest(&self, guest: GuestId) -> Result<(), EngineError> {
+        let it = self.guest(guest)?;
+        let session = Arc::clone(&lock(&it).session);
+        session.abandon();
+        Ok(())
     }
 
     /// The device was reset: stops a guest's virtqueues, and frees the pools that this releases.

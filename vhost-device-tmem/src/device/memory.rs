@@ -11,6 +11,7 @@ use std::{
     },
 };
 
+use serde::{Deserialize, Serialize};
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     GuestRegionMmap, MmapRegion,
@@ -22,7 +23,7 @@ use super::fault::Watch;
 pub const MAX_REGIONS: usize = 64;
 
 /// A piece of a guest's memory, as a front-end tells of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryRegion {
     /// Where the guest has it.
     pub guest_addr: u64,

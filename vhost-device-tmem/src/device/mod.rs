@@ -46,7 +46,6 @@ pub use memory::{MemoryError, MemoryRegion, MAX_REGIONS};
 pub use ring::{RingError, RingLayout};
 pub use session::{Counter, Counters, Session};
 pub use slot::{Slot, SlotState};
-pub use worker::NOBODY;
 
 /// What a driver may ask for at most; the configuration space tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 
 use std::sync::{atomic::Ordering, Arc};
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{desc::split::Descriptor, Error, Queue, QueueOwnedT, QueueT};
 use virtio_tmem_abi::Event;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -29,7 +30,7 @@ const NO_INTERRUPT: u16 = 1;
 const MOST: usize = 16;
 
 /// Where a virtqueue is, by the front-end's addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingLayout {
     /// How many descriptors it has: a power of two, [`MAX_QUEUE_SIZE`] at most.
     pub size: u16,

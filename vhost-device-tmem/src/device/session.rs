@@ -4,13 +4,13 @@
 
 use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
-    Arc, Mutex, OnceLock, PoisonError,
+    Arc, Mutex, MutexGuard, PoisonError,
 };
 
 use virtio_tmem_abi::{Event, EventKind, PageResult};
 
 use super::{loglimit::LogLimit, pools::Pools, Limits};
-use crate::store::{CreditWatcher, Credits, Dropped, PoolReport, Store};
+use crate::store::{CreditWatcher, Credits, Dropped, PoolKind, PoolReport, Store};
 
 /// Credits below which the guest is told when there are more.
 const LOW_CREDITS: u32 = 32;
@@ -73,8 +73,8 @@ pub struct Session {
     /// The store was asked to tell of credits.
     watching: AtomicBool,
     credits_due: AtomicBool,
-    /// Why it is not served any more.
-    failure: OnceLock<String>,
+    /// Why it is not served at the moment.
+    failure: Mutex<Option<String>>,
     /// Virtqueues that run.
     running: AtomicU64,
     /// The driver created a pool since its virtqueues run.
@@ -103,7 +103,7 @@ impl Session {
             waker: Mutex::default(),
             watching: AtomicBool::new(false),
             credits_due: AtomicBool::new(false),
-            failure: OnceLock::new(),
+            failure: Mutex::default(),
             running: AtomicU64::new(0),
             driven: AtomicBool::new(false),
             refused: AtomicBool::new(false),
@@ -130,21 +130,41 @@ impl Session {
         self.pools.dropped()
     }
 
-    /// Returns why the guest is not served any more, if it is not.
-    pub fn failure(&self) -> Option<&str> {
-        self.failure.get().map(String::as_str)
+    /// Returns whether the guest is not served at the moment.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failure().is_some()
+    }
+
+    pub(super) fn failure(&self) -> MutexGuard<'_, Option<String>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the guest out of service. Returns whether it was in service before.
     pub(super) fn fail(&self, why: &str) -> bool {
-        let first = self.failure.set(why.to_owned()).is_ok();
+        let mut failure = self.failure();
+        let first = failure.is_none();
         if first {
+            *failure = Some(why.to_owned());
             tracing::error!(
-                "guest {:?} is not served any more, until it connects again: {why}",
+                "guest {:?} is not served any more, until its driver starts anew: {why}",
                 self.name
             );
         }
         first
+    }
+
+    /// Takes the guest into service again.
+    pub(super) fn recover(&self) {
+        *self.failure() = None;
+    }
+
+    /// Forgets the guest's ephemeral pages.
+    pub(super) fn abandon(&self) {
+        let pools = self.pools().into_iter();
+        for pool in pools.filter(|pool| pool.kind == PoolKind::Ephemeral) {
+            // One that was destroyed meanwhile has no pages.
+            let _ = self.store.flush_pool(self.pools.guest(), pool.pool);
+        }
     }
 
     /// Forgets all that the guest put. No virtqueue of it runs.

@@ -44,9 +44,6 @@ const EVENTS: usize = 64;
 /// What the events of a thread's mail are told by.
 const MAIL: u64 = u64::MAX;
 
-/// What a mark says while no guest is served.
-pub const NOBODY: u32 = u32::MAX;
-
 /// Names a virtqueue of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RingId {
@@ -227,15 +224,10 @@ impl Worker {
             self.turns.done(turn, false);
             return;
         };
-        let mark = self.observer.mark(self.number);
-        if let Some(mark) = mark {
-            mark.store(seat.id.guest.0, Ordering::Relaxed);
-        }
+        self.observer.begin(self.number, seat.id.guest);
         self.meter.begin(turn.left, Instant::now());
         let outcome = seat.ring.turn(&mut self.buffers, &mut self.meter);
-        if let Some(mark) = mark {
-            mark.store(NOBODY, Ordering::Relaxed);
-        }
+        self.observer.end(self.number);
         let (left, now) = self.meter.end();
         let turn = Turn { left, ..turn };
         let more = outcome == Outcome::More && seat.ring.has_more();
@@ -451,7 +443,7 @@ impl Worker {
             self.unnotified += 1;
         }
         let member = self.member(id.guest);
-        let out = ring.session.failure().is_some();
+        let out = ring.session.has_failed();
         let seat = Seat {
             id,
             member,
@@ -499,7 +491,7 @@ impl Worker {
             else {
                 continue;
             };
-            if seat.ring.session.failure().is_some() {
+            if seat.ring.session.has_failed() {
                 seat.doing = Doing::Out;
                 self.turns.remove(seat.member, at);
                 self.watched.retain(|watched| *watched != at);

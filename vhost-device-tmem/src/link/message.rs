@@ -2,54 +2,15 @@
 
 //! The messages.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
-use crate::store::Dropped;
+use crate::{
+    device::{GuestId, MemoryRegion, RingLayout},
+    store::Dropped,
+};
 
 /// The version of the link. It changes with any message that the other side would misunderstand.
 pub const LINK_VERSION: u32 = 1;
-
-/// The number that the supervisor gives to a guest: its place on the command line. It is the same
-/// for all workers.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
-)]
-#[serde(transparent)]
-pub struct GuestId(pub u32);
-
-impl fmt::Display for GuestId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// A piece of a guest's memory. The file that it lies in goes with it as a descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MemoryRegion {
-    /// Where the guest has it.
-    pub guest_addr: u64,
-    /// Its length in bytes.
-    pub size: u64,
-    /// Where the front-end has it, in whose addresses it says where virtqueues are.
-    pub user_addr: u64,
-    /// Where it begins in the file.
-    pub offset: u64,
-}
-
-/// Where a virtqueue is, in the front-end's addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RingLayout {
-    /// Descriptors.
-    pub size: u16,
-    /// The descriptor table.
-    pub desc: u64,
-    /// The available ring.
-    pub avail: u64,
-    /// The used ring.
-    pub used: u64,
-}
 
 /// What the supervisor says. It is carried out in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,8 +18,8 @@ pub struct RingLayout {
 pub enum ToWorker {
     /// The first message: what to serve, and how. Answered by [`FromWorker::Ready`].
     ///
-    /// Descriptors: the page of [`super::BlamePage`], the operator's socket if `control`, and those
-    /// of the store.
+    /// Descriptors: the page of [`super::BlamePage`], the operator's socket if `control`, the two of
+    /// the store's memory, and a file by whose lock workers have that memory one after the other.
     Start {
         /// The daemon's command line, without the program: each build reads it for itself.
         args: Vec<String>,
@@ -66,9 +27,10 @@ pub enum ToWorker {
         threads: u32,
         /// Whether there is an operator's socket.
         control: bool,
-        /// The connections that there are. What a worker before kept for any other is not needed
-        /// any more.
-        known: Vec<(GuestId, u64)>,
+        /// The numbers of the guests, in the order of the command line.
+        numbers: Vec<GuestId>,
+        /// The guests whose pages are still wanted. What a worker before kept for any other goes.
+        known: Vec<GuestId>,
     },
     /// A front-end is connected.
     AddGuest {
@@ -81,7 +43,8 @@ pub enum ToWorker {
         /// The virtio features that the driver accepted.
         features: u64,
     },
-    /// The connection ended: the guest's pages go. Answered by [`FromWorker::Removed`].
+    /// The connection ended: the guest's pages go, also if the guest was not added. Answered by
+    /// [`FromWorker::Removed`].
     RemoveGuest {
         /// Whose it was.
         guest: GuestId,

@@ -15,8 +15,7 @@ mod blame;
 mod message;
 mod transport;
 
+pub use crate::device::{GuestId, MemoryRegion, RingLayout};
 pub use blame::{BlamePage, Serving};
-pub use message::{
-    FromWorker, GuestId, MemoryRegion, OperatorRequest, RingLayout, ToWorker, LINK_VERSION,
-};
+pub use message::{FromWorker, OperatorRequest, ToWorker, LINK_VERSION};
 pub use transport::{Link, LinkError, Received, MAX_DESCRIPTORS, MAX_MESSAGE};

@@ -458,7 +458,7 @@ fn a_file_that_shrinks_stops_one_guest() {
         victim.assert_works(DATA + 1);
         let slot = engine.slot(guest.id, "");
         let session = Arc::clone(slot.state().session.as_ref().unwrap());
-        assert_eq!(session.failure(), Some(&*why));
+        assert_eq!(session.failure().as_deref(), Some(&*why));
         // What was being put is not there, what was being got is.
         assert_eq!(session.pools()[0].pages, 1, "{what}");
         // It stays out, whatever it says, until it connects again.
