@@ -17,6 +17,7 @@ impl From<PoolError> for Reject {
         Self::Status(match error {
             PoolError::NoPool => Status::NoPool,
             PoolError::Exists => Status::PoolExists,
+            PoolError::TooMany => Status::NoMemory,
         })
     }
 }
