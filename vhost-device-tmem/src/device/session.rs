@@ -10,7 +10,7 @@ use std::sync::{
 use virtio_tmem_abi::{Event, EventKind, PageResult};
 
 use super::{loglimit::LogLimit, pools::Pools, Limits};
-use crate::store::{CreditWatcher, Credits, Dropped, PoolKind, PoolReport, Store};
+use crate::store::{CreditWatcher, Credits, Dropped, PoolKind, PoolReport, Store, Walk};
 
 /// Credits below which the guest is told when there are more.
 const LOW_CREDITS: u32 = 32;
@@ -84,9 +84,10 @@ pub struct Session {
 }
 
 impl Session {
-    /// Gives a guest a place in the store. `log` says how much may be said of it.
+    /// Takes the place of this number in the store for a guest. `log` says how much may be said of it.
     pub(super) fn new(
         name: &str,
+        number: u32,
         store: Arc<Store>,
         limits: Limits,
         epoch: u64,
@@ -94,7 +95,7 @@ impl Session {
     ) -> Arc<Self> {
         Arc::new(Self {
             name: name.to_owned(),
-            pools: Pools::new(Arc::clone(&store)),
+            pools: Pools::new(Arc::clone(&store), number),
             store,
             limits,
             counters: Counters::default(),
@@ -163,7 +164,10 @@ impl Session {
         let pools = self.pools().into_iter();
         for pool in pools.filter(|pool| pool.kind == PoolKind::Ephemeral) {
             // One that was destroyed meanwhile has no pages.
-            let _ = self.store.flush_pool(self.pools.guest(), pool.pool);
+            let walk = Walk::flush_pool(&*self.store, self.pools.guest(), pool.pool);
+            if let Ok(mut walk) = walk {
+                walk.finish();
+            }
         }
     }
 

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Reading pages back for good: each is gone once its reader is known to have it.
+//! Reading pages back for good, in several steps: each is gone once its reader is known to have all
+//! of them.
 
 use virtio_tmem_abi::{Key, PageResult};
 
-use super::{get::Pinned, Guest, PageSink, PoolError, Store, BATCH};
+use super::{entry::PageState, get::Taken, id::PageId, Guest, PageSink, PoolError, Store, BATCH};
 
-/// Pages that were copied, and are forgotten once the copies have arrived. Nobody else gets them
+/// Pages that were taken, and are forgotten once the copies have arrived. Nobody else gets them
 /// meanwhile.
 ///
 /// It is to be handed to [`Store::end_take`] before it is dropped: its pages are held until then.
 #[derive(Debug, Default)]
-pub struct Taken {
-    pages: Vec<Option<Pinned>>,
-    results: Vec<PageResult>,
+pub struct Held {
+    pages: Vec<PageId>,
 }
 
-impl Taken {
+impl Held {
     /// Returns whether it holds nothing.
     pub fn is_empty(&self) -> bool {
         self.pages.is_empty()
@@ -24,8 +24,8 @@ impl Taken {
 }
 
 impl Store {
-    /// Copies the pages under `keys`, as [`Self::get`] does. What was copied is held in `taken`,
-    /// with what is there already.
+    /// Copies the pages under `keys`, as [`Self::get`] does. What was copied is put to what is
+    /// `held` already.
     ///
     /// # Errors
     ///
@@ -41,44 +41,29 @@ impl Store {
         keys: &[Key],
         sink: &mut dyn PageSink,
         results: &mut [PageResult],
-        taken: &mut Taken,
+        held: &mut Held,
     ) -> Result<(), PoolError> {
-        assert_eq!(keys.len(), results.len());
-        let batches = keys.chunks(BATCH).zip(results.chunks_mut(BATCH));
-        for (first, (keys, results)) in (0..).step_by(BATCH).zip(batches) {
-            let mut pages = [None; BATCH];
-            let pages = &mut pages[..keys.len()];
-            match self.lock().pin_batch(guest, number, true, keys, pages) {
-                // It was destroyed meanwhile.
-                Err(PoolError::NoPool) if first > 0 => {}
-                pinned => pinned?,
-            }
-            // SAFETY: They were pinned just now.
-            unsafe { self.copy_batch(first, pages, sink, results) };
-            taken.pages.extend_from_slice(pages);
-            taken.results.extend_from_slice(results);
-        }
+        let mut taken = self.get(guest, number, true, keys, sink, results)?;
+        held.pages.append(&mut taken.pages);
         Ok(())
     }
 
-    /// Forgets what was copied if it has `arrived`; otherwise all of it stays in the store.
-    pub fn end_take(&self, taken: &mut Taken, arrived: bool) {
-        if !arrived {
-            taken.results.fill(PageResult::Miss);
+    /// Forgets what was taken if it has `arrived`; otherwise all of it stays in the store.
+    pub fn end_take(&self, held: &mut Held, arrived: bool) {
+        let pages = std::mem::take(&mut held.pages);
+        if arrived {
+            drop(Taken { store: self, pages });
+            return;
         }
-        let (mut any, mut much) = (false, false);
-        let batches = taken.pages.chunks(BATCH).zip(taken.results.chunks(BATCH));
-        for (pages, results) in batches {
+        for pages in pages.chunks(BATCH) {
             let mut inner = self.lock();
-            let used = inner.index.used_pages();
-            inner.unpin_batch(true, pages, results);
-            any |= inner.index.used_pages() < used;
-            much |= inner.much_to_release();
-        }
-        taken.pages.clear();
-        taken.results.clear();
-        if any {
-            self.after_free(much);
+            for id in pages {
+                // It may have been flushed meanwhile.
+                if inner.index.pages[id.index()].state() == PageState::Taking {
+                    inner.index.pages[id.index()].set_state(PageState::Linked);
+                }
+                inner.unpin(*id);
+            }
         }
     }
 }
