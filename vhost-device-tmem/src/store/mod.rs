@@ -91,9 +91,9 @@ use entry::{Object, Page};
 use fairness::Promise;
 use id::SpanId;
 use inner::Inner;
-use memory::Files;
+use memory::{taken, Files};
 use recover::extent;
-use spans::{CHUNK_SPANS, SPAN_SIZE};
+use spans::CHUNK_SPANS;
 
 /// The binary logarithm of the page size.
 pub const PAGE_SHIFT: u8 = 12;
@@ -134,7 +134,8 @@ pub struct StoreReport {
     pub compression: Compression,
     /// What its pages take now, in bytes, with what it needs to find them.
     pub used_bytes: u64,
-    /// What it takes now, in bytes, with what is free but was not given back.
+    /// What it takes now, in bytes, with what is free but was not given back, as the operating
+    /// system says. What of it is in the host's swap counts as well.
     pub resident_bytes: u64,
     /// Pages that it could hold as they are, without compression.
     pub capacity_pages: u64,
@@ -359,12 +360,12 @@ impl Store {
         let inner = self.lock();
         let used_pages = inner.index.used_pages() as u64;
         let objects = inner.index.used_objects() as u64;
-        let spans = inner.slots.spans().resident() * SPAN_SIZE;
+        let private = inner.index.taken() + inner.slots.table.taken();
         StoreReport {
             capacity_bytes: inner.budget.capacity() as u64,
             compression: self.compression,
             used_bytes: entry_bytes(used_pages, objects) + inner.contents.slot_bytes,
-            resident_bytes: (inner.budget.metadata() + spans) as u64,
+            resident_bytes: private + taken(&self.files.index) + taken(&self.files.pages),
             capacity_pages: inner.budget.raw_pages() as u64,
             used_pages,
             ephemeral_pages: inner.accounts.ephemeral_pages() as u64,
