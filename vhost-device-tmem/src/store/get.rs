@@ -12,6 +12,7 @@ use super::{
     entry::{Body, PageState},
     id::PageId,
     inner::{Cause, Inner},
+    pool::Pool,
     Guest, PageBytes, PoolError, PoolKind, Store, BATCH,
 };
 
@@ -188,7 +189,7 @@ impl Inner {
         pages: &mut [Option<Pinned>],
     ) -> Result<PinnedBatch, PoolError> {
         let slot = self.require_pool(guest, number)?;
-        let kind = self.pool(slot).kind;
+        let Pool { kind, account, .. } = *self.pool(slot);
         let (mut count, mut hits) = (0, 0);
         let mut found = [None; BATCH];
         self.index.find_pages(slot, keys, &mut found);
@@ -213,7 +214,7 @@ impl Inner {
                     self.unpin(id);
                     continue;
                 }
-                self.lru.touch(&mut self.index.pages, id);
+                self.accounts.touch(account, &mut self.index.pages, id);
             }
             *pinned = Some((id, self.index.pages[id.index()].body()));
             hits += 1;
