@@ -15,7 +15,7 @@ use super::{
     request::{parse, Command, QueueKind, Reject, Request, RESPONSE},
     session::Session,
 };
-use crate::store::{PoolError, PoolKind, PoolReport, Held, Progress, Store, Walk};
+use crate::store::{Held, PoolError, PoolKind, PoolReport, Progress, Store, Walk};
 
 /// Entries of a table of keys to flush that are as much work as copying a page.
 const FLUSHES: usize = 8;
@@ -388,7 +388,9 @@ impl Session {
                     store.begin_take(guest, pool, keys, &mut sink, results, taken)
                 } else {
                     // Nothing is taken.
-                    store.get(guest, pool, false, keys, &mut sink, results).map(drop)
+                    store
+                        .get(guest, pool, false, keys, &mut sink, results)
+                        .map(drop)
                 };
                 self.note_out_of_reach(sink.out_of_reach());
                 meter.copied(span.len());

@@ -3,9 +3,9 @@
 //! The vhost-user device: from descriptor chains to the store and back.
 //!
 //! ```text
-//! listen ─ frontend ─┐  connections             engine ─ worker ─ ring ─ execute ─ store
-//!                    └─ calls with plain data ──┘        turns    chain   pages
-//!                       and descriptors                  polling  request pools
+//! calls with plain data ── engine ─ worker ─ ring ─ execute ─ store
+//! and descriptors                   turns    chain   pages
+//!                                   polling  request pools
 //! ```
 //!
 //! The [`Engine`] serves virtqueues and knows nothing of connections. What a guest, or who has it
@@ -18,8 +18,6 @@ mod engine;
 mod eventfd;
 mod execute;
 mod fault;
-mod frontend;
-mod listen;
 mod loglimit;
 mod memory;
 mod meter;
@@ -41,7 +39,6 @@ pub use config::{
 };
 pub use engine::{Engine, EngineConfig, EngineError, GuestId, Observer};
 pub use eventfd::EventFdError;
-pub use listen::{ListenError, Listening};
 pub use memory::{MemoryError, MemoryRegion, MAX_REGIONS};
 pub use ring::{RingError, RingLayout};
 pub use session::{Counter, Counters, Session};

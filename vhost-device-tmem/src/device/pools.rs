@@ -83,7 +83,8 @@ impl Pools {
             Err(_) if has(pool_flags::SHARED) => return Err(Reject::Status(Status::NotAllowed)),
             Ok(_) | Err(_) => {}
         }
-        self.store.create_pool_with(&self.guest, number, kind, hold)?;
+        self.store
+            .create_pool_with(&self.guest, number, kind, hold)?;
         // One that was there already may have been kept.
         self.store.set_hold(&self.guest, number, hold)?;
         Ok(())

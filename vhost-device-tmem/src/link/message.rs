@@ -129,7 +129,11 @@ pub enum FromWorker {
         program: String,
     },
     /// It has begun: the store is as the worker before left it.
-    Ready,
+    Ready {
+        /// Descriptions of pages that were damaged. Whose they were nobody knows: if there are
+        /// some, no guest may believe any more in what it has stored.
+        lost: u64,
+    },
     /// It cannot begin, and exits.
     Failed {
         /// Why, and what to do.
