@@ -106,9 +106,11 @@ impl Systemd {
         command
             .env("NOTIFY_SOCKET", &self.path)
             .env("FDSTORE", "1000");
-        command
-            .env("LISTEN_FDS", fds.len().to_string())
-            .env("LISTEN_FDNAMES", names.join(":"));
+        if !fds.is_empty() {
+            command
+                .env("LISTEN_FDS", fds.len().to_string())
+                .env("LISTEN_FDNAMES", names.join(":"));
+        }
         // SAFETY: System calls alone are made between fork and exec.
         unsafe {
             command.pre_exec(move || {

@@ -64,7 +64,7 @@ fn config(limits: &Limits, epoch: u64) -> Config {
         magic: MAGIC.into(),
         abi_major: ABI_MAJOR.into(),
         abi_minor: ABI_MINOR.into(),
-        capabilities: (cap::EPHEMERAL | cap::PERSISTENT | cap::KEEP).into(),
+        capabilities: (cap::EPHEMERAL | cap::PERSISTENT | cap::DURABLE | cap::KEEP).into(),
         page_shift: PAGE_SHIFT,
         reserved0: 0,
         data_queues: limits.data_queues.into(),
