@@ -209,7 +209,7 @@ impl Session {
                 let mut sink = Pages::new(run, |parts, count| (parts.writer(), count));
                 let got = store.get(guest, pool, take, keys, &mut sink, results);
                 self.note_out_of_reach(sink.out_of_reach);
-                drop(got?);
+                got?;
                 return Ok(Answer::Results { pages: true });
             }
             Command::FlushPages(keys) => {
