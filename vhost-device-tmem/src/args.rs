@@ -196,7 +196,7 @@ impl Config {
             compression: self.compression,
             huge_pages: self.huge_pages,
             faults: self.faults,
-            ..store::Config::new(self.capacity)
+            ..store::Config::shared(self.capacity, self.guests.len() as u32)
         }
     }
 }

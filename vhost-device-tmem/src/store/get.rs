@@ -25,7 +25,6 @@ pub trait PageSink {
 
 /// Pages that a get took. No get finds them any more, and they are gone from the store once this is
 /// dropped. Should the process end before, the next one has them.
-#[must_use = "what was taken is gone as soon as this is dropped"]
 pub struct Taken<'s> {
     pub(super) store: &'s Store,
     /// Each is pinned.

@@ -4,8 +4,9 @@
 //!
 //! The store knows nothing of virtqueues. A page has a key, which is its guest, pool, object and
 //! index, and a version; at most one version of a page is stored at a time. Persistent pages stay
-//! until their guest forgets them or goes away; ephemeral ones are evicted, the one used longest
-//! ago first whosesoever it is, when room is needed.
+//! until their guest forgets them or goes away; ephemeral ones are evicted when room is needed, of
+//! the guest that holds most the one used longest ago first. Each guest may be promised a part of
+//! the capacity for its persistent pages, of which no other guest's put takes anything.
 //!
 //! # Memory
 //!
@@ -18,13 +19,30 @@
 //!
 //! Free slots of one size are of no use to pages of another, until all of a span are free. So where
 //! there is no free span, one whose size has free slots enough is emptied into others of its size;
-//! if that is of no avail, the oldest ephemeral page is evicted, and so on. A put is refused when
+//! if that is of no avail, an ephemeral page is evicted, and so on. A put is refused when
 //! there is neither. That leaves no more than a span of each size that is not full.
 //!
 //! The credits count how often a page that cannot be compressed would find room in this way. They
 //! are not an estimate by how pages turned out so far: a guest that sends pages which are refused
 //! pays for it twice, and one that sends pages which turn out smaller has new credits with the next
 //! answer.
+//!
+//! What is forgotten is scrubbed before anybody else can read it: a put overwrites all of its slot,
+//! and [`Store::tidy_step`] what is in no slot, when there is nothing else to do. That also has the
+//! memory taken follow what is used, however scattered it is.
+//!
+//! # The next process
+//!
+//! Contents, and the entries of pages, objects and pools, are in two files in memory that outlive
+//! the process. [`Store::recover`] takes them over: see `entry` for what makes an entry be there,
+//! and `recover` for how it is found. The order of writes is what counts, not when they reach the
+//! other processors: a page's contents, then its entry, then the answer; and for a page that goes,
+//! first its entry. No entry is in force beside an older one with its key, so that none needs a
+//! number to say which is newer.
+//!
+//! Entries have a check, contents have none: that would take about as long as the copy that it
+//! checks (`cargo bench --bench store -- page/`), for each page, to find what no order of writes
+//! leads to. Compressed contents are checked by whether they come to a page. The lengths of all are.
 //!
 //! # Locking
 //!
@@ -65,6 +83,9 @@ mod take;
 mod tidy;
 mod vacancies;
 mod walk;
+
+#[cfg(test)]
+mod crash_tests;
 
 use std::{
     io,
