@@ -9,9 +9,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use support::CpuTime;
-use vhost_device_tmem::store::{
-    Compression, Faults, Guest, HugePages, PageBytes, PageSink, PageSource, PoolKind, Store,
-};
+use vhost_device_tmem::store::{Config, Guest, PageBytes, PageSink, PageSource, PoolKind, Store};
 use virtio_tmem_abi::{Key, ObjectId, PageResult};
 
 /// Enough for tables that are larger than the processor's caches.
@@ -46,13 +44,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let store = Store::new(
-            CAPACITY,
-            Compression::None,
-            Faults::default(),
-            HugePages::On,
-        )
-        .unwrap();
+        let store = Store::new(&Config::new(CAPACITY)).unwrap();
         let guest = store.add_guest();
         for (pool, kind) in [
             (PERSISTENT, PoolKind::Persistent),

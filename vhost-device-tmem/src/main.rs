@@ -14,7 +14,7 @@ use vhost_device_tmem::{
     args::{Args, ArgsError, Config},
     control::{ControlError, ControlServer},
     device::{Engine, EngineConfig, GuestId, ListenError, Listening},
-    store::{Store, StoreError},
+    store::{self, Store, StoreError},
 };
 
 /// Why the daemon does not run.
@@ -50,12 +50,12 @@ fn run(args: &Args) -> Result<(), Failure> {
     start_log(&config);
     // Before there are threads, which inherit it.
     let signals = Signals::block().map_err(Failure::Signals)?;
-    let store = Store::new(
-        config.capacity,
-        config.compression,
-        config.faults,
-        config.huge_pages,
-    )?;
+    let store = Store::new(&store::Config {
+        compression: config.compression,
+        faults: config.faults,
+        huge_pages: config.huge_pages,
+        ..store::Config::new(config.capacity)
+    })?;
     let store = Arc::new(store);
     if config.faults != Default::default() {
         tracing::warn!("misbehaving on purpose: {:?}", config.faults);

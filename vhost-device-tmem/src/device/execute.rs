@@ -15,7 +15,7 @@ use super::{
     request::{parse, Command, QueueKind, Reject, Request, RESPONSE},
     session::Session,
 };
-use crate::store::{PoolError, PoolKind, PoolReport, Progress, Store, Taken, Walk};
+use crate::store::{Held, PoolError, PoolKind, PoolReport, Progress, Store, Walk};
 
 /// Entries of a table of keys to flush that are as much work as copying a page.
 const FLUSHES: usize = 8;
@@ -42,7 +42,7 @@ struct State {
     /// What became of them.
     results: Vec<PageResult>,
     /// Pages that are gone once the response was published.
-    taken: Taken,
+    taken: Held,
     /// A flush that is under way.
     walk: Option<Walk<Arc<Store>>>,
 }
@@ -387,7 +387,8 @@ impl Session {
                     let taken = &mut state.taken;
                     store.begin_take(guest, pool, keys, &mut sink, results, taken)
                 } else {
-                    store.get(guest, pool, false, keys, &mut sink, results)
+                    let got = store.get(guest, pool, false, keys, &mut sink, results);
+                    got.map(drop)
                 };
                 self.note_out_of_reach(sink.out_of_reach());
                 meter.copied(span.len());

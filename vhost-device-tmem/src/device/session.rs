@@ -84,8 +84,9 @@ pub struct Session {
 }
 
 impl Session {
-    /// Gives a guest a place in the store. `log` says how much may be said of it.
+    /// Gives a guest its place in the store, by its number. `log` says how much may be said of it.
     pub(super) fn new(
+        number: u32,
         name: &str,
         store: Arc<Store>,
         limits: Limits,
@@ -94,7 +95,7 @@ impl Session {
     ) -> Arc<Self> {
         Arc::new(Self {
             name: name.to_owned(),
-            pools: Pools::new(Arc::clone(&store)),
+            pools: Pools::new(Arc::clone(&store), number),
             store,
             limits,
             counters: Counters::default(),

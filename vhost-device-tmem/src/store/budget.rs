@@ -4,10 +4,10 @@
 
 use super::{
     classes::{ClassId, CLASSES},
-    index::{Object, Page},
+    entry::{Object, Page},
     slots::SPAN_OVERHEAD,
     spans::SPAN_SIZE,
-    Compression, PAGE_SIZE,
+    Compression, Config, StoreError, MIN_CAPACITY, PAGE_SIZE,
 };
 
 /// Entries by which the share of pages, and that of objects, grow and shrink. So many of either
@@ -82,6 +82,37 @@ impl Budget {
             this.pages_peak = max_pages;
         }
         this
+    }
+
+    /// As [`Self::new`], of what a configuration says.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::TooSmall`].
+    pub(super) fn of(config: &Config) -> Result<Self, StoreError> {
+        let capacity = usize::try_from(config.capacity).ok();
+        match capacity.filter(|_| config.capacity >= MIN_CAPACITY) {
+            Some(capacity) => Ok(Self::new(capacity, config.compression)),
+            None => Err(StoreError::TooSmall(config.capacity)),
+        }
+    }
+
+    /// Returns the division with room for so many pages and objects at least, as far as there can
+    /// be.
+    pub(super) fn grown_to(mut self, pages: usize, objects: usize) -> Self {
+        while self.pages < pages {
+            let Some(grown) = self.grow_pages() else {
+                break;
+            };
+            self = grown;
+        }
+        while self.objects < objects {
+            let Some(grown) = self.grow_objects() else {
+                break;
+            };
+            self = grown;
+        }
+        self
     }
 
     /// Returns the most spans there can ever be.

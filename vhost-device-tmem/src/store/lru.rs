@@ -3,8 +3,8 @@
 //! The order in which ephemeral pages were last used.
 
 use super::{
+    entry::Page,
     id::{Link, PageId},
-    index::Page,
     mapping::Table,
 };
 

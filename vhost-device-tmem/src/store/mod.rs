@@ -31,7 +31,8 @@
 //! One lock guards all that is known *about* pages. It is taken per batch of keys and held for a
 //! bounded number of steps, never while a page is copied or compressed: a put fills a slot that no
 //! key leads to yet, a get pins the page that it copies from. (But pages that nobody reads are moved
-//! under it, to make room.) Flushes of many pages let go of the lock every few hundred pages.
+//! under it, to make room.) Flushes of many pages are a [`Walk`], which lets go of the lock every few
+//! hundred pages, and can be left alone and gone on with at any time.
 
 mod arena;
 mod buckets;
@@ -39,6 +40,8 @@ mod budget;
 mod classes;
 mod codec;
 mod compact;
+mod cursors;
+mod entry;
 mod flush;
 mod get;
 mod guest;
@@ -47,17 +50,23 @@ mod index;
 mod inner;
 mod lru;
 mod mapping;
+mod memory;
 mod pool;
 mod put;
+mod ranges;
+mod records;
+mod recover;
 mod room;
 mod slots;
 mod spans;
 mod take;
+mod tidy;
 mod vacancies;
 mod walk;
 
 use std::{
     io,
+    os::fd::{AsFd, BorrowedFd},
     sync::{
         atomic::{AtomicUsize, Ordering},
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -66,17 +75,24 @@ use std::{
 
 pub use arena::{HugePages, PageBytes};
 pub use codec::Compression;
-pub use get::PageSink;
+pub use get::{PageSink, Taken};
 pub use guest::{Dropped, DroppedKind, Guest, PoolError};
+pub use memory::Memory;
 pub use pool::{Contents, PoolCounters, PoolKind, PoolReport};
 pub use put::PageSource;
-pub use take::Taken;
+pub use records::Hold;
+pub use recover::{Recovered, RecoveredGuest};
+pub use take::Held;
 pub use walk::{Progress, Walk};
 
 use arena::Arena;
 use budget::{entry_bytes, Budget};
+use entry::{Object, Page};
+use id::SpanId;
 use inner::Inner;
-use spans::SPAN_SIZE;
+use memory::Files;
+use recover::extent;
+use spans::{CHUNK_SPANS, SPAN_SIZE};
 
 /// The binary logarithm of the page size.
 pub const PAGE_SHIFT: u8 = 12;
@@ -139,9 +155,54 @@ pub enum StoreError {
     /// The capacity leaves no room for pages.
     #[error("a capacity of {0} bytes is too small; it takes at least {MIN_CAPACITY} (1MiB)")]
     TooSmall(u64),
-    /// The operating system refused address space.
-    #[error("cannot reserve address space for {0} bytes of pages: {1}")]
-    Reserve(u64, #[source] io::Error),
+    /// The operating system refused address space, or to keep what is mapped out of the swap.
+    #[error("cannot map {0} bytes of memory: {1}; if they are to be locked, is RLIMIT_MEMLOCK high enough?")]
+    Map(u64, #[source] io::Error),
+    /// The operating system refused a file in memory.
+    #[error("cannot make a file in memory for the {name} of the store: {error}")]
+    Memory {
+        /// Which one.
+        name: &'static str,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// What was handed over is not the memory of such a store.
+    #[error("the {name} of the store cannot be taken over: {why}")]
+    Foreign {
+        /// Which file.
+        name: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// What a store is to be like.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// The ceiling of what it takes, in bytes, metadata included.
+    pub capacity: u64,
+    /// How it compresses pages.
+    pub compression: Compression,
+    /// Whether pages are kept in huge pages, if the operating system has such.
+    pub huge_pages: HugePages,
+    /// Whether its memory is kept out of the host's swap.
+    pub lock_memory: bool,
+    /// Misbehaviour on purpose.
+    pub faults: Faults,
+}
+
+impl Config {
+    /// Returns a store of this capacity that is as usual.
+    pub fn new(capacity: u64) -> Self {
+        Self {
+            capacity,
+            compression: Compression::default(),
+            huge_pages: HugePages::default(),
+            lock_memory: false,
+            faults: Faults::default(),
+        }
+    }
 }
 
 /// Someone who wants to know when puts that were hopeless would be accepted again.
@@ -157,6 +218,7 @@ pub trait CreditWatcher: Send + Sync {
 pub struct Store {
     inner: Mutex<Inner>,
     arena: Arc<Arena>,
+    files: Files,
     compression: Compression,
     useful_credits: u32,
     watchers: Mutex<Vec<Weak<dyn CreditWatcher>>>,
@@ -165,35 +227,59 @@ pub struct Store {
 }
 
 impl Store {
-    /// Makes a store that takes at most `capacity` bytes, metadata included, in huge pages if
-    /// they are wanted and the operating system has such.
+    /// Makes a store without pages, and memory for it.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] where the capacity is too small, or larger than the address space.
-    pub fn new(
-        capacity: u64,
-        compression: Compression,
-        faults: Faults,
-        huge_pages: HugePages,
-    ) -> Result<Self, StoreError> {
-        if capacity < MIN_CAPACITY {
-            return Err(StoreError::TooSmall(capacity));
-        }
-        let reserve = |error| StoreError::Reserve(capacity, error);
-        let bytes = usize::try_from(capacity).map_err(|_| StoreError::TooSmall(capacity))?;
-        let budget = Budget::new(bytes, compression);
-        let arena = Arc::new(Arena::new(budget.max_spans(), huge_pages).map_err(reserve)?);
+    /// [`StoreError`] where the capacity is too small, or the operating system refuses.
+    pub fn new(config: &Config) -> Result<Self, StoreError> {
+        let (store, _) = Self::recover(config, Memory::create(config)?)?;
+        Ok(store)
+    }
+
+    /// Makes a store of memory that another process may have used before, with all pages and pools
+    /// that are described there, and says what these are. Nobody else uses the memory any more.
+    ///
+    /// Pools that were being destroyed are emptied by [`Self::tidy_step`]. Counters start anew.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Foreign`] where the memory is not that of a store as `config` says, and others
+    /// where the operating system refuses.
+    pub fn recover(config: &Config, memory: Memory) -> Result<(Self, Recovered), StoreError> {
+        let map = |error| StoreError::Map(config.capacity, error);
+        let budget = Budget::of(config)?;
+        let files = memory.open(config, &budget)?;
+        let max = budget.max_pages();
+        let pages = extent::<Page>(&files, files.layout.pages, max).map_err(map)?;
+        let objects = extent::<Object>(&files, files.layout.objects, max).map_err(map)?;
+        let budget = budget.grown_to(pages, objects);
+        let (file, spans) = (&files.pages, budget.max_spans());
+        let arena = Arena::new(file, spans, config.huge_pages, config.lock_memory);
+        let arena = Arc::new(arena.map_err(map)?);
         let useful_credits = u32::try_from(budget.raw_pages() / 32).unwrap_or(u32::MAX);
-        let inner = Inner::new(budget, Arc::clone(&arena), faults).map_err(reserve)?;
-        Ok(Self {
+        let inner = Inner::new(&files, budget, Arc::clone(&arena), config.faults);
+        let mut inner = inner.map_err(map)?;
+        if config.lock_memory {
+            inner.index.lock().map_err(map)?;
+        }
+        let recovered = inner.recover(&files).map_err(map)?;
+        let store = Self {
             arena,
-            compression,
+            files,
+            compression: config.compression,
             useful_credits: useful_credits.clamp(1, 256),
             inner: Mutex::new(inner),
             watchers: Mutex::default(),
             watching: AtomicUsize::new(0),
-        })
+        };
+        Ok((store, recovered))
+    }
+
+    /// Returns the memory's descriptors, for who keeps them for the next process: those that
+    /// [`Memory::from_descriptors`] takes.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.files.index.as_fd(), self.files.pages.as_fd()]
     }
 
     /// Returns how many pages would be stored now.
@@ -248,25 +334,27 @@ impl Store {
     /// wakes watchers.
     fn after_free(&self, much: bool) {
         if much {
-            self.release_memory();
+            // Who frees more comes here more often.
+            self.release_chunk();
         }
         self.wake_watchers();
     }
 
-    fn release_memory(&self) {
-        loop {
-            let mut inner = self.lock();
-            let Some(chunk) = inner.slots.spans_mut().drain() else {
-                if inner.shrink_pages() {
-                    continue;
-                }
-                return;
-            };
-            drop(inner);
-            // SAFETY: The allocator took the empty chunk out of use until it is told.
-            unsafe { self.arena.release_chunk(chunk) };
-            self.lock().slots.spans_mut().drained(chunk);
-        }
+    /// Gives the memory of an empty chunk, or of a step of free entries, back to the operating
+    /// system; false if there is none.
+    fn release_chunk(&self) -> bool {
+        let mut inner = self.lock();
+        let Some(chunk) = inner.slots.spans_mut().drain() else {
+            return inner.shrink_pages();
+        };
+        inner
+            .slots
+            .cleaned(SpanId::from_index(chunk * CHUNK_SPANS), CHUNK_SPANS);
+        drop(inner);
+        // SAFETY: The allocator took the empty chunk out of use until it is told.
+        unsafe { self.arena.release_chunk(chunk) };
+        self.lock().slots.spans_mut().drained(chunk);
+        true
     }
 
     fn wake_watchers(&self) {

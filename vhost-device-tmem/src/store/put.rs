@@ -6,8 +6,8 @@ use virtio_tmem_abi::{Key, PageResult};
 
 use super::{
     codec::{Encoded, Workspace},
+    entry::Body,
     id::PageId,
-    index::Body,
     inner::{Cause, Inner, Refusal},
     Compression, Guest, PageBytes, PoolError, Store, BATCH,
 };
@@ -128,6 +128,8 @@ impl Store {
             if let Body::Slot { slot, .. } = body {
                 // SAFETY: It was just allocated, and the page is not found before it is filled.
                 unsafe { self.arena.fill(slot, len) }.copy_from_slice(bytes);
+                // SAFETY: See above.
+                unsafe { self.arena.scrub_behind(slot, len) };
             }
         }
         Ok(self.lock().filled_batch(batch))

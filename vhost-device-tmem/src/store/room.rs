@@ -6,8 +6,8 @@ use super::{
     budget::STEP,
     classes::ClassId,
     codec::Encoded,
+    entry::Body,
     id::PageId,
-    index::Body,
     inner::{Cause, Inner, PoolSlot, Refusal},
     PoolKind,
 };
@@ -105,7 +105,7 @@ impl Inner {
 
     /// Makes more of a span free, or a page; an error if nothing can be.
     fn make_room(&mut self) -> Result<(), Refusal> {
-        if self.slots.compact(&mut self.index.pages, false) {
+        if self.slots.compact(&mut self.index, false) {
             return Ok(());
         }
         match self.lru.victim(&self.index.pages) {
@@ -113,7 +113,7 @@ impl Inner {
                 self.forget(victim, Cause::Evicted);
                 Ok(())
             }
-            None if self.slots.compact(&mut self.index.pages, true) => Ok(()),
+            None if self.slots.compact(&mut self.index, true) => Ok(()),
             None => Err(Refusal::OverQuota),
         }
     }
@@ -165,14 +165,15 @@ impl Inner {
 
     /// Gives memory of free spans back until no more than `limit` take memory; false if there are
     /// not enough free ones.
-    fn trim(&mut self, limit: usize) -> bool {
+    pub(super) fn trim(&mut self, limit: usize) -> bool {
         while self.slots.spans().resident() > limit {
             let split = |chunk| self.arena.split_chunk(chunk);
             let Some(span) = self.slots.spans_mut().trim(split) else {
                 return false;
             };
             // SAFETY: The span is free.
-            unsafe { self.arena.release(span) };
+            unsafe { self.arena.release(span, 1) };
+            self.slots.cleaned(span, 1);
         }
         true
     }

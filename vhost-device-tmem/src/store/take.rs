@@ -4,19 +4,19 @@
 
 use virtio_tmem_abi::{Key, PageResult};
 
-use super::{get::Pinned, Guest, PageSink, PoolError, Store, BATCH};
+use super::{entry::PageState, id::PageId, inner::Cause, Guest, PageSink, PoolError, Store, BATCH};
 
-/// Pages that were copied, and are forgotten once the copies have arrived. Nobody else gets them
+/// Pages that were taken by gets, and are forgotten once the copies have arrived. No get finds them
 /// meanwhile.
 ///
 /// It is to be handed to [`Store::end_take`] before it is dropped: its pages are held until then.
 #[derive(Debug, Default)]
-pub struct Taken {
-    pages: Vec<Option<Pinned>>,
-    results: Vec<PageResult>,
+pub struct Held {
+    /// Each is pinned.
+    pub(super) pages: Vec<PageId>,
 }
 
-impl Taken {
+impl Held {
     /// Returns whether it holds nothing.
     pub fn is_empty(&self) -> bool {
         self.pages.is_empty()
@@ -24,8 +24,8 @@ impl Taken {
 }
 
 impl Store {
-    /// Copies the pages under `keys`, as [`Self::get`] does. What was copied is held in `taken`,
-    /// with what is there already.
+    /// Copies the pages under `keys`, as a [`Self::get`] that takes. They are held with what `held`
+    /// holds already.
     ///
     /// # Errors
     ///
@@ -41,44 +41,35 @@ impl Store {
         keys: &[Key],
         sink: &mut dyn PageSink,
         results: &mut [PageResult],
-        taken: &mut Taken,
+        held: &mut Held,
     ) -> Result<(), PoolError> {
-        assert_eq!(keys.len(), results.len());
-        let batches = keys.chunks(BATCH).zip(results.chunks_mut(BATCH));
-        for (first, (keys, results)) in (0..).step_by(BATCH).zip(batches) {
-            let mut pages = [None; BATCH];
-            let pages = &mut pages[..keys.len()];
-            match self.lock().pin_batch(guest, number, true, keys, pages) {
-                // It was destroyed meanwhile.
-                Err(PoolError::NoPool) if first > 0 => {}
-                pinned => pinned?,
-            }
-            // SAFETY: They were pinned just now.
-            unsafe { self.copy_batch(first, pages, sink, results) };
-            taken.pages.extend_from_slice(pages);
-            taken.results.extend_from_slice(results);
-        }
-        Ok(())
+        self.get_held(guest, number, true, keys, sink, results, held)
     }
 
-    /// Forgets what was copied if it has `arrived`; otherwise all of it stays in the store.
-    pub fn end_take(&self, taken: &mut Taken, arrived: bool) {
-        if !arrived {
-            taken.results.fill(PageResult::Miss);
+    /// Forgets what was taken if it has `arrived`; otherwise all of it stays in the store, and gets
+    /// find it again.
+    pub fn end_take(&self, held: &mut Held, arrived: bool) {
+        if held.is_empty() {
+            return;
         }
-        let (mut any, mut much) = (false, false);
-        let batches = taken.pages.chunks(BATCH).zip(taken.results.chunks(BATCH));
-        for (pages, results) in batches {
+        let mut much = false;
+        for pages in held.pages.chunks(BATCH) {
             let mut inner = self.lock();
-            let used = inner.index.used_pages();
-            inner.unpin_batch(true, pages, results);
-            any |= inner.index.used_pages() < used;
+            for id in pages {
+                // It may have been flushed meanwhile.
+                let page = &mut inner.index.pages[id.index()];
+                if page.state() == PageState::Taking {
+                    if arrived {
+                        inner.forget(*id, Cause::Taken);
+                    } else {
+                        page.set_state(PageState::Linked);
+                    }
+                }
+                inner.unpin(*id);
+            }
             much |= inner.much_to_release();
         }
-        taken.pages.clear();
-        taken.results.clear();
-        if any {
-            self.after_free(much);
-        }
+        held.pages.clear();
+        self.after_free(much);
     }
 }

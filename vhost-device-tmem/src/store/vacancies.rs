@@ -93,6 +93,12 @@ impl Vacancies {
         Some(entry)
     }
 
+    /// Takes an entry that is free.
+    pub(super) fn claim(&mut self, entry: usize) {
+        debug_assert!(self.is_free(entry), "taken twice");
+        self.remove(entry);
+    }
+
     /// Makes an entry free.
     pub(super) fn give(&mut self, entry: usize) {
         debug_assert!(!self.is_free(entry), "freed twice");

@@ -35,8 +35,7 @@ impl Observer for Told {
 }
 
 fn engine(threads: usize) -> (Arc<Engine>, mpsc::Receiver<(GuestId, String)>) {
-    let (compression, faults) = (Compression::None, Faults::default());
-    let store = Store::new(32 << 20, compression, faults, HugePages::On).unwrap();
+    let store = Store::new(&StoreConfig::new(32 << 20)).unwrap();
     let config = EngineConfig {
         threads,
         poll: Duration::from_micros(50),

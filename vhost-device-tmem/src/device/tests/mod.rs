@@ -38,7 +38,7 @@ use super::{
     turns::{Allowance, Quantum},
     Limits,
 };
-use crate::store::{Compression, Faults, HugePages, Store, PAGE_SIZE};
+use crate::store::{Config as StoreConfig, Store, PAGE_SIZE};
 
 const MEMORY: usize = 8 << 20;
 const QUEUE_SIZE: u16 = 1024;
@@ -116,11 +116,10 @@ impl Response {
 impl Device {
     /// A device with a persistent pool 0 and an ephemeral pool 1.
     fn new() -> Self {
-        let store = Arc::new(
-            Store::new(4 << 20, Compression::None, Faults::default(), HugePages::On).unwrap(),
-        );
+        let store = Arc::new(Store::new(&StoreConfig::new(4 << 20)).unwrap());
         let mut device = Self {
             session: Session::new(
+                0,
                 "test",
                 store,
                 Limits::new(2),
