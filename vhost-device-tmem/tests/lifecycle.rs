@@ -210,7 +210,11 @@ fn the_capacity_is_a_ceiling_of_what_the_process_takes() {
             if let Some(size) = line.strip_prefix("Rss:") {
                 let size = size.trim().trim_end_matches(" kB").parse::<u64>();
                 bytes += u64::from(counts) * size.unwrap() * 1024;
-            } else if line.split(' ').next().is_some_and(|word| word.contains('-')) {
+            } else if line
+                .split(' ')
+                .next()
+                .is_some_and(|word| word.contains('-'))
+            {
                 // The guest's memory is the guest's.
                 counts = !line.contains("memfd:guest");
             }

@@ -195,12 +195,12 @@ impl Session {
     }
 
     /// Counts a request that breaks a rule, and says so now and then.
-    pub(super) fn note_malformed(&self, why: &str) {
+    pub(super) fn note_malformed(&self, why: impl std::fmt::Debug) {
         self.counters.malformed.add(1);
         if self.may_log() {
             let total = self.counters.malformed.get();
             tracing::warn!(
-                "guest {:?} sent a malformed request ({why}); {total} so far",
+                "guest {:?} sent a malformed request ({why:?}); {total} so far",
                 self.name
             );
         }

@@ -285,7 +285,7 @@ fn serve_parts(
         let mut left = Allowance::default();
         left.top_up(turn);
         let mut meter = Meter::new(Instant::now());
-        meter.begin(left, Instant::now());
+        meter.begin(left);
         let first = used.len();
         let group = Group {
             queue: kind,
