@@ -204,10 +204,22 @@ fn the_capacity_is_a_ceiling_of_what_the_process_takes() {
     let daemon = start(&place, &["-c", "128MiB"]);
     let pid = daemon.child.id();
     let resident = || {
-        let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
-        let field = |n| statm.split(' ').nth(n).unwrap().parse::<u64>().unwrap() * 4096;
-        // Without what is shared, which is the guest's memory.
-        field(1) - field(2)
+        let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+        let (mut bytes, mut counts) = (0, true);
+        for line in maps.lines() {
+            if let Some(size) = line.strip_prefix("Rss:") {
+                let size = size.trim().trim_end_matches(" kB").parse::<u64>();
+                bytes += u64::from(counts) * size.unwrap() * 1024;
+            } else if line
+                .split(' ')
+                .next()
+                .is_some_and(|word| word.contains('-'))
+            {
+                // The guest's memory is the guest's.
+                counts = !line.contains("memfd:guest");
+            }
+        }
+        bytes
     };
     let mut guest = Guest::connect(&place.path("guest.sock"));
     guest.create_pool(0, pool_flags::PERSISTENT);

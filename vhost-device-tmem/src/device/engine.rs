@@ -235,7 +235,7 @@ impl Engine {
             return Err(EngineError::GuestExists(guest));
         }
         let (store, limits) = (Arc::clone(&self.store), self.config.limits);
-        let session = Session::new(name, guest.0, store, limits, epoch, slot.log());
+        let session = Session::new(guest.0, name, store, limits, epoch, slot.log());
         slot.connect(Arc::clone(&session));
         let new = Guest {
             session,

@@ -18,7 +18,7 @@ use super::{
 use crate::store::{Held, PoolError, PoolKind, PoolReport, Progress, Store, Walk};
 
 /// Entries of a table of keys to flush that are as much work as copying a page.
-const FLUSHES: usize = 8;
+const FLUSHES: usize = 4;
 
 /// Memory that a worker uses for one group of requests after the other. It is bounded by the limits
 /// in the configuration space.
@@ -224,10 +224,10 @@ impl Scratch {
         }
     }
 
-    /// Takes out what is needed to go on with a request.
+    /// Takes out what is needed to go on with a request. Nothing else is read any more.
     fn leave(&mut self, n: usize) -> Option<Box<Pending>> {
         let request = self.requests.get(n)?.as_ref().ok()?;
-        let (request, table) = request.alone(&self.tables);
+        let (request, table) = request.alone(&mut self.tables);
         Some(Box::new(Pending {
             request,
             table,
@@ -333,7 +333,7 @@ impl Session {
                 Err(reject) => {
                     let broken = [Status::Malformed, Status::Unsupported].map(Status::to_wire);
                     if broken.contains(&header.status.get()) {
-                        self.note_malformed(&format!("{reject:?}"));
+                        self.note_malformed(reject);
                     }
                 }
             }
@@ -387,10 +387,8 @@ impl Session {
                     let taken = &mut state.taken;
                     store.begin_take(guest, pool, keys, &mut sink, results, taken)
                 } else {
-                    // Nothing is taken.
-                    store
-                        .get(guest, pool, false, keys, &mut sink, results)
-                        .map(drop)
+                    let got = store.get(guest, pool, false, keys, &mut sink, results);
+                    got.map(drop)
                 };
                 self.note_out_of_reach(sink.out_of_reach());
                 meter.copied(span.len());

@@ -37,11 +37,21 @@ impl Meter {
         }
     }
 
-    /// A turn begins.
-    pub(super) fn begin(&mut self, left: Allowance, now: Instant) {
+    /// A turn begins. The time since the last one ended is counted, unless there was a
+    /// [`Self::pause`].
+    pub(super) fn begin(&mut self, left: Allowance) {
         self.left = left;
-        self.last = now;
         self.unread = 0;
+    }
+
+    /// There was nothing to do until now.
+    pub(super) fn pause(&mut self, now: Instant) {
+        self.last = now;
+    }
+
+    /// Returns the time at which the clock was read last.
+    pub(super) fn last(&self) -> Instant {
+        self.last
     }
 
     /// The turn ends. Returns what is left of it, and the time.

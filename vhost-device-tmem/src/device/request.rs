@@ -161,9 +161,15 @@ impl Request {
         })
     }
 
-    /// Returns it with a copy of its table alone.
-    pub(super) fn alone(&self, tables: &[u8]) -> (Self, Vec<u8>) {
-        let table = tables.get(self.table.clone()).unwrap_or_default().to_vec();
+    /// Returns it with its table alone, which may be taken out of `tables`.
+    pub(super) fn alone(&self, tables: &mut Vec<u8>) -> (Self, Vec<u8>) {
+        let table = if self.table.start == 0 {
+            // It is left several times, as a rule: then it is the first.
+            tables.truncate(self.table.end);
+            std::mem::take(tables)
+        } else {
+            tables.get(self.table.clone()).unwrap_or_default().to_vec()
+        };
         let request = Self {
             table: 0..table.len(),
             ..self.clone()

@@ -26,6 +26,12 @@ use crate::store::PAGE_SIZE;
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver wants no interrupt, where there is no event index.
 const NO_INTERRUPT: u16 = 1;
 
+/// The steps of [`Ring::foresee`].
+pub(super) const STEPS_AHEAD: usize = 4;
+
+/// Bytes at the start of a request that are looked at ahead.
+const AHEAD: usize = 128;
+
 /// Requests that are taken from a virtqueue at once.
 const MOST: usize = 16;
 
@@ -225,6 +231,45 @@ impl Ring {
         self.quiet = false;
         let more = self.queue.enable_notification(self.map.mem());
         more.unwrap_or(false)
+    }
+
+    /// Has the processor fetch what the first request consists of, one step of several: each step
+    /// leads to the next, from the available ring over the descriptors to the request. The last
+    /// one is `left` = 1, shortly before its turn; there are [`STEPS_AHEAD`].
+    ///
+    /// Requests of one virtqueue are looked at together, and the processor fetches for all of them
+    /// what each leads to. Those of many guests come one by one, and would be waited for at each
+    /// step.
+    pub(super) fn foresee(&self, left: usize) {
+        if self.pending.is_some() || self.kind == RingKind::Events {
+            return;
+        }
+        let (mem, queue) = (self.map.mem(), &self.queue);
+        let slot = u64::from(queue.next_avail() % queue.size());
+        let slot = GuestAddress(queue.avail_ring().wrapping_add(4 + 2 * slot));
+        if left >= STEPS_AHEAD {
+            return will_read_guest(mem, slot, size_of::<u16>());
+        }
+        // What it says is read again by who depends on it.
+        let Ok(head) = mem.read_obj::<u16>(slot) else {
+            return;
+        };
+        let offset = u64::from(u16::from_le(head)) * DESCRIPTOR as u64;
+        let at = GuestAddress(queue.desc_table().wrapping_add(offset));
+        if left == STEPS_AHEAD - 1 {
+            return will_read_guest(mem, at, DESCRIPTOR);
+        }
+        let Ok(mut first) = mem.read_obj::<Descriptor>(at) else {
+            return;
+        };
+        if left == 1 && first.refers_to_indirect_table() {
+            match mem.read_obj::<Descriptor>(first.addr()) {
+                Ok(within) => first = within,
+                Err(_) => return,
+            }
+        }
+        let len = (first.len() as usize).min(TABLE);
+        will_read_guest(mem, first.addr(), len.min(AHEAD));
     }
 
     /// Does what there is to do, as far as the meter allows.

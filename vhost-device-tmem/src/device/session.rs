@@ -84,10 +84,10 @@ pub struct Session {
 }
 
 impl Session {
-    /// Takes the place of this number in the store for a guest. `log` says how much may be said of it.
+    /// Gives a guest its place in the store, by its number. `log` says how much may be said of it.
     pub(super) fn new(
-        name: &str,
         number: u32,
+        name: &str,
         store: Arc<Store>,
         limits: Limits,
         epoch: u64,
@@ -218,12 +218,12 @@ impl Session {
     }
 
     /// Counts a request that breaks a rule, and says so now and then.
-    pub(super) fn note_malformed(&self, why: &str) {
+    pub(super) fn note_malformed(&self, why: impl std::fmt::Debug) {
         self.counters.malformed.add(1);
         if self.may_log() {
             let total = self.counters.malformed.get();
             tracing::warn!(
-                "guest {:?} sent a malformed request ({why}); {total} so far",
+                "guest {:?} sent a malformed request ({why:?}); {total} so far",
                 self.name
             );
         }

@@ -22,17 +22,17 @@ pub(super) struct Quantum {
     pub(super) time: Duration,
 }
 
-/// While others wait: what takes a page-by-page driver's patience about as long as its own
-/// request.
+/// While others wait: a few times what a request of one page takes, so that who sends those waits
+/// for each of the others a few times as long as for itself.
 pub(super) const SHARED: Quantum = Quantum {
-    pages: 16,
-    time: Duration::from_micros(16),
+    pages: 8,
+    time: Duration::from_micros(8),
 };
 
 /// While nobody else has anything to do: after this, the thread looks whether that is still so.
 pub(super) const ALONE: Quantum = Quantum {
-    pages: 256,
-    time: Duration::from_micros(128),
+    pages: 32,
+    time: Duration::from_micros(24),
 };
 
 /// Turns that one request can cost a guest at most, however long it took.
@@ -181,19 +181,34 @@ impl<R: Copy + PartialEq> Turns<R> {
             return;
         };
         it.left = turn.left;
-        it.rings.retain(|ring| *ring != turn.ring);
+        // Nobody came in between, as a rule.
+        if it.rings.front() == Some(&turn.ring) {
+            it.rings.pop_front();
+        } else {
+            it.rings.retain(|ring| *ring != turn.ring);
+        }
         if more {
             it.rings.push_back(turn.ring);
         }
-        let over = it.left.is_spent();
+        let first = self.order.front() == Some(&turn.member);
         if it.rings.is_empty() {
-            self.order.retain(|other| *other != turn.member);
-        } else if over {
+            if first {
+                self.order.pop_front();
+            } else {
+                self.order.retain(|other| *other != turn.member);
+            }
+        } else if it.left.is_spent() {
             it.begun = false;
-            if self.order.front() == Some(&turn.member) {
+            if first {
                 self.order.rotate_left(1);
             }
         }
+    }
+
+    /// Returns the virtqueue whose turn it probably is after `n` others, of other guests.
+    pub(super) fn upcoming(&self, n: usize) -> Option<R> {
+        let member = *self.order.get(n)?;
+        self.members[member].rings.front().copied()
     }
 }
 

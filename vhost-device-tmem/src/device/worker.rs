@@ -27,13 +27,13 @@ use super::{
     eventfd::Call,
     memory::GuestMap,
     meter::Meter,
-    ring::{Buffers, Outcome, Ring, RingError},
+    ring::{Buffers, Outcome, Ring, RingError, STEPS_AHEAD},
     turns::{Turn, Turns},
 };
 
 /// While there is something to do, how often at least it is looked for notifications and at empty
 /// virtqueues.
-const GLANCE: Duration = Duration::from_micros(10);
+const GLANCE: Duration = Duration::from_micros(6);
 
 /// How often a virtqueue is looked at whose driver does not notify.
 const UNNOTIFIED: i32 = 1;
@@ -207,9 +207,13 @@ impl Worker {
                     self.rest();
                     continue;
                 }
-            } else if self.glanced.elapsed() >= GLANCE {
-                self.look(Instant::now());
-                self.notified(0);
+                self.meter.pause(now);
+            } else {
+                let now = self.meter.last();
+                if now.saturating_duration_since(self.glanced) >= GLANCE {
+                    self.look(now);
+                    self.notified(0);
+                }
             }
             self.turn();
         }
@@ -220,12 +224,19 @@ impl Worker {
         let Some(turn) = self.turns.next(self.watched.is_empty()) else {
             return;
         };
+        for n in 1..=STEPS_AHEAD {
+            let upcoming = self.turns.upcoming(n).and_then(|at| self.seats.get(at));
+            let Some(seat) = upcoming.and_then(Option::as_ref) else {
+                break;
+            };
+            seat.ring.foresee(n);
+        }
         let Some(seat) = self.seats.get_mut(turn.ring).and_then(Option::as_mut) else {
             self.turns.done(turn, false);
             return;
         };
         self.observer.begin(self.number, seat.id.guest);
-        self.meter.begin(turn.left, Instant::now());
+        self.meter.begin(turn.left);
         let outcome = seat.ring.turn(&mut self.buffers, &mut self.meter);
         self.observer.end(self.number);
         let (left, now) = self.meter.end();

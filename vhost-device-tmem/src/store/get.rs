@@ -13,6 +13,7 @@ use super::{
     id::PageId,
     inner::{Cause, Inner},
     pool::Pool,
+    take::Held,
     Guest, PageBytes, PoolError, PoolKind, Store, BATCH,
 };
 
@@ -26,34 +27,19 @@ pub trait PageSink {
 /// Pages that a get took. No get finds them any more, and they are gone from the store once this is
 /// dropped. Should the process end before, the next one has them.
 pub struct Taken<'s> {
-    pub(super) store: &'s Store,
-    /// Each is pinned.
-    pub(super) pages: Vec<PageId>,
+    store: &'s Store,
+    held: Held,
 }
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        let mut much = false;
-        for pages in self.pages.chunks(BATCH) {
-            let mut inner = self.store.lock();
-            for id in pages {
-                // It may have been flushed meanwhile.
-                if inner.index.pages[id.index()].state() == PageState::Taking {
-                    inner.forget(*id, Cause::Taken);
-                }
-                inner.unpin(*id);
-            }
-            much |= inner.much_to_release();
-        }
-        if !self.pages.is_empty() {
-            self.store.after_free(much);
-        }
+        self.store.end_take(&mut self.held, true);
     }
 }
 
 impl fmt::Debug for Taken<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Taken").field(&self.pages.len()).finish()
+        self.held.fmt(f)
     }
 }
 
@@ -81,11 +67,30 @@ impl Store {
         sink: &mut dyn PageSink,
         results: &mut [PageResult],
     ) -> Result<Taken<'_>, PoolError> {
-        assert_eq!(keys.len(), results.len());
         let mut taken = Taken {
             store: self,
-            pages: Vec::new(),
+            held: Held::default(),
         };
+        self.get_held(guest, number, take, keys, sink, results, &mut taken.held)?;
+        Ok(taken)
+    }
+
+    /// As [`Self::get`], and adds what is taken to `held`.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "they are those of a get, and one"
+    )]
+    pub(super) fn get_held(
+        &self,
+        guest: &Guest,
+        number: u32,
+        take: bool,
+        keys: &[Key],
+        sink: &mut dyn PageSink,
+        results: &mut [PageResult],
+        held: &mut Held,
+    ) -> Result<(), PoolError> {
+        assert_eq!(keys.len(), results.len());
         let mut first = 0;
         while first < keys.len() {
             let mut pages = [None; BATCH];
@@ -124,10 +129,10 @@ impl Store {
                 };
             }
             self.lock()
-                .unpin_batch(take, &pages, results, &mut taken.pages);
+                .unpin_batch(take, &pages, results, &mut held.pages);
             first += batch.count;
         }
-        Ok(taken)
+        Ok(())
     }
 
     /// Lends a page to `write`, and returns what came of it.

@@ -5,15 +5,16 @@
 
 use virtio_tmem_abi::{Key, PageResult};
 
-use super::{entry::PageState, get::Taken, id::PageId, Guest, PageSink, PoolError, Store, BATCH};
+use super::{entry::PageState, id::PageId, inner::Cause, Guest, PageSink, PoolError, Store, BATCH};
 
-/// Pages that were taken, and are forgotten once the copies have arrived. Nobody else gets them
+/// Pages that were taken by gets, and are forgotten once the copies have arrived. No get finds them
 /// meanwhile.
 ///
 /// It is to be handed to [`Store::end_take`] before it is dropped: its pages are held until then.
 #[derive(Debug, Default)]
 pub struct Held {
-    pages: Vec<PageId>,
+    /// Each is pinned.
+    pub(super) pages: Vec<PageId>,
 }
 
 impl Held {
@@ -24,8 +25,8 @@ impl Held {
 }
 
 impl Store {
-    /// Copies the pages under `keys`, as [`Self::get`] does. What was copied is put to what is
-    /// `held` already.
+    /// Copies the pages under `keys`, as a [`Self::get`] that takes. They are held with what `held`
+    /// holds already.
     ///
     /// # Errors
     ///
@@ -43,27 +44,33 @@ impl Store {
         results: &mut [PageResult],
         held: &mut Held,
     ) -> Result<(), PoolError> {
-        let mut taken = self.get(guest, number, true, keys, sink, results)?;
-        held.pages.append(&mut taken.pages);
-        Ok(())
+        self.get_held(guest, number, true, keys, sink, results, held)
     }
 
-    /// Forgets what was taken if it has `arrived`; otherwise all of it stays in the store.
+    /// Forgets what was taken if it has `arrived`; otherwise all of it stays in the store, and gets
+    /// find it again.
     pub fn end_take(&self, held: &mut Held, arrived: bool) {
-        let pages = std::mem::take(&mut held.pages);
-        if arrived {
-            drop(Taken { store: self, pages });
+        if held.is_empty() {
             return;
         }
-        for pages in pages.chunks(BATCH) {
+        let mut much = false;
+        for pages in held.pages.chunks(BATCH) {
             let mut inner = self.lock();
             for id in pages {
                 // It may have been flushed meanwhile.
-                if inner.index.pages[id.index()].state() == PageState::Taking {
-                    inner.index.pages[id.index()].set_state(PageState::Linked);
+                let page = &mut inner.index.pages[id.index()];
+                if page.state() == PageState::Taking {
+                    if arrived {
+                        inner.forget(*id, Cause::Taken);
+                    } else {
+                        page.set_state(PageState::Linked);
+                    }
                 }
                 inner.unpin(*id);
             }
+            much |= inner.much_to_release();
         }
+        held.pages.clear();
+        self.after_free(much);
     }
 }

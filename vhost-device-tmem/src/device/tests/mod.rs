@@ -119,8 +119,8 @@ impl Device {
         let store = Arc::new(Store::new(&StoreConfig::new(4 << 20)).unwrap());
         let mut device = Self {
             session: Session::new(
-                "test",
                 0,
+                "test",
                 store,
                 Limits::new(2),
                 EPOCH,
@@ -285,7 +285,7 @@ fn serve_parts(
         let mut left = Allowance::default();
         left.top_up(turn);
         let mut meter = Meter::new(Instant::now());
-        meter.begin(left, Instant::now());
+        meter.begin(left);
         let first = used.len();
         let group = Group {
             queue: kind,

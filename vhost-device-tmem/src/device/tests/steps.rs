@@ -37,7 +37,7 @@ fn turn(
     let mut left = Allowance::default();
     left.top_up(Quantum { pages, ..PLENTY });
     let mut meter = Meter::new(Instant::now());
-    meter.begin(left, Instant::now());
+    meter.begin(left);
     let group = Group {
         queue: QueueKind::Data,
         requests: parts,
