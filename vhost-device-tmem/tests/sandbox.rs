@@ -35,7 +35,7 @@ use vhost_device_tmem::{
     control::{stat, Admitted, ControlServer, Operated, Stat},
     sandbox::{enter, Places, Role},
     stop::{wait_ready, Running, StopToken},
-    store::{Compression, Faults, HugePages, Store},
+    store::{Compression, Config, Memory, Store},
 };
 
 /// Names the case that this process is.
@@ -175,8 +175,13 @@ fn worker_serves() {
     let operator = UnixStream::connect_addr(&name).unwrap();
     let (link, other) = UnixDatagram::pair().unwrap();
     let memory = memfd();
+    let config = Config {
+        compression: Compression::Lz4,
+        ..Config::new(16 << 20)
+    };
+    let pages = Memory::create(&config).unwrap();
     worker(|| ());
-    let store = Store::new(16 << 20, Compression::Lz4, Faults::default(), HugePages::On).unwrap();
+    let (store, _) = Store::recover(&config, pages).unwrap();
     // Memory that is shared.
     nix::fcntl::fallocate(&memory, nix::fcntl::FallocateFlags::empty(), 0, 1 << 20).unwrap();
     let memory = fs::File::from(memory);
