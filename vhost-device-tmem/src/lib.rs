@@ -14,5 +14,6 @@ pub mod args;
 pub mod control;
 pub mod device;
 mod prefetch;
+pub mod size;
 pub mod socket;
 pub mod store;
