@@ -11,9 +11,11 @@
 //! The store knows nothing of virtqueues, and the device nothing of the operator.
 
 pub mod args;
+pub mod backoff;
 pub mod control;
 pub mod device;
 mod prefetch;
 pub mod size;
 pub mod socket;
+pub mod stop;
 pub mod store;
