@@ -14,6 +14,8 @@ pub mod args;
 pub mod backoff;
 pub mod control;
 pub mod device;
+pub mod identity;
+pub mod limits;
 mod prefetch;
 pub mod size;
 pub mod socket;
