@@ -18,6 +18,7 @@ pub mod identity;
 pub mod limits;
 pub mod log;
 mod prefetch;
+pub mod sandbox;
 pub mod signals;
 pub mod size;
 pub mod socket;
