@@ -9,6 +9,10 @@
 //! ```
 //!
 //! The store knows nothing of virtqueues, and the device nothing of the operator.
+//!
+//! Around them is what a process needs: [`args`], [`identity`] (who it runs as), [`limits`] (what
+//! it may have), [`log`], [`sandbox`], [`signals`], [`socket`] (where it listens), and [`stop`]
+//! (how its threads end).
 
 pub mod args;
 pub mod backoff;

@@ -4,14 +4,13 @@
 
 use std::{
     io,
-    os::fd::AsRawFd,
-    path::Path,
+    os::{fd::AsRawFd, unix::net::UnixListener},
     sync::{
         atomic::{AtomicBool, Ordering},
         Arc, Mutex, MutexGuard, PoisonError,
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use vhost::vhost_user::{Error as VhostUserError, Listener};
@@ -20,17 +19,11 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::{epoll::EventSet, eventfd::EventFd};
 
 use super::{backend::Backend, session::Session, Limits};
-use crate::{
-    socket::{OwnedSocket, SocketError},
-    store::Store,
-};
+use crate::{backoff::Backoff, socket::OwnedSocket, store::Store};
 
 /// Why a socket cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// It cannot be listened on.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
     /// The operating system has no thread or file descriptor left.
     #[error("cannot serve guest {name:?}: {error}")]
     Start {
@@ -87,7 +80,7 @@ pub struct Listening {
 }
 
 impl Listening {
-    /// Listens on `path` for the guest `name`, whose virtqueues are looked at for up to `poll`
+    /// Waits on a socket for the guest `name`, whose virtqueues are looked at for up to `poll`
     /// before notifications are waited for.
     ///
     /// # Errors
@@ -95,7 +88,7 @@ impl Listening {
     /// [`ListenError`].
     pub fn start(
         name: &str,
-        path: &Path,
+        (socket, listener): (OwnedSocket, UnixListener),
         store: &Arc<Store>,
         limits: Limits,
         poll: Duration,
@@ -104,7 +97,6 @@ impl Listening {
             name: name.to_owned(),
             error,
         };
-        let (socket, listener) = OwnedSocket::bind(path)?;
         let slot = Arc::new(Slot {
             name: name.to_owned(),
             state: Mutex::default(),
@@ -125,7 +117,8 @@ impl Listening {
             .name(format!("guest {name}"))
             .spawn(move || server.run(Listener::from(listener)))
             .map_err(failed)?;
-        tracing::info!("waiting for guest {name:?} on {}", path.display());
+        let path = socket.path().display();
+        tracing::info!("waiting for guest {name:?} on {path}");
         Ok(Self {
             slot,
             stop,
@@ -158,6 +151,14 @@ impl Drop for Listening {
     }
 }
 
+/// Why a guest is not served.
+enum Failed {
+    /// The connection was not even accepted.
+    AtOnce(DaemonError),
+    /// The connection broke.
+    Later(DaemonError),
+}
+
 /// What the thread of a socket needs.
 struct Server {
     slot: Arc<Slot>,
@@ -170,6 +171,7 @@ struct Server {
 impl Server {
     fn run(&self, mut listener: Listener) {
         let name = &self.slot.name;
+        let mut backoff = Backoff::default();
         loop {
             match self.wait(&listener) {
                 Ok(true) => {}
@@ -179,10 +181,38 @@ impl Server {
                     return;
                 }
             }
-            if let Err(error) = self.serve(&mut listener) {
-                tracing::warn!("the connection of guest {name:?} failed: {error}");
+            match self.serve(&mut listener) {
+                Ok(()) => {
+                    backoff.succeeded();
+                }
+                Err(Failed::Later(error)) => {
+                    backoff.succeeded();
+                    tracing::warn!("the connection of guest {name:?} failed: {error}");
+                }
+                // As it does again and again while descriptors are used up.
+                Err(Failed::AtOnce(error)) => {
+                    let now = Instant::now();
+                    if backoff.failed(now) {
+                        tracing::warn!("guest {name:?} cannot be served: {error}; trying again");
+                    }
+                    if let Some(until) = backoff.until(now) {
+                        self.pause(until - now);
+                    }
+                }
             }
         }
+    }
+
+    /// Waits for a while, or until the thread is to stop.
+    fn pause(&self, time: Duration) {
+        let mut fd = libc::pollfd {
+            fd: self.stop.wake.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let millis = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: `fd` is one entry.
+        unsafe { libc::poll(&raw mut fd, 1, millis) };
     }
 
     /// Waits for a guest; false if the thread is to stop instead.
@@ -213,20 +243,22 @@ impl Server {
     }
 
     /// Serves the guest that is waiting until its connection ends.
-    fn serve(&self, listener: &mut Listener) -> Result<(), DaemonError> {
+    fn serve(&self, listener: &mut Listener) -> Result<(), Failed> {
+        let at_once = |error| Failed::AtOnce(DaemonError::StartDaemon(error));
         let name = &self.slot.name;
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let session = Session::new(name, Arc::clone(&self.store), self.limits);
-        let session = session.map_err(DaemonError::StartDaemon)?;
+        let session = session.map_err(at_once)?;
         let backend = Backend::new(Arc::clone(&session), memory.clone(), self.poll);
-        let backend = Arc::new(backend.map_err(DaemonError::StartDaemon)?);
-        let mut daemon = VhostUserDaemon::new(name.clone(), Arc::clone(&backend), memory)?;
+        let backend = Arc::new(backend.map_err(at_once)?);
+        let daemon = VhostUserDaemon::new(name.clone(), Arc::clone(&backend), memory);
+        let mut daemon = daemon.map_err(Failed::AtOnce)?;
         if let Some(worker) = daemon.get_epoll_handlers().first() {
             worker
                 .register_listener(session.wake.as_raw_fd(), EventSet::IN, backend.wake_event())
-                .map_err(DaemonError::StartDaemon)?;
+                .map_err(at_once)?;
         }
-        daemon.start(listener)?;
+        daemon.start(listener).map_err(Failed::AtOnce)?;
         tracing::info!("guest {name:?} connected, epoch {:#x}", session.epoch());
         *self.slot.state() = SlotState {
             session: Some(Arc::clone(&session)),
@@ -256,7 +288,7 @@ impl Server {
             Err(DaemonError::HandleRequest(
                 VhostUserError::Disconnected | VhostUserError::PartialMessage,
             )) => Ok(()),
-            result => result,
+            result => result.map_err(Failed::Later),
         }
     }
 

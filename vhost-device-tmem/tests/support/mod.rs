@@ -50,7 +50,12 @@ impl Daemon {
     }
 
     pub(crate) fn start(args: &[&str]) -> Self {
-        let mut child = Self::command(args).spawn().unwrap();
+        Self::spawn(Self::command(args))
+    }
+
+    /// Starts what [`Self::command`] returned.
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         Self {
             child,
