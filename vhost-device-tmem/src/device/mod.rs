@@ -5,6 +5,8 @@
 mod backend;
 mod chain;
 mod execute;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod listen;
 mod polling;
 mod pools;
