@@ -9,18 +9,19 @@ use std::{
 
 use nix::sys::resource::{getrlimit, setrlimit, Resource};
 
-/// Descriptors that the daemon has open besides those of guests: sockets of operators, the log, and
-/// what libraries open for a moment.
-const OWN: u64 = 128;
+/// Descriptors that the supervisor has open besides those of guests. (A worker has fewer, as it
+/// closes those of memory that it has mapped.)
+const OWN: u64 = 48;
 
-/// Descriptors of a guest besides those of its virtqueues: connection, memory, events.
-const EACH_GUEST: u64 = 12;
+/// Descriptors of a guest besides those of its virtqueues: socket, connection, memory, and memory
+/// that takes its place.
+const EACH_GUEST: u64 = 20;
 
 /// Descriptors of a virtqueue.
-const EACH_QUEUE: u64 = 5;
+const EACH_QUEUE: u64 = 2;
 
 /// Descriptors of a guest's socket to which nobody is connected.
-const EACH_SOCKET: u64 = 4;
+const EACH_SOCKET: u64 = 2;
 
 /// Raises the limit of open descriptors as far as this process may, and returns it.
 ///
@@ -201,13 +202,13 @@ mod tests {
     fn descriptors_are_reckoned_with() {
         assert_eq!(check_descriptors(160, 1, 4), Ok(()));
         let few = check_descriptors(1024, 64, 4).unwrap_err();
-        assert_eq!((few.need, few.hopeless), (128 + 64 * 32, false));
+        assert_eq!((few.need, few.hopeless), (48 + 64 * 28, false));
         let text = few.to_string();
         assert!(
             text.contains("64 guests") && text.contains("1024"),
             "{text}"
         );
-        assert!(check_descriptors(383, 64, 4).unwrap_err().hopeless);
+        assert!(check_descriptors(175, 64, 4).unwrap_err().hopeless);
         let raised = raise_descriptors().unwrap();
         assert_eq!(
             getrlimit(Resource::RLIMIT_NOFILE).unwrap(),

@@ -95,10 +95,8 @@ fn run(args: &Args) -> Result<(), Failure> {
         let purpose = format!("guest {:?}", guest.name);
         let before = inherited.listener(number, &guest.path);
         let (socket, listener) = listen(before, &guest.path, rights, &purpose)?;
-        let (name, path) = (guest.name.clone(), socket.path().display());
-        tracing::info!("waiting for guest {name:?} on {path}");
         sockets.push(socket);
-        guests.push((number, name, listener));
+        guests.push((number, guest.name.clone(), listener));
     }
     let control = match &config.control_path {
         None => None,

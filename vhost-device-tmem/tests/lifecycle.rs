@@ -126,21 +126,25 @@ fn guests_do_not_see_each_other() {
 fn connections_leave_no_descriptors_threads_or_pages_behind() {
     let place = Place::new();
     let mut daemon = start(&place, &["-c", "8MiB"]);
-    let pid = daemon.child.id();
-    let count = |what| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
-    let after = (count("fd"), count("task"));
+    let (pid, worker) = (daemon.child.id(), daemon.worker());
+    let count = |pid, what| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
+    let all = || {
+        let of = |pid| (count(pid, "fd"), count(pid, "task"));
+        (of(pid), of(worker as u32))
+    };
+    let after = all();
     for _ in 0..6 {
         let mut guest = Guest::connect(&place.path("guest.sock"));
         guest.create_pool(0, pool_flags::PERSISTENT);
         let put = guest.put(DATA, 0, &[(key(1, 1, 1), 1)]);
         assert_eq!(put.results(), [PageResult::Stored]);
-        // No thread is any guest's own.
-        assert!(count("fd") > after.0 && count("task") == after.1);
+        // A thread for the connection, and none for what the guest asks for.
+        let ((files, threads), (worker_files, worker_threads)) = all();
+        assert!(files > after.0 .0 && worker_files > after.1 .0);
+        assert_eq!((threads, worker_threads), (after.0 .1 + 1, after.1 .1));
         drop(guest);
         daemon.wait_for("disconnected");
-        wait_until("everything is closed", || {
-            (count("fd"), count("task")) == after
-        });
+        wait_until("everything is closed", || all() == after);
     }
     let control = place.path("control.sock");
     wait_until("the pages are gone", || stat(&control)["used_pages"] == 0);
@@ -202,7 +206,8 @@ fn the_capacity_is_a_ceiling_of_what_the_process_takes() {
     const CAPACITY: u64 = 128 << 20;
     let place = Place::new();
     let daemon = start(&place, &["-c", "128MiB"]);
-    let pid = daemon.child.id();
+    // The pages are the worker's; the supervisor looks into no memory.
+    let pid = daemon.worker();
     let resident = || {
         let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
         let (mut bytes, mut counts) = (0, true);

@@ -4,6 +4,8 @@
 
 mod client;
 mod conversation;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod peer;
 mod protocol;
 mod report;

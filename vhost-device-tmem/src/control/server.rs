@@ -212,9 +212,7 @@ impl Server {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // Who wanted to connect has gone.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error)
-                if error.raw_os_error() == Some(libc::EMFILE) && self.spare.take().is_some() =>
-            {
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) && self.make_room() => {
                 self.accept(now);
             }
             Err(error) => {
@@ -225,6 +223,21 @@ impl Server {
         }
     }
 
+    /// Gives back a descriptor, and returns whether there was one to give.
+    fn make_room(&mut self) -> bool {
+        self.spare.take().is_some() || self.leave_silent()
+    }
+
+    /// Leaves the operator who was silent longest, and returns whether there was one.
+    fn leave_silent(&mut self) -> bool {
+        let silent =
+            (0..self.clients.len()).min_by_key(|&at| self.clients[at].conversation.idle_since());
+        if let Some(silent) = silent {
+            self.clients.swap_remove(silent);
+        }
+        silent.is_some()
+    }
+
     fn admit(&mut self, stream: UnixStream, now: Instant) -> io::Result<()> {
         stream.set_nonblocking(true)?;
         let mut conversation = Conversation::new(now);
@@ -233,11 +246,7 @@ impl Server {
             conversation.dismiss(&encode(&refused), now);
         }
         if self.clients.len() >= MAX_CLIENTS {
-            let silent = (0..self.clients.len())
-                .min_by_key(|&at| self.clients[at].conversation.idle_since());
-            if let Some(silent) = silent {
-                self.clients.swap_remove(silent);
-            }
+            self.leave_silent();
         }
         let mut client = Client {
             stream,

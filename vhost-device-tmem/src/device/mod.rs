@@ -18,6 +18,8 @@ mod engine;
 mod eventfd;
 mod execute;
 mod fault;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod loglimit;
 mod memory;
 mod meter;

@@ -9,7 +9,7 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nix::poll::{PollFd, PollFlags};
@@ -25,6 +25,9 @@ use crate::{
     link::GuestId,
     stop::{wait_ready, Running, StopToken},
 };
+
+/// How long a front-end that has gone may take to be known for it.
+const GONE: Duration = Duration::from_secs(2);
 
 /// What is needed to serve front-ends.
 #[derive(Debug)]
@@ -132,7 +135,7 @@ impl Acceptor {
             Err(error) => {
                 if backoff.failed(Instant::now()) {
                     tracing::error!(
-                        "guest {:?} cannot connect, and it is tried again: {error}",
+                        "guest {:?} cannot be served, and it is tried again: {error}",
                         self.hub.name(guest)
                     );
                 }
@@ -143,7 +146,7 @@ impl Acceptor {
     fn connect(&self, guest: GuestId, socket: UnixStream, stop: &StopToken) -> io::Result<()> {
         let name = self.hub.name(guest);
         socket.set_nonblocking(false)?;
-        if self.hub.is_connected(guest) {
+        if !self.hub.wait_free(guest, GONE) {
             tracing::warn!(
                 "guest {name:?} is connected already: a second front-end was turned away; give \
                  each virtual machine a --socket-path of its own"

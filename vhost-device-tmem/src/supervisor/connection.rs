@@ -165,6 +165,9 @@ impl Handler {
                 tracing::error!("guest {name:?}: {what} ({header:?})");
                 return Err(Error::InvalidMessage);
             }
+            if !self.has_room(name, header, stop) {
+                return Ok(false);
+            }
             self.hub.busy(true);
             // Whoever stops the daemon waits for those who were busy before.
             if stop.is_asked() {
@@ -180,6 +183,34 @@ impl Handler {
                 }
                 // The front-end was told, if it wanted to be.
                 Err(error) => self.refused(name, header, &error),
+            }
+        }
+    }
+
+    /// Waits until the process can have the descriptors that a message brings: they would be lost
+    /// otherwise. False if it is time to stop.
+    fn has_room(&self, name: &str, header: Header, stop: &StopToken) -> bool {
+        let count = match FrontendReq::try_from(header.request) {
+            // Two numbers, and four for each piece of memory.
+            Ok(FrontendReq::SET_MEM_TABLE) => header.size as usize / 32,
+            Ok(
+                FrontendReq::SET_VRING_KICK
+                | FrontendReq::SET_VRING_CALL
+                | FrontendReq::SET_VRING_ERR,
+            ) => 1,
+            _ => return true,
+        };
+        let mut told = false;
+        loop {
+            let copies = (0..count).map(|_| self.socket().try_clone_to_owned());
+            let Err(error) = copies.collect::<io::Result<Vec<_>>>() else {
+                return true;
+            };
+            if !std::mem::replace(&mut told, true) {
+                tracing::error!("guest {name:?} has to wait: {error}");
+            }
+            if stop.wait(PAUSE) {
+                return false;
             }
         }
     }

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
@@ -186,11 +187,23 @@ impl Hub {
         true
     }
 
-    /// Returns whether a front-end of the guest is connected.
-    pub(super) fn is_connected(&self, guest: GuestId) -> bool {
-        let inner = self.inner();
-        let entry = inner.guests.get(guest.0 as usize);
-        entry.is_some_and(|guest| guest.connection.is_some())
+    /// Waits until no front-end of the guest is connected, if the one that is has gone already. False
+    /// if it is still there, or takes longer to be let go.
+    pub(super) fn wait_free(&self, guest: GuestId, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        let mut inner = self.inner();
+        loop {
+            let Some(connection) = inner.connection(guest) else {
+                return true;
+            };
+            let mut gone = [PollFd::new(connection.socket.as_fd(), PollFlags::empty())];
+            let left = until.saturating_duration_since(Instant::now());
+            if !matches!(poll(&mut gone, PollTimeout::ZERO), Ok(1..)) || left.is_zero() {
+                return false;
+            }
+            let changed = self.changed.wait_timeout(inner, left);
+            inner = changed.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// The front-end's connection ended.
@@ -205,6 +218,8 @@ impl Hub {
         let told = inner.tell(&ToWorker::RemoveGuest { guest }, &[]);
         self.check(&mut inner, told);
         self.rouse();
+        drop(inner);
+        self.changed.notify_all();
     }
 
     /// Carries out what a front-end asks for, and tells the worker. [`None`] if the guest is not

@@ -21,6 +21,8 @@ mod acceptor;
 mod checks;
 mod connection;
 mod frontend;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod guest;
 mod hub;
 mod keep;
@@ -115,6 +117,7 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
     let mut guests = Vec::new();
     let numbers = setup.guests.iter().map(|(guest, ..)| *guest).collect();
     let (mut listeners, mut resumed) = (Vec::new(), Vec::new());
+    let mut waiting = Vec::new();
     for (guest, name, listener) in setup.guests {
         let connection = inherited.connections.remove(&guest);
         if let Some(connection) = &connection {
@@ -125,6 +128,7 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
         while guests.len() <= place {
             guests.push((String::new(), None));
         }
+        waiting.push((name.clone(), listener.local_addr().ok()));
         guests[place] = (name, connection);
         listeners.push((guest, listener));
     }
@@ -147,10 +151,19 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
         stop_loses_pages: setup.stop_loses_pages,
         outlived,
     })?;
-    manager.start()?;
+    match manager.start() {
+        // It is asked to stop, most likely.
+        Ok(()) | Err(StartError::Interrupted) => {}
+        Err(error) => return Err(error.into()),
+    }
     let acceptor = Acceptor::new(Arc::clone(&hub), setup.limits, listeners, resumed)?;
     let accepting = acceptor::start(Arc::new(acceptor))?;
     hub.ready();
+    for (name, address) in &waiting {
+        if let Some(path) = address.as_ref().and_then(|address| address.as_pathname()) {
+            tracing::info!("waiting for guest {name:?} on {}", path.display());
+        }
+    }
     if let Some(path) = operators.as_ref().and_then(|address| address.as_pathname()) {
         tracing::info!("waiting for operators on {}", path.display());
     }
