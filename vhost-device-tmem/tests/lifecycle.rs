@@ -204,10 +204,30 @@ fn the_capacity_is_a_ceiling_of_what_the_process_takes() {
     let daemon = start(&place, &["-c", "128MiB"]);
     let pid = daemon.child.id();
     let resident = || {
-        let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
-        let field = |n| statm.split(' ').nth(n).unwrap().parse::<u64>().unwrap() * 4096;
-        // Without what is shared, which is the guest's memory.
-        field(1) - field(2)
+        // What is anonymous, and the store's files; not the guest's memory, nor the program.
+        let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+        let mut store = false;
+        let mut bytes = 0;
+        for line in smaps.lines() {
+            let kib = |line: &str| {
+                line.split_whitespace()
+                    .nth(1)
+                    .unwrap()
+                    .parse::<u64>()
+                    .unwrap()
+            };
+            if line
+                .split_whitespace()
+                .next()
+                .is_some_and(|word| word.contains('-'))
+            {
+                store = line.contains("/memfd:tmem-");
+            } else if line.starts_with("Rss:") && store || line.starts_with("Anonymous:") && !store
+            {
+                bytes += kib(line) * 1024;
+            }
+        }
+        bytes
     };
     let mut guest = Guest::connect(&place.path("guest.sock"));
     guest.create_pool(0, pool_flags::PERSISTENT);
