@@ -209,19 +209,27 @@ fn the_capacity_is_a_ceiling_of_what_the_process_takes() {
     // The pages are the worker's; the supervisor looks into no memory.
     let pid = daemon.worker();
     let resident = || {
-        let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
-        let (mut bytes, mut counts) = (0, true);
-        for line in maps.lines() {
-            if let Some(size) = line.strip_prefix("Rss:") {
-                let size = size.trim().trim_end_matches(" kB").parse::<u64>();
-                bytes += u64::from(counts) * size.unwrap() * 1024;
-            } else if line
-                .split(' ')
+        // What is anonymous, and the store's files; not the guest's memory, nor the program.
+        let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+        let mut store = false;
+        let mut bytes = 0;
+        for line in smaps.lines() {
+            let kib = |line: &str| {
+                line.split_whitespace()
+                    .nth(1)
+                    .unwrap()
+                    .parse::<u64>()
+                    .unwrap()
+            };
+            if line
+                .split_whitespace()
                 .next()
                 .is_some_and(|word| word.contains('-'))
             {
-                // The guest's memory is the guest's.
-                counts = !line.contains("memfd:guest");
+                store = line.contains("/memfd:tmem-");
+            } else if line.starts_with("Rss:") && store || line.starts_with("Anonymous:") && !store
+            {
+                bytes += kib(line) * 1024;
             }
         }
         bytes

@@ -7,7 +7,10 @@
 //! the order in which a thread writes, and not when other processors see it: an entry is in force
 //! only while all that it says, and the contents that it leads to, are there.
 
-use std::sync::atomic::{compiler_fence, Ordering};
+use std::{
+    num::NonZeroU32,
+    sync::atomic::{compiler_fence, Ordering},
+};
 
 use virtio_tmem_abi::ObjectId;
 use zerocopy::{little_endian::U64, FromZeros};
@@ -92,12 +95,22 @@ pub(super) struct Page {
     pub(super) bucket_next: Link,
     pub(super) object_prev: Link,
     pub(super) object_next: Link,
+    /// The neighbours of an ephemeral page in its list. Of a persistent one, a check of its
+    /// contents, and whether this process knows that they are right.
     pub(super) lru_prev: Link,
     pub(super) lru_next: Link,
     /// A check of 16 bits, the state, the form of the body, and the pins: gets that are copying
     /// from the slot, and the put that is copying into it. The check is zero where the entry is not
     /// in force, and never where it is.
     word: u32,
+}
+
+/// A check of the contents of a page, as they are stored.
+pub(super) type Check = NonZeroU32;
+
+/// Returns the check of some contents.
+pub(super) fn check_of(contents: &[u8]) -> Check {
+    NonZeroU32::new(crc32c::crc32c(contents)).unwrap_or(NonZeroU32::MIN)
 }
 
 /// What a page's entry says to a process that finds it.
@@ -154,6 +167,23 @@ impl Page {
     pub(super) fn unpin(&mut self) {
         debug_assert_ne!(self.pins(), 0);
         self.word -= 1 << PIN;
+    }
+
+    /// Notes the check of a persistent page's contents, which were just written.
+    pub(super) fn set_contents(&mut self, check: Check) {
+        self.lru_prev = Some(check);
+        self.set_verified(true);
+    }
+
+    /// Returns the check that the contents of a persistent page are to be compared with, if they
+    /// have not been yet.
+    pub(super) fn unverified(&self) -> Option<Check> {
+        self.lru_prev.filter(|_| self.lru_next.is_none())
+    }
+
+    /// Notes whether this process knows that a persistent page's contents are right.
+    pub(super) fn set_verified(&mut self, verified: bool) {
+        self.lru_next = verified.then_some(NonZeroU32::MIN);
     }
 
     /// Returns whether a key leads to the page and nobody copies it.
@@ -244,7 +274,8 @@ impl Page {
         bytes[24..28].copy_from_slice(&self.object.map_or(0, u32::from).to_le_bytes());
         bytes[28..].copy_from_slice(&(self.word & FORM_MASK).to_le_bytes());
         let check = crc32c::crc32c(&bytes);
-        ((check ^ (check >> 16)) as u16).max(1)
+        // Folded so that no three bits that are wrong make up for each other.
+        ((check as u16) ^ ((check >> 16) as u16).swap_bytes()).max(1)
     }
 
     fn store_word(&mut self, word: u32) {
@@ -383,7 +414,7 @@ mod tests {
             16..24 => flip(&mut page.body, at - 16),
             24..28 => {
                 let link = page.object.map_or(0, u32::from) ^ (u32::from(bit) << (8 * (at - 24)));
-                page.object = std::num::NonZeroU32::new(link);
+                page.object = NonZeroU32::new(link);
             }
             _ => page.word ^= u32::from(bit) << (8 * (at - 28)),
         }
@@ -407,6 +438,26 @@ mod tests {
                 verdict == Verdict::Broken || taking,
                 "bit {one}: {verdict:?}"
             );
+        }
+    }
+
+    #[test]
+    fn no_two_bits_make_an_entry_in_force_say_something_else() {
+        let mut page = page();
+        page.set_state(PageState::Linked);
+        let said = |page: &Page| {
+            let (index, version) = (page.index.get(), page.version());
+            (index, version, page.object, page.body())
+        };
+        for one in 0..28 * 8 + 32 {
+            for other in 0..one {
+                let twice = flipped(&flipped(&page, one), other);
+                if twice.verdict() == Verdict::InForce {
+                    assert_eq!(said(&twice), said(&page), "bits {one} and {other}");
+                }
+                let free = twice.verdict() == Verdict::Free;
+                assert!(!free, "bits {one} and {other}");
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use virtio_tmem_abi::{Key, PageResult};
 use super::{
     classes::RAW,
     codec::Workspace,
-    entry::{Body, PageState},
+    entry::{check_of, Body, Check, PageState},
     id::PageId,
     inner::{Cause, Inner},
     pool::Pool,
@@ -118,7 +118,7 @@ impl Store {
                 *result = match page {
                     None => PageResult::Miss,
                     // SAFETY: It was pinned when a key led to it.
-                    Some((_, body)) => match unsafe { self.copy_out(*body, write) } {
+                    Some(pinned) => match unsafe { self.copy_out(pinned, write) } {
                         Copied::All => PageResult::Hit,
                         Copied::NotAll => PageResult::Miss,
                         Copied::Damaged if batch.kind == PoolKind::Persistent => {
@@ -139,10 +139,17 @@ impl Store {
     ///
     /// # Safety
     ///
-    /// The page is pinned, and this was its body when it was.
-    unsafe fn copy_out(&self, body: Body, write: impl FnOnce(&PageBytes) -> bool) -> Copied {
+    /// The page is pinned, and this is what it was when it was.
+    unsafe fn copy_out(&self, pinned: &Pinned, write: impl FnOnce(&PageBytes) -> bool) -> Copied {
         let copied = |all| if all { Copied::All } else { Copied::NotAll };
-        match body {
+        if let (Body::Slot { slot, len }, Some(check)) = (pinned.body, pinned.check) {
+            // SAFETY: The caller pinned it.
+            if check_of(unsafe { self.arena.read(slot, len.into()) }) != check {
+                tracing::error!("a page that another process stored is damaged");
+                return Copied::Damaged;
+            }
+        }
+        match pinned.body {
             Body::Nothing => Copied::Damaged,
             Body::Same(word) => Workspace::with(|space| copied(write(space.repeat(word)))),
             Body::Slot { slot, .. } if slot.class() == RAW => {
@@ -173,8 +180,15 @@ enum Copied {
     Damaged,
 }
 
-/// A page that is pinned, and what it consisted of then.
-type Pinned = (PageId, Body);
+/// A page that is pinned.
+#[derive(Clone, Copy)]
+struct Pinned {
+    id: PageId,
+    /// What it consisted of then.
+    body: Body,
+    /// What its contents have to be compared with.
+    check: Option<Check>,
+}
 
 /// Keys that were looked up.
 struct PinnedBatch {
@@ -220,13 +234,30 @@ impl Inner {
                 }
                 self.accounts.touch(account, &mut self.index.pages, id);
             }
-            *pinned = Some((id, self.index.pages[id.index()].body()));
+            let page = &self.index.pages[id.index()];
+            *pinned = Some(Pinned {
+                id,
+                body: page.body(),
+                check: match kind {
+                    PoolKind::Persistent => page.unverified(),
+                    PoolKind::Ephemeral => None,
+                },
+            });
             hits += 1;
         }
         let counters = &mut self.pool_mut(slot).counters;
         counters.gets += count as u64;
         counters.gets_hit += hits;
         Ok(PinnedBatch { count, kind })
+    }
+
+    /// Notes that the contents of a page are those that its check is of, if it still has that.
+    fn verified(&mut self, id: PageId, check: Option<Check>) {
+        let page = &mut self.index.pages[id.index()];
+        // Where no key leads any more, nobody asks. What is put over it has contents of its own.
+        if page.state() == PageState::Linked && page.unverified() == check {
+            page.set_verified(true);
+        }
     }
 
     /// Lets go of pages that were copied, but for those that were taken.
@@ -238,7 +269,12 @@ impl Inner {
         taken: &mut Vec<PageId>,
     ) {
         for (page, result) in pages.iter().zip(results) {
-            let Some((id, _)) = *page else { continue };
+            let Some(Pinned { id, check, .. }) = *page else {
+                continue;
+            };
+            if check.is_some() && *result == PageResult::Hit {
+                self.verified(id, check);
+            }
             if take && *result == PageResult::Hit {
                 taken.push(id);
                 continue;

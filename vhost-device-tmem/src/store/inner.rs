@@ -11,7 +11,7 @@ use super::{
     arena::Arena,
     budget::{entry_bytes, slot_bytes, Budget},
     classes::RAW,
-    entry::{Body, Object, PageState},
+    entry::{Body, Check, Object, PageState},
     fairness::{room_for, Promise},
     id::{ObjectSlot, PageId},
     index::Index,
@@ -366,12 +366,15 @@ impl Inner {
         pool.objects += 1;
     }
 
-    /// Makes a page be found that a put has filled; or forgets it, if that failed. Nothing of both
+    /// Makes a page be found that a put has filled, with contents of this check; or forgets it, if that failed. Nothing of both
     /// is to be done if it was forgotten meanwhile.
-    pub(super) fn filled(&mut self, id: PageId, successful: bool) {
+    pub(super) fn filled(&mut self, id: PageId, successful: bool, check: Option<Check>) {
         let page = &mut self.index.pages[id.index()];
         if page.state() == PageState::Filling {
             if successful {
+                if let Some(check) = check {
+                    page.set_contents(check);
+                }
                 page.set_state(PageState::Linked);
             } else {
                 let object = ObjectSlot::from_link(page.object);

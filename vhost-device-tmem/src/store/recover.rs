@@ -38,7 +38,7 @@ pub struct Recovered {
     pub guests: Vec<RecoveredGuest>,
     /// Pages whose contents are there, of all guests.
     pub pages: u64,
-    /// Pages whose contents are not, of all guests.
+    /// Persistent pages whose contents are not, of all guests.
     pub damaged: u64,
     /// Descriptions that were damaged. Which pages of which guests they were of cannot be said for
     /// sure, so that all guests need a new epoch unless this is zero.
@@ -122,6 +122,7 @@ impl Inner {
         }
         let mut body = page.body();
         self.index.claim_page(id);
+        self.index.pages[id.index()].set_verified(false);
         if let Body::Slot { slot, len } = body {
             if let Err(taken) = self.slots.claim(slot, len, id) {
                 // Two say that they have the slot.
@@ -223,7 +224,9 @@ impl Inner {
                 let there = pool.contents.pages();
                 counts.pools += 1;
                 counts.pages += there;
-                counts.damaged += pool.pages - there;
+                if pool.kind == PoolKind::Persistent {
+                    counts.damaged += pool.pages - there;
+                }
             }
             found.pages += counts.pages;
             found.damaged += counts.damaged;
