@@ -54,7 +54,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         compression: config.compression,
         faults: config.faults,
         huge_pages: config.huge_pages,
-        ..store::Config::new(config.capacity)
+        ..store::Config::shared(config.capacity, config.guests.len() as u32)
     })?;
     let store = Arc::new(store);
     if config.faults != Default::default() {

@@ -565,6 +565,14 @@ fn memory_that_is_not_the_stores_is_refused() {
 }
 
 #[test]
+fn a_store_for_which_there_is_no_address_space_says_so() {
+    let error = Store::new(&Config::new(1 << 62)).expect_err("there is no such machine");
+    assert!(matches!(error, StoreError::Map(..)), "{error}");
+    let error = Store::new(&Config::new(1 << 19)).expect_err("that is no capacity");
+    assert!(matches!(error, StoreError::TooSmall(_)), "{error}");
+}
+
+#[test]
 fn a_store_that_cannot_be_locked_says_so() {
     // SAFETY: The limit is that of this process, in which no other test locks memory.
     let limit = unsafe {

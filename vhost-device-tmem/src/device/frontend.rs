@@ -48,7 +48,6 @@ pub(super) struct Frontend {
     guest: GuestId,
     slot: Arc<Slot>,
     epoch: u64,
-    features: u64,
     vrings: Vec<Vring>,
     /// Virtqueues that the front-end has told of.
     told: u16,
@@ -64,7 +63,6 @@ impl Frontend {
             guest,
             slot,
             epoch,
-            features: 0,
             vrings: (0..count).map(|_| Vring::default()).collect(),
             told: 0,
             warned: false,
@@ -91,7 +89,6 @@ impl Frontend {
 
     /// Starts a virtqueue if all that it takes is known.
     fn start(&mut self, index: u32) -> Result<()> {
-        self.warn_of_few();
         let (engine, guest) = (Arc::clone(&self.engine), self.guest);
         let vring = self.vring(index)?;
         let (Some(kick), Some((desc, avail, used)), true, false) =
@@ -133,19 +130,18 @@ impl Frontend {
         self.start(index)
     }
 
-    /// Says so if there are fewer virtqueues than the driver will look for. QEMU tells of each when
-    /// it starts.
+    /// Says so if there are fewer virtqueues than the driver will look for. QEMU tells of each
+    /// before it reads the configuration space; who tells of none has not come so far.
     fn warn_of_few(&mut self) {
-        let count = self.vrings.len();
-        let complete = self.vrings.iter().any(|vring| vring.enabled);
-        if complete && usize::from(self.told) < count && !self.warned {
-            self.warned = true;
-            tracing::warn!(
-                "guest {:?} has {} virtqueues, and its driver needs {count}; give QEMU num_vqs={count}",
-                self.slot.name(),
-                self.told,
-            );
+        let (told, count) = (self.told, self.vrings.len());
+        if told == 0 || usize::from(told) >= count || std::mem::replace(&mut self.warned, true) {
+            return;
         }
+        tracing::warn!(
+            "guest {:?} has {told} virtqueues, and its driver needs {count}; give QEMU \
+             num_vqs={count}",
+            self.slot.name(),
+        );
     }
 
     fn tell(&mut self, index: u8) {
@@ -184,7 +180,6 @@ impl VhostUserBackendReqHandlerMut for Frontend {
         if features & !FEATURES != 0 {
             return Err(Error::InvalidParam);
         }
-        self.features = features;
         let set = self.engine.set_features(self.guest, features);
         set.map_err(|error| self.refuse(&error))?;
         // Who does not know of enabling has them enabled.
@@ -309,6 +304,7 @@ impl VhostUserBackendReqHandlerMut for Frontend {
         size: u32,
         _flags: VhostUserConfigFlags,
     ) -> Result<Vec<u8>> {
+        self.warn_of_few();
         // QEMU asks for all that its device has; one that reads a field asks for a few bytes.
         if offset == 0 && (CONFIG / 4..CONFIG).contains(&size) && self.slot.may_tell_fault() {
             tracing::warn!(

@@ -118,7 +118,7 @@ impl Session {
 
     /// Returns the credits of this moment.
     pub fn credits(&self) -> Credits {
-        self.store.credits()
+        self.store.credits_of(self.pools.guest())
     }
 
     /// Returns what the guest's pools hold.
@@ -160,7 +160,7 @@ impl Session {
 
     /// Returns the credits for a response or an event. Where they are low, an event follows once they are not.
     pub(super) fn credits_to_tell(self: &Arc<Self>) -> Credits {
-        let credits = self.store.credits();
+        let credits = self.store.credits_of(self.pools.guest());
         let lowest = credits.persistent.min(credits.ephemeral);
         // Asking what is useful takes a lock.
         if lowest < LOW_CREDITS
@@ -168,7 +168,7 @@ impl Session {
             && !self.watching.swap(true, Ordering::SeqCst)
         {
             let watcher = Arc::downgrade(self);
-            self.store.watch_credits(watcher);
+            self.store.watch_credits_of(self.pools.guest(), watcher);
         }
         credits
     }

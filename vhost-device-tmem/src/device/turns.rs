@@ -36,7 +36,7 @@ pub(super) const ALONE: Quantum = Quantum {
 };
 
 /// Turns that one request can cost a guest at most, however long it took.
-const MOST_TURNS: i64 = 16;
+const MOST_TURNS: i64 = 32;
 
 /// What is left to a guest. Below zero, it is in debt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -33,6 +33,10 @@ const RAW_SLOTS: usize = SPAN_SIZE / PAGE_SIZE;
 const _: () = assert!(PAGE_STEP.div_ceil(STEP) + SPAN_OVERHEAD.div_ceil(RAW_SLOTS) <= 64);
 const _: () = assert!(OBJECT_STEP / STEP <= 64);
 
+/// What is neither for pages nor grows with them: headers, records of pools, and the last page of
+/// memory of each table, of which only a part is used.
+const FIXED: usize = 16 * PAGE_SIZE;
+
 /// What every page at least takes of the capacity, as far as the tables can ever be of use.
 /// Address space is reserved for so many.
 const LEAST_PER_PAGE: usize = 256;
@@ -56,10 +60,12 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Divides `capacity` bytes. Where all pages take the same room, the share of the pages is
+    /// Divides `capacity` bytes, of which some are set aside at once. Where all pages take the same room, the share of the pages is
     /// fixed.
     pub(super) fn new(capacity: usize, compression: Compression) -> Self {
         let elastic = compression != Compression::None;
+        let given = capacity;
+        let capacity = capacity.saturating_sub(FIXED);
         let span = SPAN_SIZE + SPAN_OVERHEAD;
         let (max_spans, max_pages) = if elastic {
             (capacity / span, capacity / LEAST_PER_PAGE)
@@ -69,7 +75,7 @@ impl Budget {
         };
         let max_pages = max_pages.min(u32::MAX as usize - STEP);
         let mut this = Self {
-            capacity,
+            capacity: given,
             max_spans: max_spans.min(u32::MAX as usize - 1),
             max_pages,
             pages: 0,
@@ -133,7 +139,8 @@ impl Budget {
 
     /// Returns the bytes that are not for contents.
     pub(super) fn metadata(&self) -> usize {
-        self.max_spans * SPAN_OVERHEAD
+        FIXED
+            + self.max_spans * SPAN_OVERHEAD
             + self.pages * size_of::<Page>()
             + self.pages_peak.div_ceil(64) * PER_64_ENTRIES
             + self.objects * OBJECT_STEP / STEP
@@ -206,14 +213,14 @@ impl Budget {
 }
 
 /// Returns the bytes that pages and objects take, without the contents of pages.
-pub(super) fn entry_bytes(pages: u64, objects: u64) -> u64 {
+pub(super) const fn entry_bytes(pages: u64, objects: u64) -> u64 {
     pages * (PAGE_STEP / STEP) as u64 + objects * (OBJECT_STEP / STEP) as u64
 }
 
 /// Returns the bytes that a slot takes.
-pub(super) fn slot_bytes(class: ClassId) -> u64 {
-    let class = CLASSES[usize::from(class)];
-    u64::from(class.size) + SPAN_OVERHEAD as u64 / u64::from(class.slots)
+pub(super) const fn slot_bytes(class: ClassId) -> u64 {
+    let class = CLASSES[class as usize];
+    class.size as u64 + SPAN_OVERHEAD as u64 / class.slots as u64
 }
 
 #[cfg(test)]
@@ -251,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_share_shrinks_to_whole_steps() {
-        let mut budget = Budget::new(1_100_000, Compression::Lz4);
+        let mut budget = Budget::new(1_100_000 + FIXED, Compression::Lz4);
         while let Some(grown) = budget.grow_pages() {
             budget = grown;
         }

@@ -255,10 +255,14 @@ impl Page {
 /// Stores what puts all else that this thread has written in force, or out of force what it writes
 /// after it: no store moves over this one.
 pub(super) fn store_last<T: Copy>(to: &mut T, value: T) {
+    #[cfg(test)]
+    super::crash_tests::moment();
     compiler_fence(Ordering::SeqCst);
     // SAFETY: A reference is valid and aligned. Being volatile, the store stays one, here.
     unsafe { std::ptr::from_mut(to).write_volatile(value) };
     compiler_fence(Ordering::SeqCst);
+    #[cfg(test)]
+    super::crash_tests::moment();
 }
 
 /// One object that has pages.

@@ -12,6 +12,7 @@ use super::{
     entry::{Body, PageState},
     id::PageId,
     inner::{Cause, Inner},
+    pool::Pool,
     take::Held,
     Guest, PageBytes, PoolError, PoolKind, Store, BATCH,
 };
@@ -25,7 +26,6 @@ pub trait PageSink {
 
 /// Pages that a get took. No get finds them any more, and they are gone from the store once this is
 /// dropped. Should the process end before, the next one has them.
-#[must_use = "what was taken is gone as soon as this is dropped"]
 pub struct Taken<'s> {
     store: &'s Store,
     held: Held,
@@ -193,7 +193,7 @@ impl Inner {
         pages: &mut [Option<Pinned>],
     ) -> Result<PinnedBatch, PoolError> {
         let slot = self.require_pool(guest, number)?;
-        let kind = self.pool(slot).kind;
+        let Pool { kind, account, .. } = *self.pool(slot);
         let (mut count, mut hits) = (0, 0);
         let mut found = [None; BATCH];
         self.index.find_pages(slot, keys, &mut found);
@@ -218,7 +218,7 @@ impl Inner {
                     self.unpin(id);
                     continue;
                 }
-                self.lru.touch(&mut self.index.pages, id);
+                self.accounts.touch(account, &mut self.index.pages, id);
             }
             *pinned = Some((id, self.index.pages[id.index()].body()));
             hits += 1;

@@ -107,6 +107,11 @@ impl Index {
         self.objects.lock()
     }
 
+    /// Returns the bytes of memory that what leads to the entries takes.
+    pub(super) fn taken(&self) -> u64 {
+        self.vacancies.taken() + self.page_buckets.taken() + self.object_buckets.taken()
+    }
+
     /// Returns how many entries of pages are in use.
     pub(super) fn used_pages(&self) -> usize {
         self.vacancies.granted() - self.vacancies.free()

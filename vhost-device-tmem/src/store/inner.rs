@@ -7,12 +7,14 @@ use std::{collections::BTreeMap, io, sync::Arc};
 use virtio_tmem_abi::{Key, ObjectId};
 
 use super::{
+    accounts::{AccountId, Accounts},
     arena::Arena,
-    budget::{entry_bytes, Budget},
+    budget::{entry_bytes, slot_bytes, Budget},
+    classes::RAW,
     entry::{Body, Object, PageState},
+    fairness::{room_for, Promise},
     id::{ObjectSlot, PageId},
     index::Index,
-    lru::Lru,
     mapping::Table,
     memory::Files,
     pool::{Contents, Pool, PoolKind, PoolReport},
@@ -46,6 +48,15 @@ pub(super) enum Cause {
 /// Where a pool is in the table of pools.
 pub(super) type PoolSlot = u32;
 
+/// The pools of a guest.
+#[derive(Debug)]
+pub(super) struct GuestPools {
+    /// Its place in the accounts.
+    pub(super) account: AccountId,
+    /// Their places, by their numbers.
+    pub(super) pools: BTreeMap<u32, PoolSlot>,
+}
+
 /// A pool that may have ended since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PoolRef {
@@ -53,25 +64,39 @@ pub(super) struct PoolRef {
     serial: u64,
 }
 
+/// What an entry counts for in a guest's account.
+const ENTRY: i64 = entry_bytes(1, 0) as i64;
+
+/// What a page counts for that is stored as it is.
+const RAW_BYTES: u64 = entry_bytes(1, 0) + slot_bytes(RAW);
+
+fn body_bytes(body: Body) -> i64 {
+    match body {
+        Body::Slot { slot, .. } => slot_bytes(slot.class()) as i64,
+        Body::Nothing | Body::Same(_) => 0,
+    }
+}
+
 /// # Invariants
 ///
 /// - The pages of a pool are those of the objects in its list; `pages` and `objects` count both.
-/// - `lru` lists the linked pages of ephemeral pools.
+/// - The lists in `accounts` have the linked pages of ephemeral pools, each guest's its own.
 /// - `slots` has a slot in use for each page whose body is one, and no others.
 /// - Neither `slots.spans().used()` nor `.resident()` is ever above the budget's limit, and there
 ///   are as many entries as the budget says.
-/// - The slots counted as fixed are those of the pages that `lru` does not list.
+/// - The slots counted as fixed are those of pages that are not in these lists.
 /// - `contents` is the sum of all pools' `contents`.
 /// - `guests` leads to every pool in `pools` exactly once, but for those in `ending`.
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) index: Index,
     pub(super) slots: Slots,
-    pub(super) lru: Lru,
+    /// What guests hold, by their places.
+    pub(super) accounts: Accounts,
     pub(super) budget: Budget,
     pub(super) arena: Arc<Arena>,
     pub(super) contents: Contents,
-    pub(super) guests: BTreeMap<u32, BTreeMap<u32, PoolSlot>>,
+    pub(super) guests: BTreeMap<u32, GuestPools>,
     /// What describes the pools, by their places.
     pub(super) records: Table<PoolRecord>,
     pools: Vec<Option<Pool>>,
@@ -91,6 +116,7 @@ impl Inner {
         files: &Files,
         budget: Budget,
         arena: Arc<Arena>,
+        promise: Promise,
         faults: Faults,
     ) -> io::Result<Self> {
         // SAFETY: The header says that the file is laid out so, and whoever hands it over has it to
@@ -99,7 +125,7 @@ impl Inner {
         Ok(Self {
             index: Index::new(files, budget.max_pages(), budget.entries().0)?,
             slots: Slots::new(Arc::clone(&arena), budget.max_spans())?,
-            lru: Lru::default(),
+            accounts: Accounts::new(promise),
             budget,
             arena,
             contents: Contents::default(),
@@ -122,13 +148,22 @@ impl Inner {
         let number = number
             .or_else(free)
             .expect("there are fewer guests than numbers");
-        self.guests.entry(number).or_default();
+        self.guest_pools(number);
         number
+    }
+
+    /// Returns the pools of a guest, which there is from now on.
+    pub(super) fn guest_pools(&mut self, number: u32) -> &mut GuestPools {
+        let accounts = &mut self.accounts;
+        self.guests.entry(number).or_insert_with(|| GuestPools {
+            account: accounts.open(number),
+            pools: BTreeMap::new(),
+        })
     }
 
     /// Returns the place of a guest's pool.
     pub(super) fn pool_slot(&self, guest: u32, number: u32) -> Option<PoolSlot> {
-        self.guests.get(&guest)?.get(&number).copied()
+        self.guests.get(&guest)?.pools.get(&number).copied()
     }
 
     pub(super) fn pool(&self, slot: PoolSlot) -> &Pool {
@@ -152,9 +187,10 @@ impl Inner {
             None => return Err(PoolError::TooMany),
         };
         self.records[slot as usize].set(known);
-        self.restore_pool(slot, Pool::of(known), false);
-        let pools = self.guests.entry(known.guest).or_default();
-        pools.insert(known.number, slot);
+        let guest = self.guest_pools(known.guest);
+        guest.pools.insert(known.number, slot);
+        let pool = Pool::of(known, guest.account);
+        self.restore_pool(slot, pool, false);
         Ok(())
     }
 
@@ -165,6 +201,7 @@ impl Inner {
         if self.pools.len() <= at {
             self.pools.resize_with(at + 1, || None);
         }
+        self.accounts.add_pool(pool.account);
         self.pools[at] = Some(Pool {
             serial: self.next_serial,
             ..pool
@@ -216,7 +253,7 @@ impl Inner {
     /// Makes a guest's number lead to no pool any more. The pool is to be emptied and removed.
     pub(super) fn end_pool(&mut self, guest: u32, number: u32) -> Result<PoolRef, PoolError> {
         let pools = self.guests.get_mut(&guest).ok_or(PoolError::NoPool)?;
-        let slot = pools.remove(&number).ok_or(PoolError::NoPool)?;
+        let slot = pools.pools.remove(&number).ok_or(PoolError::NoPool)?;
         self.ending.push(slot);
         self.describe(slot, |known| known.ending = true);
         Ok(self.pool_ref(slot))
@@ -224,13 +261,17 @@ impl Inner {
 
     /// Makes there be no such guest. Its pools are to be emptied and removed.
     pub(super) fn end_guest(&mut self, guest: u32) -> Vec<PoolRef> {
-        let pools = self.guests.get(&guest).into_iter().flatten();
-        let numbers: Vec<_> = pools.map(|(number, _)| *number).collect();
+        let pools = self.guests.get(&guest).into_iter();
+        let numbers: Vec<_> = pools
+            .flat_map(|guest| guest.pools.keys().copied())
+            .collect();
         let ended = numbers
             .into_iter()
             .map(|number| self.end_pool(guest, number));
         let ended = ended.collect::<Result<_, _>>().unwrap_or_default();
-        self.guests.remove(&guest);
+        if let Some(guest) = self.guests.remove(&guest) {
+            self.accounts.close(guest.account);
+        }
         ended
     }
 
@@ -243,6 +284,8 @@ impl Inner {
     pub(super) fn remove_pool(&mut self, slot: PoolSlot) {
         debug_assert_eq!(self.pool(slot).pages, 0);
         self.records[slot as usize].clear();
+        let account = self.pool(slot).account;
+        self.accounts.remove_pool(account);
         self.pools[slot as usize] = None;
         self.ending.retain(|ending| *ending != slot);
         self.free_pools.push(slot);
@@ -274,8 +317,10 @@ impl Inner {
         self.count(slot, Body::Nothing, body);
         let pool = self.pool_mut(slot);
         pool.pages += 1;
-        if pool.kind == PoolKind::Ephemeral {
-            self.lru.push(&mut self.index.pages, id);
+        let (kind, account) = (pool.kind, pool.account);
+        self.accounts.hold(account, kind, ENTRY);
+        if kind == PoolKind::Ephemeral {
+            self.accounts.push(account, &mut self.index.pages, id);
         }
     }
 
@@ -286,7 +331,10 @@ impl Inner {
         let pool = self.pool_mut(pool);
         pool.contents.remove(older);
         pool.contents.add(newer);
-        if pool.kind == PoolKind::Ephemeral {
+        let (kind, account) = (pool.kind, pool.account);
+        let more = body_bytes(newer) - body_bytes(older);
+        self.accounts.hold(account, kind, more);
+        if kind == PoolKind::Ephemeral {
             if let Body::Slot { slot, .. } = older {
                 self.slots.fix(slot.class());
             }
@@ -353,9 +401,10 @@ impl Inner {
         if pages == 0 {
             self.remove_object(pool, object);
         }
-        let ephemeral = self.pool(pool).kind == PoolKind::Ephemeral;
-        if ephemeral {
-            self.lru.remove(&mut self.index.pages, id);
+        let Pool { kind, account, .. } = *self.pool(pool);
+        self.accounts.hold(account, kind, -ENTRY);
+        if kind == PoolKind::Ephemeral {
+            self.accounts.remove(account, &mut self.index.pages, id);
         }
         let pool = self.pool_mut(pool);
         pool.pages -= 1;
@@ -435,28 +484,53 @@ impl Inner {
         (self.dice >> 32) % 100 < u64::from(percent)
     }
 
-    /// Returns how many pages would be stored now, whatever they contain: each is taken for one
-    /// that no compression makes smaller. What is less than that leaves more for those after it.
-    pub(super) fn credits(&self) -> Credits {
+    /// Returns how many persistent pages would be stored now, whatever they contain: each is taken
+    /// for one that no compression makes smaller. What is less than that leaves more for those after
+    /// it.
+    fn room(&self) -> usize {
         let mut budget = self.budget;
         if self.lacks_objects() {
             budget = budget.grow_objects().unwrap_or(budget);
         }
         let room = self.slots.room(budget.span_limit());
-        let unevictable = self.index.used_pages() - self.lru.len();
-        let room = budget.credits(room, budget.entries().0 - unevictable);
-        let room = room.saturating_sub(self.budget.reserve_pages());
-        let room = u32::try_from(room).unwrap_or(u32::MAX - 1);
+        let unevictable = self.index.used_pages() - self.accounts.ephemeral_pages();
+        budget.credits(room, budget.entries().0 - unevictable)
+    }
+
+    /// Returns how much of the room is for a guest that has this account.
+    fn room_of(&self, room: usize, account: AccountId) -> usize {
+        let (unmet, others) = self.accounts.unmet(account);
+        let pages = |bytes: u64| bytes.div_ceil(RAW_BYTES);
+        room_for(room as u64, pages(unmet), pages(others)) as usize
+    }
+
+    /// Returns whether a guest's persistent page may take memory that the guest does not have yet.
+    pub(super) fn admits(&self, account: AccountId) -> bool {
+        let (unmet, others) = self.accounts.unmet(account);
+        // What was promised to it is found, or it is not there at all.
+        unmet > 0 || others == 0 || self.room_of(self.room(), account) > 0
+    }
+
+    /// Returns the credits of a guest, or those that there are for whoever comes first.
+    pub(super) fn credits(&self, guest: Option<u32>) -> Credits {
+        let room = self.room();
+        let account = guest.and_then(|guest| self.guests.get(&guest));
+        let own = account.map_or(room, |guest| self.room_of(room, guest.account));
+        let told = |room: usize| {
+            let room = room.saturating_sub(self.budget.reserve_pages());
+            u32::try_from(room).unwrap_or(u32::MAX - 1)
+        };
         Credits {
-            persistent: room,
-            ephemeral: room,
+            persistent: told(own),
+            ephemeral: told(room),
         }
     }
 
     /// Returns what all pools of a guest hold, by ascending number.
     pub(super) fn reports(&self, guest: u32) -> Vec<PoolReport> {
-        let pools = self.guests.get(&guest).into_iter().flatten();
+        let pools = self.guests.get(&guest).into_iter();
         pools
+            .flat_map(|guest| &guest.pools)
             .map(|(number, slot)| self.report(*number, *slot))
             .collect()
     }

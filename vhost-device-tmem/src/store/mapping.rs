@@ -142,15 +142,22 @@ impl Mapping {
 
     /// Returns the bytes of memory that an anonymous mapping takes.
     pub(super) fn taken(&self) -> u64 {
-        let mut pages = vec![0_u8; self.len.div_ceil(PAGE_SIZE)];
-        // SAFETY: The range is the mapping, and there is a byte for each of its pages.
-        let ret = unsafe { libc::mincore(self.addr.as_ptr().cast(), self.len, pages.as_mut_ptr()) };
-        let taken = pages.iter().filter(|page| **page & 1 != 0).count();
-        if ret == 0 {
-            (taken * PAGE_SIZE) as u64
-        } else {
-            0
+        const PAGES: usize = 1 << 14;
+        let mut pages = [0_u8; PAGES];
+        let mut taken = 0;
+        for at in (0..self.len).step_by(PAGES * PAGE_SIZE) {
+            let len = (self.len - at).min(PAGES * PAGE_SIZE);
+            // SAFETY: The range lies within the mapping, and there is a byte for each of its pages.
+            let ret = unsafe {
+                let addr = self.addr.as_ptr().add(at);
+                libc::mincore(addr.cast(), len, pages.as_mut_ptr())
+            };
+            if ret == 0 {
+                let of = &pages[..len.div_ceil(PAGE_SIZE)];
+                taken += of.iter().filter(|page| **page & 1 != 0).count();
+            }
         }
+        (taken * PAGE_SIZE) as u64
     }
 
     /// Returns the address of the first byte.

@@ -4,8 +4,9 @@
 //!
 //! The store knows nothing of virtqueues. A page has a key, which is its guest, pool, object and
 //! index, and a version; at most one version of a page is stored at a time. Persistent pages stay
-//! until their guest forgets them or goes away; ephemeral ones are evicted, the one used longest
-//! ago first whosesoever it is, when room is needed.
+//! until their guest forgets them or goes away; ephemeral ones are evicted when room is needed, of
+//! the guest that holds most the one used longest ago first. Each guest may be promised a part of
+//! the capacity for its persistent pages, of which no other guest's put takes anything.
 //!
 //! # Memory
 //!
@@ -18,13 +19,30 @@
 //!
 //! Free slots of one size are of no use to pages of another, until all of a span are free. So where
 //! there is no free span, one whose size has free slots enough is emptied into others of its size;
-//! if that is of no avail, the oldest ephemeral page is evicted, and so on. A put is refused when
+//! if that is of no avail, an ephemeral page is evicted, and so on. A put is refused when
 //! there is neither. That leaves no more than a span of each size that is not full.
 //!
 //! The credits count how often a page that cannot be compressed would find room in this way. They
 //! are not an estimate by how pages turned out so far: a guest that sends pages which are refused
 //! pays for it twice, and one that sends pages which turn out smaller has new credits with the next
 //! answer.
+//!
+//! What is forgotten is scrubbed before anybody else can read it: a put overwrites all of its slot,
+//! and [`Store::tidy_step`] what is in no slot, when there is nothing else to do. That also has the
+//! memory taken follow what is used, however scattered it is.
+//!
+//! # The next process
+//!
+//! Contents, and the entries of pages, objects and pools, are in two files in memory that outlive
+//! the process. [`Store::recover`] takes them over: see `entry` for what makes an entry be there,
+//! and `recover` for how it is found. The order of writes is what counts, not when they reach the
+//! other processors: a page's contents, then its entry, then the answer; and for a page that goes,
+//! first its entry. No entry is in force beside an older one with its key, so that none needs a
+//! number to say which is newer.
+//!
+//! Entries have a check, contents have none: that would take about as long as the copy that it
+//! checks (`cargo bench --bench store -- page/`), for each page, to find what no order of writes
+//! leads to. Compressed contents are checked by whether they come to a page. The lengths of all are.
 //!
 //! # Locking
 //!
@@ -34,6 +52,7 @@
 //! under it, to make room.) Flushes of many pages are a [`Walk`], which lets go of the lock every few
 //! hundred pages, and can be left alone and gone on with at any time.
 
+mod accounts;
 mod arena;
 mod buckets;
 mod budget;
@@ -42,6 +61,7 @@ mod codec;
 mod compact;
 mod cursors;
 mod entry;
+mod fairness;
 mod flush;
 mod get;
 mod guest;
@@ -63,6 +83,9 @@ mod take;
 mod tidy;
 mod vacancies;
 mod walk;
+
+#[cfg(test)]
+mod crash_tests;
 
 use std::{
     io,
@@ -88,11 +111,12 @@ pub use walk::{Progress, Walk};
 use arena::Arena;
 use budget::{entry_bytes, Budget};
 use entry::{Object, Page};
+use fairness::Promise;
 use id::SpanId;
 use inner::Inner;
-use memory::Files;
+use memory::{taken, Files};
 use recover::extent;
-use spans::{CHUNK_SPANS, SPAN_SIZE};
+use spans::CHUNK_SPANS;
 
 /// The binary logarithm of the page size.
 pub const PAGE_SHIFT: u8 = 12;
@@ -133,7 +157,8 @@ pub struct StoreReport {
     pub compression: Compression,
     /// What its pages take now, in bytes, with what it needs to find them.
     pub used_bytes: u64,
-    /// What it takes now, in bytes, with what is free but was not given back.
+    /// What it takes now, in bytes, with what is free but was not given back, as the operating
+    /// system says. What of it is in the host's swap counts as well.
     pub resident_bytes: u64,
     /// Pages that it could hold as they are, without compression.
     pub capacity_pages: u64,
@@ -155,6 +180,11 @@ pub enum StoreError {
     /// The capacity leaves no room for pages.
     #[error("a capacity of {0} bytes is too small; it takes at least {MIN_CAPACITY} (1MiB)")]
     TooSmall(u64),
+    /// More is promised to the guests than there is.
+    #[error(
+        "the guests are promised {0} bytes in all, and the capacity is {1}; promise each less"
+    )]
+    Promised(u64, u64),
     /// The operating system refused address space, or to keep what is mapped out of the swap.
     #[error("cannot map {0} bytes of memory: {1}; if they are to be locked, is RLIMIT_MEMLOCK high enough?")]
     Map(u64, #[source] io::Error),
@@ -188,18 +218,34 @@ pub struct Config {
     pub huge_pages: HugePages,
     /// Whether its memory is kept out of the host's swap.
     pub lock_memory: bool,
+    /// How many guests share the capacity. Those with numbers below this are promised something.
+    pub guests: u32,
+    /// The bytes that each of these is promised for its persistent pages, whatever the others put.
+    pub guaranteed: u64,
     /// Misbehaviour on purpose.
     pub faults: Faults,
 }
 
 impl Config {
-    /// Returns a store of this capacity that is as usual.
+    /// Returns a store of this capacity for so many guests: each is promised its share of half of
+    /// it.
+    pub fn shared(capacity: u64, guests: u32) -> Self {
+        Self {
+            guests,
+            guaranteed: capacity / (2 * u64::from(guests.max(1))),
+            ..Self::new(capacity)
+        }
+    }
+
+    /// Returns a store of this capacity that is as usual, and promises nobody anything.
     pub fn new(capacity: u64) -> Self {
         Self {
             capacity,
             compression: Compression::default(),
             huge_pages: HugePages::default(),
             lock_memory: false,
+            guests: 0,
+            guaranteed: 0,
             faults: Faults::default(),
         }
     }
@@ -221,9 +267,15 @@ pub struct Store {
     files: Files,
     compression: Compression,
     useful_credits: u32,
-    watchers: Mutex<Vec<Weak<dyn CreditWatcher>>>,
+    watchers: Mutex<Vec<Watching>>,
     /// The length of `watchers`, to be read without its lock.
     watching: AtomicUsize,
+}
+
+/// Who wants to be told, and of whose credits: a guest's, or those for whoever comes first.
+struct Watching {
+    guest: Option<u32>,
+    watcher: Weak<dyn CreditWatcher>,
 }
 
 impl Store {
@@ -258,7 +310,14 @@ impl Store {
         let arena = Arena::new(file, spans, config.huge_pages, config.lock_memory);
         let arena = Arc::new(arena.map_err(map)?);
         let useful_credits = u32::try_from(budget.raw_pages() / 32).unwrap_or(u32::MAX);
-        let inner = Inner::new(&files, budget, Arc::clone(&arena), config.faults);
+        let promise = Promise {
+            guests: config.guests,
+            each: config.guaranteed,
+        };
+        if promise.total() > config.capacity {
+            return Err(StoreError::Promised(promise.total(), config.capacity));
+        }
+        let inner = Inner::new(&files, budget, Arc::clone(&arena), promise, config.faults);
         let mut inner = inner.map_err(map)?;
         if config.lock_memory {
             inner.index.lock().map_err(map)?;
@@ -282,9 +341,15 @@ impl Store {
         [self.files.index.as_fd(), self.files.pages.as_fd()]
     }
 
-    /// Returns how many pages would be stored now.
+    /// Returns how many pages of whichever guest comes first would be stored now.
     pub fn credits(&self) -> Credits {
-        self.lock().credits()
+        self.lock().credits(None)
+    }
+
+    /// Returns how many pages of a guest would be stored now. Those that others were promised are
+    /// not among them.
+    pub fn credits_of(&self, guest: &Guest) -> Credits {
+        self.lock().credits(Some(guest.number()))
     }
 
     /// Returns the credits at which they are worth telling of.
@@ -292,12 +357,21 @@ impl Store {
         self.useful_credits
     }
 
-    /// Asks to be told, once, when there are [`Self::useful_credits`]; at once if there are. Who
-    /// is gone by then is not told.
+    /// Asks to be told, once, when there are [`Self::useful_credits`] for whoever comes first; at
+    /// once if there are. Who is gone by then is not told.
     pub fn watch_credits(&self, watcher: Weak<dyn CreditWatcher>) {
+        self.watch(None, watcher);
+    }
+
+    /// As [`Self::watch_credits`], for the credits of a guest.
+    pub fn watch_credits_of(&self, guest: &Guest, watcher: Weak<dyn CreditWatcher>) {
+        self.watch(Some(guest.number()), watcher);
+    }
+
+    fn watch(&self, guest: Option<u32>, watcher: Weak<dyn CreditWatcher>) {
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
-        watchers.retain(|watcher| watcher.strong_count() > 0);
-        watchers.push(watcher);
+        watchers.retain(|watching| watching.watcher.strong_count() > 0);
+        watchers.push(Watching { guest, watcher });
         self.watching.store(watchers.len(), Ordering::SeqCst);
         drop(watchers);
         // What was freed before the watcher was listed woke nobody.
@@ -309,15 +383,15 @@ impl Store {
         let inner = self.lock();
         let used_pages = inner.index.used_pages() as u64;
         let objects = inner.index.used_objects() as u64;
-        let spans = inner.slots.spans().resident() * SPAN_SIZE;
+        let private = inner.index.taken() + inner.slots.table.taken();
         StoreReport {
             capacity_bytes: inner.budget.capacity() as u64,
             compression: self.compression,
             used_bytes: entry_bytes(used_pages, objects) + inner.contents.slot_bytes,
-            resident_bytes: (inner.budget.metadata() + spans) as u64,
+            resident_bytes: private + taken(&self.files.index) + taken(&self.files.pages),
             capacity_pages: inner.budget.raw_pages() as u64,
             used_pages,
-            ephemeral_pages: inner.lru.len() as u64,
+            ephemeral_pages: inner.accounts.ephemeral_pages() as u64,
             objects,
             contents: inner.contents,
             evictions: inner.evictions,
@@ -361,14 +435,17 @@ impl Store {
         if self.watching.load(Ordering::SeqCst) == 0 {
             return;
         }
-        if self.credits().persistent < self.useful_credits() {
-            return;
-        }
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
-        let woken = std::mem::take(&mut *watchers);
-        self.watching.store(0, Ordering::SeqCst);
+        let inner = self.lock();
+        let useful = self.useful_credits();
+        let (woken, others): (Vec<Watching>, _) = std::mem::take(&mut *watchers)
+            .into_iter()
+            .partition(|watching| inner.credits(watching.guest).persistent >= useful);
+        drop(inner);
+        *watchers = others;
+        self.watching.store(watchers.len(), Ordering::SeqCst);
         drop(watchers);
-        for watcher in woken.iter().filter_map(Weak::upgrade) {
+        for watcher in woken.iter().filter_map(|woken| woken.watcher.upgrade()) {
             watcher.room_again();
         }
     }

@@ -7,6 +7,7 @@ use std::ops::AddAssign;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    accounts::AccountId,
     budget::slot_bytes,
     classes::RAW,
     entry::Body,
@@ -164,6 +165,8 @@ pub(super) struct Pool {
     pub(super) serial: u64,
     pub(super) kind: PoolKind,
     pub(super) hold: Hold,
+    /// The place of the guest's account.
+    pub(super) account: AccountId,
     pub(super) pages: u64,
     pub(super) objects: u64,
     pub(super) contents: Contents,
@@ -173,11 +176,12 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn of(known: Known) -> Self {
+    pub(super) fn of(known: Known, account: AccountId) -> Self {
         Self {
             serial: 0,
             kind: known.kind,
             hold: known.hold,
+            account,
             pages: 0,
             objects: 0,
             contents: Contents::default(),

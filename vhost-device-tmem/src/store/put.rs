@@ -169,7 +169,7 @@ impl Inner {
                     if let Some(id) = older {
                         self.forget(id, Cause::Replaced);
                     }
-                    self.reserve(contents).and_then(|id| {
+                    self.reserve(contents, slot).and_then(|id| {
                         let linked = self.link(id, slot, key).map(|()| id);
                         linked.inspect_err(|_| self.release(id))
                     })

@@ -232,15 +232,14 @@ impl Inner {
     }
 
     fn adopt_pool(&mut self, slot: PoolSlot, known: super::records::Known) {
-        let pools = self.guests.entry(known.guest).or_default();
+        let guest = self.guest_pools(known.guest);
         // A number leads to one pool; that of another is not known.
-        let ending = known.ending || pools.contains_key(&known.number);
+        let ending = known.ending || guest.pools.contains_key(&known.number);
         if !ending {
-            pools.insert(known.number, slot);
-        } else if pools.is_empty() {
-            self.guests.remove(&known.guest);
+            guest.pools.insert(known.number, slot);
         }
-        self.restore_pool(slot, Pool::of(known), ending);
+        let pool = Pool::of(known, guest.account);
+        self.restore_pool(slot, pool, ending);
     }
 }
 

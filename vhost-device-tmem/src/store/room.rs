@@ -9,14 +9,24 @@ use super::{
     entry::Body,
     id::PageId,
     inner::{Cause, Inner, PoolSlot, Refusal},
+    pool::Pool,
     PoolKind,
 };
 
 impl Inner {
-    /// Takes an entry for a page, and the room that its contents need.
-    pub(super) fn reserve(&mut self, contents: Encoded) -> Result<PageId, Refusal> {
+    /// Returns whether a pool's guest may have more memory, for all that others were promised.
+    fn may_hold_more(&self, pool: PoolSlot) -> bool {
+        let Pool { kind, account, .. } = *self.pool(pool);
+        kind == PoolKind::Ephemeral || self.admits(account)
+    }
+
+    /// Takes an entry for a page of a pool, and the room that its contents need.
+    pub(super) fn reserve(&mut self, contents: Encoded, pool: PoolSlot) -> Result<PageId, Refusal> {
         if contents == Encoded::Failed || self.roll_refuse() {
             return Err(Refusal::NoMemory);
+        }
+        if !self.may_hold_more(pool) {
+            return Err(Refusal::OverQuota);
         }
         let id = self.take_page()?;
         let body = self.take_body(contents, id);
@@ -43,8 +53,9 @@ impl Inner {
         let page = &mut self.index.pages[id.index()];
         page.begin_filling(version);
         let older = page.body();
-        if self.pool(pool).kind == PoolKind::Ephemeral {
-            self.lru.touch(&mut self.index.pages, id);
+        let Pool { kind, account, .. } = *self.pool(pool);
+        if kind == PoolKind::Ephemeral {
+            self.accounts.touch(account, &mut self.index.pages, id);
         }
         let newer = match older {
             Body::Slot { slot, .. } if contents.class() == Some(slot.class()) => Body::Slot {
@@ -57,7 +68,17 @@ impl Inner {
                 if let Body::Slot { slot, .. } = older {
                     self.slots.free(slot);
                 }
-                let newer = self.take_body(contents, id);
+                // Whoever has less after than before needs nobody's leave.
+                let less = match (older, contents.class()) {
+                    (_, None) => true,
+                    (Body::Slot { slot, .. }, Some(class)) => class > slot.class(),
+                    _ => false,
+                };
+                let newer = if less || self.may_hold_more(pool) {
+                    self.take_body(contents, id)
+                } else {
+                    Err(Refusal::OverQuota)
+                };
                 newer.inspect_err(|_| {
                     self.forget(id, Cause::Replaced);
                     self.unpin(id);
@@ -108,7 +129,7 @@ impl Inner {
         if self.slots.compact(&mut self.index, false) {
             return Ok(());
         }
-        match self.lru.victim(&self.index.pages) {
+        match self.accounts.victim(&self.index.pages) {
             Some(victim) => {
                 self.forget(victim, Cause::Evicted);
                 Ok(())

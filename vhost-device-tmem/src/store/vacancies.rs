@@ -40,6 +40,11 @@ impl Vacancies {
         })
     }
 
+    /// Returns the bytes of memory that the set takes.
+    pub(super) fn taken(&self) -> u64 {
+        self.words.taken() + self.summary.taken()
+    }
+
     /// Returns how many entries there are.
     pub(super) fn granted(&self) -> usize {
         self.granted
