@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The [`Engine`] serves virtqueues and knows nothing of connections. What a guest, or who has it
-//! in hand, gives to it is not to be trusted: memory that goes away ([`fault`], [`memory`]),
-//! descriptors that are something else ([`eventfd`]), rings and requests of any bytes.
+//! in hand, gives to it is not to be trusted: memory that goes away (`fault`, `memory`),
+//! descriptors that are something else (`eventfd`), rings and requests of any bytes.
 
 mod chain;
 mod config;

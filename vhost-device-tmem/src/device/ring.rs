@@ -2,7 +2,10 @@
 
 //! A virtqueue: taking requests from it, and putting events on it.
 
-use std::sync::{atomic::Ordering, Arc};
+use std::sync::{
+    atomic::{fence, Ordering},
+    Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{desc::split::Descriptor, Error, Queue, QueueOwnedT, QueueT};
@@ -21,7 +24,7 @@ use super::{
     request::QueueKind,
     session::Session,
 };
-use crate::store::PAGE_SIZE;
+use crate::{prefetch::prefetch_to_write, store::PAGE_SIZE};
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver wants no interrupt, where there is no event index.
 const NO_INTERRUPT: u16 = 1;
@@ -121,6 +124,8 @@ pub(super) struct Ring {
     pending: Option<(u16, Box<Pending>)>,
     /// The driver was told that it need not notify.
     quiet: bool,
+    /// The used index at which it was last decided whether to interrupt the driver.
+    told: u16,
 }
 
 /// What a virtqueue is made of.
@@ -160,6 +165,7 @@ impl Ring {
             polling: parts.polling,
             pending: None,
             quiet: false,
+            told: used,
         })
     }
 
@@ -192,6 +198,10 @@ impl Ring {
 
     /// Ends it, and returns the available index at which it goes on.
     pub(super) fn stop(mut self) -> u16 {
+        if self.is_untold() {
+            fence(Ordering::SeqCst);
+            self.tell();
+        }
         self.abandon();
         self.queue.next_avail()
     }
@@ -222,6 +232,30 @@ impl Ring {
         available.map_or(true, |index| index.0 != self.queue.next_avail())
     }
 
+    /// Returns whether the driver may wait for an interrupt that is due.
+    pub(super) fn is_untold(&self) -> bool {
+        self.queue.next_used() != self.told
+    }
+
+    /// Interrupts the driver if something that it waits for was used since this was asked last. The
+    /// caller made a fence since, which is not cheap: one does for many virtqueues.
+    pub(super) fn tell(&mut self) {
+        let mem = self.map.mem();
+        tell(
+            &self.session,
+            &self.queue,
+            &mut self.told,
+            self.call.as_ref(),
+            mem,
+        );
+    }
+
+    /// Has the processor fetch what [`Self::has_more`] looks at.
+    pub(super) fn foresee_more(&self) {
+        let index = GuestAddress(self.queue.avail_ring());
+        will_read_guest(self.map.mem(), index, 4);
+    }
+
     /// Has the driver notify of what it makes available from now on. Returns whether there is
     /// something to do already.
     pub(super) fn sleep(&mut self) -> bool {
@@ -248,6 +282,13 @@ impl Ring {
         let slot = u64::from(queue.next_avail() % queue.size());
         let slot = GuestAddress(queue.avail_ring().wrapping_add(4 + 2 * slot));
         if left >= STEPS_AHEAD {
+            let used = u64::from(queue.next_used() % queue.size());
+            let used = queue.used_ring().wrapping_add(4 + 8 * used);
+            for at in [queue.used_ring(), used] {
+                if let Ok(slice) = mem.get_slice(GuestAddress(at), 4) {
+                    prefetch_to_write(slice.ptr_guard().as_ptr());
+                }
+            }
             return will_read_guest(mem, slot, size_of::<u16>());
         }
         // What it says is read again by who depends on it.
@@ -304,6 +345,7 @@ impl Ring {
             call,
             pending,
             quiet,
+            told,
             ..
         } = self;
         let (mem, watch) = (map.mem(), map.watch());
@@ -328,6 +370,11 @@ impl Ring {
             if count == 0 {
                 return Ok(Outcome::Empty);
             }
+            // Whoever waits for what was used before does not wait for these.
+            if *told != queue.next_used() {
+                fence(Ordering::SeqCst);
+                tell(session, queue, told, call.as_ref(), mem);
+            }
             let mut parts: Vec<Parts<'_>> = std::mem::take(group);
             read(&chains[..count], table, mem, meter, spare, &mut parts);
             let mut heads = chains.iter().flatten().map(Chain::head_index);
@@ -348,7 +395,7 @@ impl Ring {
             };
             let served = serve(session, requests, &mut left, scratch, meter, |lens| {
                 let used = lens.iter().copied().zip(&mut heads);
-                push(session, queue, call.as_ref(), mem, used)
+                push(queue, mem, used)
             });
             spare.extend(parts.drain(..).map(Parts::recycle));
             *group = recycle(parts);
@@ -396,13 +443,7 @@ impl Ring {
             if self.map.watch().fault().is_some() {
                 return Ok(Outcome::Failed);
             }
-            push(
-                &session,
-                &mut self.queue,
-                self.call.as_ref(),
-                mem,
-                [(len, head)],
-            )?;
+            push(&mut self.queue, mem, [(len, head)])?;
         }
         Ok(Outcome::Empty)
     }
@@ -494,26 +535,42 @@ fn will_read_guest(mem: &GuestMemoryMmap, addr: GuestAddress, len: usize) {
 
 type Chain<'m> = virtio_queue::DescriptorChain<&'m GuestMemoryMmap>;
 
-/// Gives chains back, and interrupts the driver if one of them is what it waits for.
+/// Gives chains back.
 fn push(
-    session: &Session,
     queue: &mut Queue,
-    call: Option<&Call>,
     mem: &GuestMemoryMmap,
     used: impl IntoIterator<Item = (u32, u16)>,
 ) -> Result<(), Error> {
     for (len, head) in used {
         queue.add_used(mem, head, len)?;
     }
+    Ok(())
+}
+
+/// See [`Ring::tell`].
+fn tell(
+    session: &Session,
+    queue: &Queue,
+    told: &mut u16,
+    call: Option<&Call>,
+    mem: &GuestMemoryMmap,
+) {
+    let used = queue.next_used();
+    let since = used.wrapping_sub(std::mem::replace(told, used));
+    let avail = queue.avail_ring();
+    let read = |offset| {
+        let value = mem.load(GuestAddress(avail.wrapping_add(offset)), Ordering::Relaxed);
+        value.map(u16::from_le)
+    };
+    // All of it lies within the memory; if it did not, nobody would wait.
     let wanted = if queue.event_idx_enabled() {
-        queue.needs_notification(mem)?
+        let event = read(4 + 2 * u64::from(queue.size()));
+        event.is_ok_and(|event| used.wrapping_sub(event).wrapping_sub(1) < since)
     } else {
-        let flags = mem.load(GuestAddress(queue.avail_ring()), Ordering::SeqCst);
-        u16::from_le(flags.map_err(Error::GuestMemory)?) & NO_INTERRUPT == 0
+        read(0).is_ok_and(|flags| flags & NO_INTERRUPT == 0)
     };
     if let (true, Some(call)) = (wanted, call) {
         session.counters.calls.add(1);
         call.signal();
     }
-    Ok(())
 }

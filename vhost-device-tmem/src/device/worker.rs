@@ -10,7 +10,7 @@ use std::{
     io,
     os::fd::AsRawFd,
     sync::{
-        atomic::{AtomicBool, Ordering},
+        atomic::{fence, AtomicBool, Ordering},
         mpsc, Arc, Mutex, PoisonError,
     },
     thread,
@@ -31,9 +31,16 @@ use super::{
     turns::{Turn, Turns},
 };
 
-/// While there is something to do, how often at least it is looked for notifications and at empty
-/// virtqueues.
+/// While there is something to do, how often it is looked for notifications and at empty
+/// virtqueues: not more often than this, nor so often that it takes more than one in
+/// [`GLANCES`] of the time.
 const GLANCE: Duration = Duration::from_micros(6);
+
+/// See [`GLANCE`].
+const GLANCES: u32 = 8;
+
+/// Virtqueues whose drivers are interrupted together.
+const TOLD: usize = 16;
 
 /// How often a virtqueue is looked at whose driver does not notify.
 const UNNOTIFIED: i32 = 1;
@@ -159,8 +166,10 @@ pub(super) struct Worker {
     unnotified: usize,
     buffers: Buffers,
     meter: Meter,
-    /// When it was last looked for notifications and at empty virtqueues.
-    glanced: Instant,
+    /// When to look for notifications and at empty virtqueues next.
+    glance: Instant,
+    /// Virtqueues whose drivers may wait for an interrupt.
+    untold: Vec<usize>,
 }
 
 impl Worker {
@@ -190,7 +199,8 @@ impl Worker {
             unnotified: 0,
             buffers: Buffers::default(),
             meter: Meter::new(now),
-            glanced: now,
+            glance: now,
+            untold: Vec::with_capacity(TOLD),
         })
     }
 
@@ -201,6 +211,7 @@ impl Worker {
                 return;
             }
             if self.turns.is_empty() {
+                self.tell();
                 let now = Instant::now();
                 self.look(now);
                 if self.turns.is_empty() {
@@ -208,14 +219,29 @@ impl Worker {
                     continue;
                 }
                 self.meter.pause(now);
-            } else {
-                let now = self.meter.last();
-                if now.saturating_duration_since(self.glanced) >= GLANCE {
-                    self.look(now);
-                    self.notified(0);
-                }
+            } else if self.meter.last() >= self.glance {
+                self.tell();
+                let start = Instant::now();
+                self.look(start);
+                self.notified(0);
+                let end = Instant::now();
+                self.glance = end + ((end - start) * GLANCES).max(GLANCE);
             }
             self.turn();
+        }
+    }
+
+    /// Interrupts the drivers that wait for what was done.
+    fn tell(&mut self) {
+        if self.untold.is_empty() {
+            return;
+        }
+        // What was used comes before it is read who waits for it.
+        fence(Ordering::SeqCst);
+        for at in self.untold.drain(..) {
+            if let Some(seat) = self.seats.get_mut(at).and_then(Option::as_mut) {
+                seat.ring.tell();
+            }
         }
     }
 
@@ -241,6 +267,9 @@ impl Worker {
         self.observer.end(self.number);
         let (left, now) = self.meter.end();
         let turn = Turn { left, ..turn };
+        if seat.ring.is_untold() && outcome != Outcome::Failed {
+            self.untold.push(turn.ring);
+        }
         let more = outcome == Outcome::More && seat.ring.has_more();
         self.turns.done(turn, more);
         match outcome {
@@ -254,6 +283,9 @@ impl Worker {
                 self.watched.push(turn.ring);
             }
             _ => self.sleep(turn.ring),
+        }
+        if self.untold.len() >= TOLD {
+            self.tell();
         }
     }
 
@@ -275,7 +307,11 @@ impl Worker {
 
     /// Looks at the virtqueues that are empty.
     fn look(&mut self, now: Instant) {
-        self.glanced = now;
+        for at in &self.watched {
+            if let Some(seat) = self.seats.get(*at).and_then(Option::as_ref) {
+                seat.ring.foresee_more();
+            }
+        }
         let mut n = 0;
         while let Some(&at) = self.watched.get(n) {
             let Some(seat) = self.seats.get_mut(at).and_then(Option::as_mut) else {
