@@ -75,6 +75,10 @@ more-test: module-install programs ## Run the tests of guests that `make test` l
 test: module-install programs ## Run all tests; the last line is their sum
 	@scripts/test unit qemu
 
+.PHONY: fuzz
+fuzz: toolbox ## Try what a fuzzer makes up on the daemon, for FUZZ_SECONDS (120)
+	@scripts/fuzz
+
 # The kernel with its checks on, and all that is done with it.
 debug := $(MAKE) TMEM_DEBUG=1
 

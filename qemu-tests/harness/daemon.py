@@ -195,6 +195,8 @@ class Daemon(Device):
             self._capacity,
             "--data-queues",
             str(self.data_queues),
+            # Tests end it whatever its guests have put.
+            "--stop-loses-pages",
         ]
         if self._refuse_percent:
             command += ["--fault-refuse-percent", str(self._refuse_percent)]

@@ -11,8 +11,7 @@ use std::{ffi::c_int, hint::black_box};
 
 use support::{cpu_nanoseconds, pages};
 use vhost_device_tmem::store::{
-    Compression, Faults, Guest, HugePages, PageBytes, PageSink, PageSource, PoolKind, Store,
-    PAGE_SIZE,
+    Compression, Config, Guest, PageBytes, PageSink, PageSource, PoolKind, Store, PAGE_SIZE,
 };
 use virtio_tmem_abi::{Key, ObjectId, PageResult};
 use zstd_safe::{CCtx, CParameter, DCtx};
@@ -128,7 +127,11 @@ struct World {
 impl World {
     fn new(compression: Compression, pages: usize) -> Self {
         let capacity = pages as u64 * PAGE_SIZE as u64 * 5 / 4;
-        let store = Store::new(capacity, compression, Faults::default(), HugePages::On).unwrap();
+        let store = Store::new(&Config {
+            compression,
+            ..Config::new(capacity)
+        })
+        .unwrap();
         let guest = store.add_guest();
         store.create_pool(&guest, 0, PoolKind::Persistent).unwrap();
         Self { store, guest }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! What it costs to find, add and forget pages, without copying them: the sources and sinks here
-//! do nothing, so that the store's memory for pages is not touched either.
+//! do nothing, so that the store's memory for pages is not touched either. And what it costs to
+//! scrub pages that were, and to take over those of another process.
 
 mod support;
 
@@ -10,7 +11,8 @@ use std::hint::black_box;
 use criterion::{Criterion, Throughput};
 use support::CpuTime;
 use vhost_device_tmem::store::{
-    Compression, Faults, Guest, HugePages, PageBytes, PageSink, PageSource, PoolKind, Store,
+    Compression, Config, Guest, Memory, PageBytes, PageSink, PageSource, PoolKind, Progress, Store,
+    PAGE_SIZE,
 };
 use virtio_tmem_abi::{Key, ObjectId, PageResult};
 
@@ -46,13 +48,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let store = Store::new(
-            CAPACITY,
-            Compression::None,
-            Faults::default(),
-            HugePages::On,
-        )
-        .unwrap();
+        let store = Store::new(&Config::new(CAPACITY)).unwrap();
         let guest = store.add_guest();
         for (pool, kind) in [
             (PERSISTENT, PoolKind::Persistent),
@@ -194,8 +190,103 @@ fn benches(criterion: &mut Criterion<CpuTime>) {
     group.finish();
 }
 
+/// Pages that compress to a third, about.
+struct Text(u64);
+
+impl PageSource for Text {
+    fn read_page(&mut self, n: usize, frame: &mut PageBytes) -> bool {
+        for (at, bytes) in (0..).zip(frame.chunks_exact_mut(8)) {
+            let word = (self.0 + n as u64 * 7 + at / 3) * 0x9e37_79b9;
+            bytes.copy_from_slice(&(word & 0x00ff_ffff).to_le_bytes());
+        }
+        true
+    }
+}
+
+/// What it costs that nothing of a page is left in memory, beside what the page itself costs; and
+/// what a check of the contents of each page would.
+fn scrubbing(criterion: &mut Criterion<CpuTime>) {
+    let mut group = criterion.benchmark_group("scrub");
+    group.throughput(Throughput::Elements(32));
+    for compression in [Compression::None, Compression::Lz4] {
+        let store = Store::new(&Config {
+            compression,
+            ..Config::new(256 << 20)
+        })
+        .unwrap();
+        let guest = store.add_guest();
+        store
+            .create_pool(&guest, PERSISTENT, PoolKind::Persistent)
+            .unwrap();
+        let mut results = [PageResult::Absent; 32];
+        for tidy in [false, true] {
+            let name = if tidy {
+                "and-scrubbed"
+            } else {
+                "put-and-flush"
+            };
+            group.bench_function(format!("{name}/{compression:?}"), |b| {
+                let mut round = 0;
+                b.iter(|| {
+                    round += 1;
+                    let keys: Vec<_> = (0..32).map(|n| World::key(PERSISTENT, n)).collect();
+                    store
+                        .put(&guest, PERSISTENT, &keys, &mut Text(round), &mut results)
+                        .unwrap();
+                    store
+                        .flush_pages(&guest, PERSISTENT, &keys, &mut results)
+                        .unwrap();
+                    while tidy && store.tidy_step(1000) == Progress::More {}
+                });
+            });
+        }
+    }
+    group.finish();
+    let mut group = criterion.benchmark_group("page");
+    group.throughput(Throughput::Elements(1));
+    let from = vec![7; 64 << 20];
+    let mut to = vec![0; PAGE_SIZE];
+    let mut pages = from.chunks_exact(PAGE_SIZE).cycle();
+    group.bench_function("copy", |b| {
+        b.iter(|| black_box(&mut to).copy_from_slice(pages.next().unwrap()));
+    });
+    group.bench_function("copy-and-check", |b| {
+        b.iter(|| {
+            black_box(&mut to).copy_from_slice(pages.next().unwrap());
+            crc32c::crc32c(&to)
+        });
+    });
+    group.finish();
+}
+
+/// How long it takes to find all pages again, before the first request can be served.
+fn recovering(criterion: &mut Criterion<CpuTime>) {
+    const PAGES: u64 = 900_000;
+    let config = Config::new(CAPACITY);
+    let mut group = criterion.benchmark_group("recover");
+    group
+        .throughput(Throughput::Elements(PAGES))
+        .sample_size(10);
+    for (name, pool) in [("persistent", PERSISTENT), ("ephemeral", EPHEMERAL)] {
+        let world = World::filled(pool, PAGES);
+        let memory = || {
+            let fds = world.store.descriptors();
+            Memory::from_descriptors(fds.map(|fd| fd.try_clone_to_owned().unwrap()))
+        };
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let (_store, found) = Store::recover(&config, memory()).unwrap();
+                assert_eq!(found.pages, PAGES);
+            });
+        });
+    }
+    group.finish();
+}
+
 fn main() {
     let mut criterion = CpuTime::criterion();
     benches(&mut criterion);
+    scrubbing(&mut criterion);
+    recovering(&mut criterion);
     criterion.final_summary();
 }

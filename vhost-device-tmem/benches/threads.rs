@@ -17,7 +17,7 @@ use std::{
 
 use support::pages;
 use vhost_device_tmem::store::{
-    Compression, Faults, HugePages, PageBytes, PageSink, PageSource, PoolKind, Store, PAGE_SIZE,
+    Compression, Config, PageBytes, PageSink, PageSource, PoolKind, Store, PAGE_SIZE,
 };
 use virtio_tmem_abi::{Key, ObjectId, PageResult};
 
@@ -119,7 +119,11 @@ fn main() {
         ("lz4", Compression::Lz4, true),
     ];
     for (name, compression, copy) in kinds {
-        let store = Store::new(2 << 30, compression, Faults::default(), HugePages::On).unwrap();
+        let store = Store::new(&Config {
+            compression,
+            ..Config::new(2 << 30)
+        })
+        .unwrap();
         let mut all = THREADS.map(|_| (Vec::new(), Vec::new()));
         for _ in 0..ROUNDS {
             for (threads, (rates, times)) in THREADS.iter().zip(&mut all) {

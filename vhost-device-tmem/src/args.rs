@@ -8,12 +8,15 @@ use std::{
     time::Duration,
 };
 
-use clap::Parser;
+use clap::{builder::ArgPredicate, Parser};
 use tracing::level_filters::LevelFilter;
 
 use crate::{
     device::Limits,
-    store::{Compression, Faults, HugePages, MIN_CAPACITY},
+    limits::{Memory, MemoryOf},
+    sandbox::Sandbox,
+    size,
+    store::{self, Compression, Faults, HugePages, MIN_CAPACITY},
 };
 
 /// Keeps pages for KVM guests: the host side of virtio-tmem.
@@ -30,7 +33,7 @@ pub struct Args {
     )]
     pub socket_paths: Vec<String>,
 
-    /// Memory that all pages together may take, metadata included, such as 512MiB or 4GiB.
+    /// Memory that all pages together may take, metadata included, such as 512MiB or 1.5GiB.
     #[arg(short, long, value_name = "SIZE")]
     pub capacity: String,
 
@@ -47,13 +50,61 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub control_path: Option<PathBuf>,
 
-    /// Data virtqueues of each guest, each with a thread of its own.
+    /// Threads that serve the virtqueues of all guests; 0 for as many as there are processors.
+    #[arg(long, value_name = "N", default_value_t = 0,
+          value_parser = clap::value_parser!(u16).range(0..=1024))]
+    pub threads: u16,
+
+    /// Permission bits of the guests' sockets.
+    #[arg(long, value_name = "OCTAL", value_parser = parse_mode,
+          default_value = "0600", default_value_if("socket_group", ArgPredicate::IsPresent, "0660"))]
+    pub socket_mode: u32,
+
+    /// Group of the guests' sockets, by name or number; with it their mode is 0660 unless another
+    /// is given.
+    #[arg(long, value_name = "GROUP")]
+    pub socket_group: Option<String>,
+
+    /// Group whose members may use tmemctl, by name or number, besides root and the daemon's user.
+    #[arg(long, value_name = "GROUP")]
+    pub control_group: Option<String>,
+
+    /// User to become once started, by name or number. The directories of the sockets have to be
+    /// its own.
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+
+    /// Group to be in instead of the user's.
+    #[arg(long, value_name = "GROUP")]
+    pub group: Option<String>,
+
+    /// Whether the daemon gives up what it does not need.
+    #[arg(long, value_name = "WHETHER", value_enum, default_value_t)]
+    pub sandbox: Sandbox,
+
+    /// How much the kernel is inclined to kill the daemon where memory runs out, from -1000
+    /// (never) to 1000. Less than 0 takes privileges; without them it stays as it is.
+    #[arg(long, value_name = "N", default_value_t = -500, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i16).range(-1000..=1000))]
+    pub oom_score_adj: i16,
+
+    /// Stop at the first signal, also where guests lose pages by it.
+    #[arg(long)]
+    pub stop_loses_pages: bool,
+
+    /// Seconds after which the ephemeral pages of a guest are dropped that has stopped using its
+    /// device, as after a reboot without a driver; 0 for never. Persistent pages stay: a machine that
+    /// is merely paused looks the same.
+    #[arg(long, value_name = "SECS", default_value_t = 600)]
+    pub abandoned_after: u64,
+
+    /// Data virtqueues of each guest.
     #[arg(long, value_name = "N", default_value_t = 2,
           value_parser = clap::value_parser!(u16).range(1..=i64::from(Limits::MAX_DATA_QUEUES)))]
     pub data_queues: u16,
 
-    /// Microseconds that a data virtqueue is looked at for its next request before its thread
-    /// sleeps, at most; 0 to sleep at once. It is less, down to nothing, where requests do not come
+    /// Microseconds that a data virtqueue is looked at for its next request before it is left
+    /// alone until the guest notifies, at most; 0 for never. It is less, down to nothing, where requests do not come
     /// so soon.
     #[arg(long, value_name = "N", default_value_t = 50)]
     pub poll_us: u32,
@@ -71,6 +122,14 @@ pub struct Args {
     #[arg(long, value_name = "PERCENT", default_value_t = 0,
           value_parser = clap::value_parser!(u8).range(0..=100))]
     pub fault_forget_percent: u8,
+
+    /// For tests: die when a virtqueue of this guest is started.
+    #[arg(long, value_name = "GUEST", hide = true)]
+    pub fault_crash_guest: Option<String>,
+
+    /// For tests: hang when a virtqueue of this guest is started.
+    #[arg(long, value_name = "GUEST", hide = true)]
+    pub fault_hang_guest: Option<String>,
 }
 
 /// A guest, as the operator named it.
@@ -97,19 +156,56 @@ pub struct Config {
     pub control_path: Option<PathBuf>,
     /// What drivers may ask for.
     pub limits: Limits,
+    /// Threads that serve virtqueues; 0 for as many as there are processors.
+    pub threads: usize,
     /// How long virtqueues are looked at before notifications are waited for.
     pub poll: Duration,
     /// Misbehaviour on purpose.
     pub faults: Faults,
     /// What to log.
     pub log_level: LevelFilter,
+    /// Permission bits of the guests' sockets.
+    pub socket_mode: u32,
+    /// The group of the guests' sockets.
+    pub socket_group: Option<String>,
+    /// The group of the operator's socket.
+    pub control_group: Option<String>,
+    /// The user to become.
+    pub user: Option<String>,
+    /// The group to be in.
+    pub group: Option<String>,
+    /// Whether there is a sandbox.
+    pub sandbox: Sandbox,
+    /// How much the kernel is inclined to kill the daemon.
+    pub oom_score_adj: i16,
+    /// Whether to stop though pages are lost.
+    pub stop_loses_pages: bool,
+    /// When the ephemeral pages of a guest go that has stopped using its device; never if it is
+    /// zero.
+    pub abandoned_after: Duration,
+    /// The guest whose virtqueues the worker dies of when it starts them.
+    pub fault_crash_guest: Option<String>,
+    /// The guest at whose virtqueues the worker hangs when it starts them.
+    pub fault_hang_guest: Option<String>,
+}
+
+impl Config {
+    /// Returns what the store is to be like.
+    pub fn store(&self) -> store::Config {
+        store::Config {
+            compression: self.compression,
+            huge_pages: self.huge_pages,
+            faults: self.faults,
+            ..store::Config::shared(self.capacity, self.guests.len() as u32)
+        }
+    }
 }
 
 /// What is wrong with the arguments, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArgsError {
     /// A size that is none.
-    #[error("--capacity {0:?} is no size; give a number with a unit, such as 512MiB or 4GiB")]
+    #[error("--capacity {0:?} is no size; give a number with a unit, such as 512MiB or 1.5GiB")]
     BadSize(String),
     /// A capacity that holds nothing.
     #[error("--capacity {0:?} is too small; give at least 1MiB")]
@@ -127,6 +223,32 @@ pub enum ArgsError {
         /// What the host has.
         memory: u64,
     },
+    /// A capacity that the daemon's control group may not take.
+    #[error(
+        "--capacity {capacity:?} is {bytes} bytes, more than the {memory} bytes that {file} lets \
+         the daemon have; give less, or raise that (MemoryMax= of the service)"
+    )]
+    OverLimit {
+        /// As it was given.
+        capacity: String,
+        /// As it was understood.
+        bytes: u64,
+        /// What the control group may take.
+        memory: u64,
+        /// The file that says so.
+        file: PathBuf,
+    },
+    /// A name that would be taken for a path.
+    #[error(
+        "--socket-path {arg:?} gives the guest the name {name:?}, and a name has no slash; choose \
+         another, or write NAME=PATH if all of it is a path"
+    )]
+    SlashInName {
+        /// As it was given.
+        arg: String,
+        /// What was taken for the name.
+        name: String,
+    },
     /// A guest without a name.
     #[error("--socket-path {0:?} gives no name for the guest; write it as NAME=PATH")]
     NoName(String),
@@ -142,21 +264,32 @@ pub enum ArgsError {
 }
 
 impl Args {
-    /// Makes sense of the arguments on a host with `memory` bytes.
+    /// Makes sense of the arguments where the daemon can have so much memory.
     ///
     /// # Errors
     ///
     /// [`ArgsError`].
-    pub fn config(&self, memory: u64) -> Result<Config, ArgsError> {
-        let capacity = parse_size(&self.capacity)?;
+    pub fn config(&self, memory: &Memory) -> Result<Config, ArgsError> {
+        let capacity = size::parse(&self.capacity);
+        let capacity = capacity.ok_or_else(|| ArgsError::BadSize(self.capacity.clone()))?;
         if capacity < MIN_CAPACITY {
             return Err(ArgsError::TooSmall(self.capacity.clone()));
         }
-        if capacity > memory {
-            return Err(ArgsError::TooLarge {
-                capacity: self.capacity.clone(),
-                bytes: capacity,
-                memory,
+        if capacity > memory.bytes {
+            let (given, bytes, memory, of) =
+                (self.capacity.clone(), capacity, memory.bytes, &memory.of);
+            return Err(match of {
+                MemoryOf::Host => ArgsError::TooLarge {
+                    capacity: given,
+                    bytes,
+                    memory,
+                },
+                MemoryOf::ControlGroup(file) => ArgsError::OverLimit {
+                    capacity: given,
+                    bytes,
+                    memory,
+                    file: file.clone(),
+                },
             });
         }
         let guests = self.socket_paths.iter().map(|arg| parse_guest(arg));
@@ -177,12 +310,24 @@ impl Args {
             huge_pages: self.huge_pages,
             control_path: self.control_path.clone(),
             limits: Limits::new(self.data_queues),
+            threads: self.threads.into(),
             poll: Duration::from_micros(self.poll_us.into()),
             faults: Faults {
                 refuse_percent: self.fault_refuse_percent,
                 forget_percent: self.fault_forget_percent,
             },
             log_level: self.log_level,
+            socket_mode: self.socket_mode,
+            socket_group: self.socket_group.clone(),
+            control_group: self.control_group.clone(),
+            user: self.user.clone(),
+            group: self.group.clone(),
+            sandbox: self.sandbox,
+            oom_score_adj: self.oom_score_adj,
+            stop_loses_pages: self.stop_loses_pages,
+            abandoned_after: Duration::from_secs(self.abandoned_after),
+            fault_crash_guest: self.fault_crash_guest.clone(),
+            fault_hang_guest: self.fault_hang_guest.clone(),
             guests,
         })
     }
@@ -192,6 +337,12 @@ fn parse_guest(arg: &str) -> Result<GuestConfig, ArgsError> {
     let (name, path) = match arg.split_once('=') {
         // A path may have such a sign, a name no slash.
         Some((name, path)) if !name.contains('/') => (Some(name), path),
+        Some((name, path)) if path.starts_with('/') && !name.starts_with(['/', '.']) => {
+            return Err(ArgsError::SlashInName {
+                arg: arg.to_owned(),
+                name: name.to_owned(),
+            });
+        }
         _ => (None, arg),
     };
     if path.is_empty() {
@@ -207,27 +358,12 @@ fn parse_guest(arg: &str) -> Result<GuestConfig, ArgsError> {
     }
 }
 
-/// Reads a number of bytes with a unit: none or B, K, M, G, T (also as KiB, KB, …, all of them
-/// powers of 1024), in either case.
-///
-/// # Errors
-///
-/// [`ArgsError::BadSize`].
-pub fn parse_size(size: &str) -> Result<u64, ArgsError> {
-    let bad = || ArgsError::BadSize(size.to_owned());
-    let digits = size.find(|c: char| !c.is_ascii_digit());
-    let (number, unit) = size.split_at(digits.unwrap_or(size.len()));
-    let unit = unit.trim_start().to_ascii_uppercase();
-    let shift = match unit.as_str() {
-        "" | "B" => 0,
-        "K" | "KB" | "KIB" => 10,
-        "M" | "MB" | "MIB" => 20,
-        "G" | "GB" | "GIB" => 30,
-        "T" | "TB" | "TIB" => 40,
-        _ => return Err(bad()),
-    };
-    let number: u64 = number.parse().map_err(|_| bad())?;
-    number.checked_mul(1 << shift).ok_or_else(bad)
+/// Reads permission bits.
+fn parse_mode(mode: &str) -> Result<u32, String> {
+    match u32::from_str_radix(mode, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("give permission bits as an octal number, such as 0660".to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -236,42 +372,14 @@ mod tests {
 
     const MEMORY: u64 = 8 << 30;
 
-    fn config(args: &[&str]) -> Result<Config, ArgsError> {
+    fn config_with(of: MemoryOf, args: &[&str]) -> Result<Config, ArgsError> {
         let args = [&["vhost-device-tmem"], args].concat();
-        Args::try_parse_from(args).unwrap().config(MEMORY)
+        let memory = Memory { bytes: MEMORY, of };
+        Args::try_parse_from(args).unwrap().config(&memory)
     }
 
-    #[test]
-    fn sizes_have_units() {
-        let sizes = [
-            ("1048576", 1 << 20),
-            ("7B", 7),
-            ("512MiB", 512 << 20),
-            ("512 mib", 512 << 20),
-            ("4G", 4 << 30),
-            ("3kb", 3 << 10),
-            ("1TiB", 1 << 40),
-        ];
-        for (text, size) in sizes {
-            assert_eq!(parse_size(text), Ok(size), "{text}");
-        }
-        let bad = [
-            "",
-            "MiB",
-            "-1G",
-            "1.5G",
-            "4Gib/s",
-            "0x10",
-            "99999999999999999999",
-            "16777216T",
-        ];
-        for text in bad {
-            assert_eq!(
-                parse_size(text),
-                Err(ArgsError::BadSize(text.into())),
-                "{text}"
-            );
-        }
+    fn config(args: &[&str]) -> Result<Config, ArgsError> {
+        config_with(MemoryOf::Host, args)
     }
 
     #[test]
@@ -287,6 +395,29 @@ mod tests {
             memory: MEMORY,
         };
         assert_eq!(with(large), Err(error));
+        assert_eq!(with("1.5GiB").unwrap().capacity, 3 << 29);
+        assert_eq!(with("many"), Err(ArgsError::BadSize("many".into())));
+        let of = MemoryOf::ControlGroup("/sys/memory.max".into());
+        let error = config_with(of, &["-s", "/run/a.sock", "-c", large]).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("8589934592 bytes that /sys/memory.max lets"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_socket_is_open_to_its_group_where_there_is_one() {
+        let mode = |more: &[&str]| {
+            let args = [&["-s", "a", "-c", "1GiB"], more].concat();
+            config(&args).unwrap().socket_mode
+        };
+        assert_eq!(mode(&[]), 0o600);
+        assert_eq!(mode(&["--socket-group", "kvm"]), 0o660);
+        assert_eq!(
+            mode(&["--socket-group", "kvm", "--socket-mode", "666"]),
+            0o666
+        );
     }
 
     #[test]
@@ -310,7 +441,12 @@ mod tests {
                 named("e", "e"),
             ])
         );
-        let refused: [(&[&str], ArgsError); 6] = [
+        let slash = |arg: &str, name: &str| ArgsError::SlashInName {
+            arg: arg.into(),
+            name: name.into(),
+        };
+        let refused: [(&[&str], ArgsError); 7] = [
+            (&["we/b=/run/b"], slash("we/b=/run/b", "we/b")),
             (&["a="], ArgsError::NoPath("a=".into())),
             (&[""], ArgsError::NoPath("".into())),
             (&["=/run/a"], ArgsError::NoName("=/run/a".into())),
@@ -340,6 +476,10 @@ mod tests {
             ["--log-level", "loud"],
             ["--compression", "lzo"],
             ["--huge-pages", "maybe"],
+            ["--socket-mode", "0680"],
+            ["--socket-mode", "1777"],
+            ["--oom-score-adj", "-1001"],
+            ["--sandbox", "off"],
         ];
         for [option, value] in bad {
             let args = ["vhost-device-tmem", "-s", "a", "-c", "1G", option, value];

@@ -9,10 +9,26 @@
 //! ```
 //!
 //! The store knows nothing of virtqueues, and the device nothing of the operator.
+//!
+//! Around them is what a process needs: [`args`], [`identity`] (who it runs as), [`limits`] (what
+//! it may have), [`log`], [`sandbox`], [`signals`], [`socket`] (where it listens), and [`stop`]
+//! (how its threads end).
 
 pub mod args;
+pub mod backoff;
 pub mod control;
 pub mod device;
+pub mod identity;
+pub mod limits;
+pub mod link;
+pub mod log;
 mod prefetch;
+pub mod sandbox;
+pub mod signals;
+pub mod size;
 pub mod socket;
+pub mod stop;
+pub mod stop_policy;
 pub mod store;
+pub mod supervisor;
+pub mod worker;

@@ -1,20 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The daemon: reads the command line, serves until a signal says to stop, and cleans up.
+//! The daemon: reads the command line, takes what it needs, and then is the supervisor, or a worker
+//! of one.
 
 use std::{
-    io::{self, IsTerminal},
+    io,
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
 };
 
 use clap::Parser;
-use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 use vhost_device_tmem::{
     args::{Args, ArgsError, Config},
-    control::{ControlError, ControlServer},
-    device::{ListenError, Listening},
-    store::{Store, StoreError},
+    identity::{self, Identity, IdentityError},
+    limits::{self, FewDescriptors},
+    log::Log,
+    sandbox::{self, Places, Role, Sandbox, SandboxError},
+    signals::Signals,
+    socket::{OwnedSocket, Rights, SocketError},
+    store::{Memory, StoreError},
+    supervisor::{self, Inherited, Setup, SupervisorError},
+    worker,
 };
 
 /// Why the daemon does not run.
@@ -23,119 +30,189 @@ enum Failure {
     #[error(transparent)]
     Args(#[from] ArgsError),
     #[error(transparent)]
+    Descriptors(#[from] FewDescriptors),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
-    Listen(#[from] ListenError),
+    Sandbox(#[from] SandboxError),
     #[error(transparent)]
-    Control(#[from] ControlError),
-    #[error("cannot wait for signals: {0}")]
-    Signals(#[source] io::Error),
+    Supervisor(#[from] SupervisorError),
+    #[error("cannot {what}: {error}")]
+    Io {
+        what: &'static str,
+        #[source]
+        error: io::Error,
+    },
+}
+
+fn cannot(what: &'static str) -> impl FnOnce(io::Error) -> Failure {
+    move |error| Failure::Io { what, error }
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("vhost-device-tmem: {failure}");
-            ExitCode::FAILURE
-        }
-    }
+    let failure = match worker::inherited_link(std::env::args_os()) {
+        Some(Ok(link)) => return worker::run(link),
+        Some(Err(error)) => error.to_string(),
+        None => match run(&Args::parse()) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(failure) => failure.to_string(),
+        },
+    };
+    eprintln!("vhost-device-tmem: {failure}");
+    ExitCode::FAILURE
 }
 
 fn run(args: &Args) -> Result<(), Failure> {
-    let config = args.config(host_memory())?;
-    start_log(&config);
+    let config = args.config(&limits::memory())?;
+    let mut log = Log::start(config.log_level);
     // Before there are threads, which inherit it.
-    let signals = Signals::block().map_err(Failure::Signals)?;
-    let store = Store::new(
-        config.capacity,
-        config.compression,
-        config.faults,
-        config.huge_pages,
-    )?;
-    let store = Arc::new(store);
+    let signals = Signals::block().map_err(cannot("wait for signals"))?;
+    // Before anything else is opened.
+    let mut inherited = Inherited::take().map_err(cannot("take over from the daemon before"))?;
+    reckon(&config)?;
+    let groups = groups(&config)?;
+    if let Some(identity) = Identity::resolve(config.user.as_deref(), config.group.as_deref())? {
+        let also: Vec<_> = groups.0.into_iter().chain(groups.1).collect();
+        identity.assume(&also)?;
+    }
     if config.faults != Default::default() {
         tracing::warn!("misbehaving on purpose: {:?}", config.faults);
     }
-    let mut listening = Vec::new();
-    for guest in &config.guests {
-        let (name, path) = (&guest.name, &guest.path);
-        let guest = Listening::start(name, path, &store, config.limits, config.poll)?;
-        listening.push(guest);
-    }
-    let slots = listening
-        .iter()
-        .map(|guest| Arc::clone(guest.slot()))
-        .collect();
-    let control = match &config.control_path {
-        Some(path) => Some(ControlServer::start(path, Arc::clone(&store), slots)?),
-        None => None,
+    let names: Vec<_> = config.guests.iter().map(|guest| &*guest.name).collect();
+    let numbers = inherited.number(&names);
+    let memory = memory(&config, &mut inherited)?;
+    let mut sockets = Vec::new();
+    let mut guests = Vec::new();
+    let rights = Rights {
+        mode: config.socket_mode,
+        group: groups.0,
     };
-    let signal = signals.wait().map_err(Failure::Signals)?;
-    tracing::info!("stopping on signal {signal}");
-    drop(control);
-    drop(listening);
+    for (guest, number) in config.guests.iter().zip(numbers) {
+        let purpose = format!("guest {:?}", guest.name);
+        let before = inherited.listener(number, &guest.path);
+        let (socket, listener) = listen(before, &guest.path, rights, &purpose)?;
+        sockets.push(socket);
+        guests.push((number, guest.name.clone(), listener));
+    }
+    let control = match &config.control_path {
+        None => None,
+        Some(path) => {
+            let rights = Rights {
+                mode: if groups.1.is_some() { 0o660 } else { 0o600 },
+                group: groups.1,
+            };
+            let before = inherited.control(path);
+            let (socket, listener) = listen(before, path, rights, "operators")?;
+            sockets.push(socket);
+            Some(listener)
+        }
+    };
+    let program = std::env::current_exe().map_err(cannot("find out which program this is"))?;
+    enter_sandbox(&config, &sockets, &program)?;
+    log.background().map_err(cannot("write a log"))?;
+    let setup = Setup {
+        guests,
+        control,
+        memory,
+        limits: config.limits,
+        args: std::env::args().skip(1).collect(),
+        program,
+        abandoned_after: config.abandoned_after,
+        stop_loses_pages: config.stop_loses_pages,
+        inherited,
+    };
+    let outlived = supervisor::run(setup, signals)?;
+    if outlived {
+        // The next one listens on them.
+        sockets.into_iter().for_each(OwnedSocket::leave);
+    }
     Ok(())
 }
 
-fn start_log(config: &Config) {
-    // What the framework says of each broken virtqueue, the device says itself, but not as often.
-    let targets = Targets::new()
-        .with_default(config.log_level)
-        .with_target("virtio_queue", tracing_subscriber::filter::LevelFilter::OFF);
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal());
-    tracing_subscriber::registry()
-        .with(lines)
-        .with(targets)
-        .init();
+/// Compares what there will be with what there may be.
+fn reckon(config: &Config) -> Result<(), Failure> {
+    if let Err(error) = limits::adjust_oom_score(config.oom_score_adj) {
+        tracing::info!(
+            "this process may not be given --oom-score-adj {} ({error}): it keeps the one it has",
+            config.oom_score_adj
+        );
+    }
+    let have = limits::raise_descriptors().map_err(cannot("raise the limit of descriptors"))?;
+    let queues = config.limits.data_queues + 2;
+    match limits::check_descriptors(have, config.guests.len(), queues) {
+        Err(few) if few.hopeless => Err(few.into()),
+        Err(few) => {
+            tracing::warn!("{few}; until then not all guests can be connected at a time");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
-/// Returns the host's memory in bytes; without limit if it is not known.
-fn host_memory() -> u64 {
-    // SAFETY: Plain queries.
-    let (pages, size) = unsafe {
-        (
-            libc::sysconf(libc::_SC_PHYS_PAGES),
-            libc::sysconf(libc::_SC_PAGESIZE),
-        )
+/// The groups of the guests' sockets, and of the operator's.
+fn groups(config: &Config) -> Result<(Option<u32>, Option<u32>), IdentityError> {
+    let group = |name: &Option<String>, option| match name {
+        Some(name) => identity::group(name, option).map(Some),
+        None => Ok(None),
     };
-    match (u64::try_from(pages), u64::try_from(size)) {
-        (Ok(pages), Ok(size)) => pages.saturating_mul(size),
-        _ => u64::MAX,
+    Ok((
+        group(&config.socket_group, "--socket-group")?,
+        group(&config.control_group, "--control-group")?,
+    ))
+}
+
+/// Listens on a socket, or goes on listening.
+fn listen(
+    before: Option<UnixListener>,
+    path: &Path,
+    rights: Rights,
+    purpose: &str,
+) -> Result<(OwnedSocket, UnixListener), SocketError> {
+    match before {
+        Some(listener) => Ok((OwnedSocket::adopt(path, purpose)?, listener)),
+        None => OwnedSocket::bind(path, rights, purpose),
     }
 }
 
-/// The signals that end the daemon, blocked in all threads.
-struct Signals(libc::sigset_t);
-
-impl Signals {
-    fn block() -> io::Result<Self> {
-        // SAFETY: The set is plain data, initialised by `sigemptyset`.
-        let set = unsafe {
-            let mut set = std::mem::zeroed();
-            libc::sigemptyset(&raw mut set);
-            libc::sigaddset(&raw mut set, libc::SIGTERM);
-            libc::sigaddset(&raw mut set, libc::SIGINT);
-            set
-        };
-        // SAFETY: The set is initialised.
-        match unsafe {
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut())
-        } {
-            0 => Ok(Self(set)),
-            error => Err(io::Error::from_raw_os_error(error)),
-        }
+/// Returns the memory of the store, which may be that of a daemon before, and a file by whose lock
+/// workers have it one after the other.
+fn memory(config: &Config, inherited: &mut Inherited) -> Result<Vec<OwnedFd>, Failure> {
+    let memory = inherited.memory();
+    if memory.len() == supervisor::MEMORY {
+        return Ok(memory);
     }
-
-    fn wait(&self) -> io::Result<i32> {
-        let mut signal = 0;
-        // SAFETY: The set is initialised, and `signal` is ours.
-        match unsafe { libc::sigwait(&raw const self.0, &raw mut signal) } {
-            0 => Ok(signal),
-            error => Err(io::Error::from_raw_os_error(error)),
-        }
+    let memory = Memory::create(&config.store())?;
+    let copies = memory.descriptors().map(|file| file.try_clone_to_owned());
+    let mut files = copies.into_iter().collect::<Result<Vec<_>, _>>();
+    if let Ok(files) = &mut files {
+        files.push(supervisor::new_claim().map_err(cannot("make a file in memory"))?);
     }
+    files.map_err(cannot("keep the store's memory"))
+}
+
+fn enter_sandbox(config: &Config, sockets: &[OwnedSocket], program: &Path) -> Result<(), Failure> {
+    if config.sandbox == Sandbox::None {
+        tracing::warn!("running without a sandbox");
+        return Ok(());
+    }
+    // Workers are run from the same place, also when another program is there then.
+    let programs = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"].map(PathBuf::from);
+    let own = program.parent().map(Path::to_owned);
+    let read = ["/dev/null", "/etc/ld.so.cache", "/proc", "/sys/fs/cgroup"];
+    let places = Places {
+        sockets: sockets
+            .iter()
+            .map(|socket| socket.directory().to_owned())
+            .collect(),
+        programs: programs.into_iter().chain(own).collect(),
+        read: read.map(PathBuf::from).to_vec(),
+    };
+    for missing in sandbox::enter(Role::Supervisor, &places)? {
+        tracing::warn!("{missing}");
+    }
+    Ok(())
 }

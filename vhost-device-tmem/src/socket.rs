@@ -1,19 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Listening sockets in the file system, each of one daemon only.
+//! Listening sockets in the file system, each of one daemon only, and who may connect to them.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io,
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Read, Write},
     os::{
         fd::AsRawFd,
         unix::{
-            fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
-            net::{UnixListener, UnixStream},
+            ffi::OsStrExt,
+            fs::{lchown, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+            net::UnixListener,
         },
     },
     path::{Path, PathBuf},
 };
+
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{
+            bind, connect, listen, socket, AddressFamily, Backlog, SockFlag, SockType, UnixAddr,
+        },
+        stat::{fchmod, Mode},
+    },
+};
+
+/// The longest path of a socket in bytes: `sun_path` less the byte that ends it.
+pub const MAX_PATH: usize = 107;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// Who may connect to a socket: its mode and group in the file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rights {
+    /// The permission bits.
+    pub mode: u32,
+    /// The group, if not that of the daemon.
+    pub group: Option<u32>,
+}
+
+impl Default for Rights {
+    /// The daemon's own user alone.
+    fn default() -> Self {
+        Self {
+            mode: 0o600,
+            group: None,
+        }
+    }
+}
 
 /// Why a socket cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +61,17 @@ pub enum SocketError {
         path: PathBuf,
         /// Its directory.
         directory: PathBuf,
+    },
+    /// The path does not fit into an address.
+    #[error(
+        "cannot listen on {path}: the path is {len} bytes long, and that of a socket has at most \
+         {MAX_PATH}; choose a shorter one"
+    )]
+    LongPath {
+        /// The socket.
+        path: PathBuf,
+        /// The length of its path.
+        len: usize,
     },
     /// Another daemon listens there.
     #[error(
@@ -47,7 +94,8 @@ pub enum SocketError {
     },
 }
 
-/// A lock file beside a socket, which says that a living process is responsible for the socket.
+/// A lock file beside a socket, which says that a living process is responsible for the socket, and
+/// what the socket is for.
 #[derive(Debug)]
 struct Lock {
     path: PathBuf,
@@ -55,16 +103,20 @@ struct Lock {
 }
 
 impl Lock {
-    fn take(socket: &Path) -> Result<Self, SocketError> {
+    fn path(socket: &Path) -> PathBuf {
         let mut path = socket.as_os_str().to_owned();
         path.push(".lock");
-        let path = PathBuf::from(path);
+        path.into()
+    }
+
+    fn take(socket: &Path, purpose: &str) -> Result<Self, SocketError> {
+        let path = Self::path(socket);
         let failed = |what| {
             let path = path.clone();
             move |error| SocketError::Io { what, path, error }
         };
         loop {
-            let file = OpenOptions::new()
+            let mut file = OpenOptions::new()
                 .write(true)
                 .create(true)
                 .truncate(false)
@@ -83,6 +135,8 @@ impl Lock {
             let ours = file.metadata().map_err(failed("examine"))?;
             match fs::metadata(&path) {
                 Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
+                    let written = file.set_len(0).and_then(|()| writeln!(file, "{purpose}"));
+                    written.map_err(failed("write"))?;
                     return Ok(Self { path, _file: file });
                 }
                 _ => continue,
@@ -97,25 +151,50 @@ impl Drop for Lock {
     }
 }
 
-/// A path that this process alone listens on. Socket and lock file are removed when it is dropped.
+/// Returns what the daemon that listens on `path` has it for, if the caller may know that.
+pub fn purpose(path: &Path) -> Option<String> {
+    let mut purpose = String::new();
+    let file = File::open(Lock::path(path)).ok()?;
+    file.take(256).read_to_string(&mut purpose).ok()?;
+    Some(purpose.trim_end().to_owned())
+}
+
+/// A path that this process alone listens on. Socket and lock file are removed when it is dropped,
+/// unless something else has the path by then.
 #[derive(Debug)]
 pub struct OwnedSocket {
     path: PathBuf,
+    /// Device and inode.
+    node: (u64, u64),
     _lock: Lock,
 }
 
 impl OwnedSocket {
-    /// Listens on `path`. A socket that a dead process left there is replaced.
+    /// Listens on `path`, to which those connect whom `rights` let. A socket that a dead process
+    /// left there is replaced. `purpose` is for [`purpose`] to tell.
+    ///
+    /// Nobody else can connect at any time, whatever the umask is.
     ///
     /// # Errors
     ///
     /// [`SocketError`], which says what to do.
-    pub fn bind(path: &Path) -> Result<(Self, UnixListener), SocketError> {
+    pub fn bind(
+        path: &Path,
+        rights: Rights,
+        purpose: &str,
+    ) -> Result<(Self, UnixListener), SocketError> {
         let directory = match path.parent() {
             Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
             Some(parent) => parent,
             None => Path::new("/"),
         };
+        let len = path.as_os_str().as_bytes().len();
+        if len > MAX_PATH {
+            return Err(SocketError::LongPath {
+                path: path.to_owned(),
+                len,
+            });
+        }
         if !directory.is_dir() {
             return Err(SocketError::NoDirectory {
                 path: path.to_owned(),
@@ -123,37 +202,197 @@ impl OwnedSocket {
             });
         }
         let failed = |what| {
-            move |error| SocketError::Io {
+            move |error: io::Error| SocketError::Io {
                 what,
                 path: path.to_owned(),
                 error,
             }
         };
-        let lock = Lock::take(path)?;
+        let lock = Lock::take(path, purpose)?;
         if let Ok(metadata) = fs::symlink_metadata(path) {
             if !metadata.file_type().is_socket() {
                 return Err(SocketError::NoSocket(path.to_owned()));
             }
             // A daemon of another kind knows nothing of the lock file.
-            if UnixStream::connect(path).is_ok() {
+            if answers(path) {
                 return Err(SocketError::InUse(path.to_owned()));
             }
             tracing::info!("taking over the stale socket {}", path.display());
             fs::remove_file(path).map_err(failed("remove the stale socket"))?;
         }
-        let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
-        let path = path.to_owned();
-        Ok((Self { path, _lock: lock }, listener))
+        // From now on the socket is removed if something fails.
+        let (listener, node) = listen_on(path).map_err(failed("listen on"))?;
+        let socket = Self {
+            path: path.to_owned(),
+            node,
+            _lock: lock,
+        };
+        if let Some(group) = rights.group {
+            lchown(path, None, Some(group)).map_err(failed("give a group to"))?;
+        }
+        fs::set_permissions(path, Permissions::from_mode(rights.mode))
+            .map_err(failed("set the mode of"))?;
+        Ok((socket, listener))
+    }
+
+    /// Takes over a path on which a process before listened, and left the socket to this one.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError`], which says what to do.
+    pub fn adopt(path: &Path, purpose: &str) -> Result<Self, SocketError> {
+        let lock = Lock::take(path, purpose)?;
+        let node = node(path).map_err(|error| SocketError::Io {
+            what: "examine",
+            path: path.to_owned(),
+            error,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            node,
+            _lock: lock,
+        })
+    }
+
+    /// Leaves the path to a process that comes after this one.
+    pub fn leave(self) {
+        // The lock goes with the process.
+        std::mem::forget(self);
     }
 
     /// Returns the path.
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Returns the directory that socket and lock file are in.
+    pub fn directory(&self) -> &Path {
+        match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        }
+    }
 }
 
 impl Drop for OwnedSocket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if node(&self.path).is_ok_and(|node| node == self.node) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Returns whether somebody listens on a socket. Does not wait for them to accept.
+fn answers(path: &Path) -> bool {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let connected = UnixAddr::new(path).and_then(|address| {
+        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        connect(socket.as_raw_fd(), &address)
+    });
+    // So many wait for its owner already.
+    matches!(connected, Ok(()) | Err(Errno::EAGAIN))
+}
+
+/// Listens on a path that does not exist, as the owner alone, and returns which file it is.
+fn listen_on(path: &Path) -> io::Result<(UnixListener, (u64, u64))> {
+    let address = UnixAddr::new(path)?;
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    // The file gets the mode that the socket has (unix_bind() in the kernel), less the umask. So
+    // there is no moment in which others could connect, and no need to change the umask, which
+    // belongs to all threads.
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(socket.as_raw_fd(), &address)?;
+    let node = node(path)?;
+    listen(&socket, Backlog::new(BACKLOG)?)?;
+    Ok((socket.into(), node))
+}
+
+/// Returns device and inode of a file.
+fn node(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn a_socket_is_made_for_its_owner_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("a.sock");
+        // Before anything is done to it by its path.
+        listen_on(&path).unwrap();
+        assert_eq!(mode(&path), 0o600);
+    }
+
+    #[test]
+    fn mode_and_group_are_as_wanted() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("a.sock");
+        // The only group that everybody may give.
+        let group = nix::unistd::getegid().as_raw();
+        let rights = Rights {
+            mode: 0o660,
+            group: Some(group),
+        };
+        let (_socket, _listener) = OwnedSocket::bind(&path, rights, "test").unwrap();
+        assert_eq!(mode(&path), 0o660);
+        assert_eq!(fs::symlink_metadata(&path).unwrap().gid(), group);
+    }
+
+    #[test]
+    fn what_a_socket_is_for_can_be_asked() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("a.sock");
+        assert_eq!(purpose(&path), None);
+        fs::write(Lock::path(&path), "of somebody who died, and long").unwrap();
+        let bound = OwnedSocket::bind(&path, Rights::default(), "guest \"a\"");
+        assert_eq!(purpose(&path).as_deref(), Some("guest \"a\""));
+        drop(bound);
+        assert_eq!(purpose(&path), None);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn the_socket_of_somebody_else_is_left_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("a.sock");
+        let (socket, listener) = OwnedSocket::bind(&path, Rights::default(), "test").unwrap();
+        fs::rename(&path, place.path().join("b.sock")).unwrap();
+        let _other = UnixListener::bind(&path).unwrap();
+        drop((socket, listener));
+        assert!(UnixStream::connect(&path).is_ok());
+    }
+
+    #[test]
+    fn a_socket_whose_backlog_is_full_is_in_use() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("a.sock");
+        let (listener, _) = listen_on(&path).unwrap();
+        listen(&listener, Backlog::new(0).unwrap()).unwrap();
+        let _waits = UnixStream::connect(&path).unwrap();
+        let bound = OwnedSocket::bind(&path, Rights::default(), "test");
+        assert!(matches!(bound, Err(SocketError::InUse(_))));
+    }
+
+    #[test]
+    fn a_path_that_does_not_fit_is_refused() {
+        let place = tempfile::tempdir().unwrap();
+        let rest = MAX_PATH - place.path().as_os_str().as_bytes().len() - 1;
+        let bind = |len| {
+            let path = place.path().join("x".repeat(len));
+            OwnedSocket::bind(&path, Rights::default(), "test").map(|_| ())
+        };
+        bind(rest).unwrap();
+        let error = bind(rest + 1).unwrap_err().to_string();
+        assert!(error.contains("108 bytes long"), "{error}");
     }
 }

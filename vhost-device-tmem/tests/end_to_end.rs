@@ -85,7 +85,10 @@ fn a_new_connection_finds_nothing_of_the_old() {
     let old = guest.epoch();
     drop(guest);
     let line = daemon.wait_for("disconnected");
-    assert!(line.contains("2 persistent pages are lost"), "{line}");
+    assert!(
+        line.contains("2 persistent and 0 ephemeral pages dropped"),
+        "{line}"
+    );
     let control = place.path("control.sock");
     wait_until("the counters of the last guest", || {
         let stat = stat(&control);

@@ -5,9 +5,7 @@
 mod pages;
 
 use pages::{key, random_page, Stamped, COMPRESSIONS, KINDS};
-use vhost_device_tmem::store::{
-    Compression, Contents, Faults, Guest, HugePages, PoolKind, Store, PAGE_SIZE,
-};
+use vhost_device_tmem::store::{Compression, Contents, Guest, PoolKind, Store, PAGE_SIZE};
 use virtio_tmem_abi::PageResult::{self, Absent, Hit, Miss, OverQuota, Stored};
 
 const PERSISTENT: u32 = 0;
@@ -37,7 +35,7 @@ struct World {
 
 impl World {
     fn new(compression: Compression, capacity: u64) -> Self {
-        let store = Store::new(capacity, compression, Faults::default(), HugePages::On).unwrap();
+        let store = Store::new(&pages::config(capacity, compression)).unwrap();
         let guest = store.add_guest();
         for (pool, kind) in [
             (PERSISTENT, PoolKind::Persistent),

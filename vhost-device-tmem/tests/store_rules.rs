@@ -5,7 +5,7 @@
 mod pages;
 
 use pages::{key, random_page, Stamped, COMPRESSIONS};
-use vhost_device_tmem::store::{Compression, Faults, Guest, HugePages, PoolError, PoolKind, Store};
+use vhost_device_tmem::store::{Compression, Config, Faults, Guest, PoolError, PoolKind, Store};
 use virtio_tmem_abi::PageResult::{self, Absent, Flushed, Hit, Miss, NoMemory, OverQuota, Stored};
 
 const PERSISTENT: u32 = 0;
@@ -30,7 +30,11 @@ impl World {
     }
 
     fn new(compression: Compression, faults: Faults) -> Self {
-        let store = Store::new(1 << 20, compression, faults, HugePages::On).unwrap();
+        let config = Config {
+            faults,
+            ..pages::config(1 << 20, compression)
+        };
+        let store = Store::new(&config).unwrap();
         let guest = store.add_guest();
         store
             .create_pool(&guest, PERSISTENT, PoolKind::Persistent)

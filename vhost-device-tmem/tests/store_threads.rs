@@ -14,7 +14,7 @@ use std::{
 
 use pages::{contents, key, random_page, Stamped, COMPRESSIONS};
 use vhost_device_tmem::store::{
-    Compression, CreditWatcher, Faults, Guest, HugePages, PageBytes, PageSource, PoolKind, Store,
+    Compression, CreditWatcher, Guest, PageBytes, PageSource, PoolKind, Store,
 };
 use virtio_tmem_abi::{PageResult, Range};
 
@@ -22,7 +22,7 @@ const PERSISTENT: u32 = 0;
 const EPHEMERAL: u32 = 1;
 
 fn store(capacity: u64, compression: Compression) -> Arc<Store> {
-    Arc::new(Store::new(capacity, compression, Faults::default(), HugePages::On).unwrap())
+    Arc::new(Store::new(&pages::config(capacity, compression)).unwrap())
 }
 
 fn guest(store: &Store) -> Guest {

@@ -53,7 +53,7 @@ class PinnedDaemon(Daemon):
         for socket in self.sockets:
             command += ["--socket-path", socket]
         command += ["--control-path", self.control, "--capacity", CAPACITY]
-        command += ["--data-queues", str(self.data_queues), *self._options]
+        command += ["--data-queues", str(self.data_queues), "--stop-loses-pages", *self._options]
         return _on(processors()[1], command)
 
 

@@ -113,7 +113,26 @@ impl Queue {
     ///
     /// If the rings do not fit into the memory.
     pub fn new(connection: &Connection, number: usize, size: u16, base: u64) -> io::Result<Self> {
-        let mem = connection.mem().clone();
+        Self::in_memory(connection.mem(), connection.event_idx(), number, size, base)
+    }
+
+    /// As [`Self::new`], for a device that is not connected in this way.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::new`].
+    pub fn in_memory(
+        mem: &GuestMemoryMmap,
+        event_idx: bool,
+        number: usize,
+        size: u16,
+        base: u64,
+    ) -> io::Result<Self> {
+        let mem = mem.clone();
         let end = GuestAddress(base + Self::bytes(size) - 1);
         assert!(mem.get_host_address(end).is_ok(), "the rings do not fit");
         let queue = Self {
@@ -121,7 +140,7 @@ impl Queue {
             size,
             base,
             mem,
-            event_idx: connection.event_idx(),
+            event_idx,
             kick: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             call: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             free: (0..size).rev().collect(),
@@ -171,7 +190,8 @@ impl Queue {
         &self.kick
     }
 
-    pub(crate) fn addresses(&self) -> VringConfigData {
+    /// Returns where it is, by addresses of this process.
+    pub fn addresses(&self) -> VringConfigData {
         let host = |addr| self.mem.get_host_address(GuestAddress(addr));
         // INVARIANT: The rings lie within the memory.
         let host = |addr| host(addr).map_or(0, |host| host as u64);
@@ -206,17 +226,11 @@ impl Queue {
 
     /// As [`Self::add`], with descriptors in an indirect table that is written to `table`.
     pub fn add_indirect(&mut self, table: u64, parts: &[Part]) -> Option<u16> {
-        let head = self.free.pop()?;
         for (n, part) in parts.iter().enumerate() {
             let next = (n + 1 < parts.len()).then_some(n as u16 + 1);
             self.write_object(table + (n * DESCRIPTOR) as u64, part.descriptor(next));
         }
-        let len = (parts.len() * DESCRIPTOR) as u32;
-        let descriptor = Descriptor::new(table, len, INDIRECT, 0);
-        self.write_object(self.descriptor(head), RawDescriptor::from(descriptor));
-        self.next[usize::from(head)] = None;
-        self.publish(head);
-        Some(head)
+        self.add_table(table, (parts.len() * DESCRIPTOR) as u32)
     }
 
     fn publish(&mut self, head: u16) {
@@ -224,6 +238,16 @@ impl Queue {
         self.write_object(self.avail_ring() + 4 + 2 * slot, head.to_le());
         self.added += 1;
         self.store(self.avail_ring() + 2, self.added.0, Ordering::Release);
+    }
+
+    /// Makes `len` bytes of an indirect table available that is at `table` already.
+    pub fn add_table(&mut self, table: u64, len: u32) -> Option<u16> {
+        let head = self.free.pop()?;
+        let descriptor = Descriptor::new(table, len, INDIRECT, 0);
+        self.write_object(self.descriptor(head), RawDescriptor::from(descriptor));
+        self.next[usize::from(head)] = None;
+        self.publish(head);
+        Some(head)
     }
 
     /// Notifies the device of the chains that were added, if it wants that. Returns whether it did.
@@ -271,6 +295,22 @@ impl Queue {
             at = self.next[usize::from(descriptor)].take();
         }
         Some((head, len))
+    }
+
+    /// Has the processor fetch what [`Self::next_used`] will look at, which another processor has
+    /// written: who looks at many virtqueues one after the other would wait for each.
+    pub fn foresee(&self) {
+        let slot = self.used_ring() + 4 + 8 * u64::from(self.used.0 % self.size);
+        for addr in [self.used_ring(), slot] {
+            let at = self.mem.get_host_address(GuestAddress(addr)).expect(WITHIN);
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: All x86-64 processors have the instruction, which only gives advice.
+            unsafe {
+                std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = at;
+        }
     }
 
     /// Looks for a used chain until there is one.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::protocol::{Envelope, Reply, Request, Stat, VERSION};
+use crate::socket;
 
 /// How long the daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,9 +30,40 @@ pub enum ClientError {
         #[source]
         error: io::Error,
     },
+    /// The caller may not.
+    #[error(
+        "may not connect to {0}: it is open to root, to the daemon's user, and to the group of \
+         --control-group"
+    )]
+    Forbidden(PathBuf),
+    /// There is no socket.
+    #[error(
+        "there is no socket {0}; is vhost-device-tmem running, and is this its --control-path?"
+    )]
+    Missing(PathBuf),
+    /// The socket is there for somebody else.
+    #[error(
+        "{path} is the socket of {purpose}, not the one for tmemctl; give what the daemon was \
+         given as its --control-path"
+    )]
+    Purpose {
+        /// The socket.
+        path: PathBuf,
+        /// What it is for.
+        purpose: String,
+    },
+    /// The connection ended before there was an answer.
+    #[error(
+        "{0} closed the connection without an answer; is it the daemon's --control-path, and not \
+         a guest's socket?"
+    )]
+    Silent(PathBuf),
     /// The connection broke.
     #[error("the daemon went away: {0}")]
     Io(#[from] io::Error),
+    /// The daemon does not answer.
+    #[error("the daemon did not answer within {} seconds", PATIENCE.as_secs())]
+    Slow,
     /// The answer is none.
     #[error("cannot understand the daemon's answer: {0}")]
     Answer(#[from] serde_json::Error),
@@ -43,6 +75,7 @@ pub enum ClientError {
 /// A connection to a daemon.
 #[derive(Debug)]
 pub struct Client {
+    path: PathBuf,
     stream: BufReader<UnixStream>,
 }
 
@@ -51,19 +84,31 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ClientError::Connect`].
+    /// [`ClientError`].
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        // A guest's socket would take this for the guest.
+        if let Some(purpose) = socket::purpose(path) {
+            if purpose.starts_with("guest ") {
+                let path = path.to_owned();
+                return Err(ClientError::Purpose { path, purpose });
+            }
+        }
         let connect = || {
             let stream = UnixStream::connect(path)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.set_write_timeout(Some(PATIENCE))?;
             Ok(stream)
         };
-        let stream = connect().map_err(|error| ClientError::Connect {
-            path: path.to_owned(),
-            error,
+        let stream = connect().map_err(|error: io::Error| {
+            let path = path.to_owned();
+            match error.kind() {
+                io::ErrorKind::NotFound => ClientError::Missing(path),
+                io::ErrorKind::PermissionDenied => ClientError::Forbidden(path),
+                _ => ClientError::Connect { path, error },
+            }
         })?;
         Ok(Self {
+            path: path.to_owned(),
             stream: BufReader::new(stream),
         })
     }
@@ -76,7 +121,22 @@ impl Client {
     pub fn stat(&mut self) -> Result<Stat, ClientError> {
         match self.ask(Request::Stat)? {
             Reply::Stat(stat) => Ok(stat),
+            Reply::Done { message, .. } | Reply::Error { message, .. } => {
+                Err(ClientError::Refused(message))
+            }
+        }
+    }
+
+    /// Asks for something to be done, and returns what happens now.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub fn demand(&mut self, request: Request) -> Result<String, ClientError> {
+        match self.ask(request)? {
+            Reply::Done { message, .. } => Ok(message),
             Reply::Error { message, .. } => Err(ClientError::Refused(message)),
+            Reply::Stat(_) => Err(ClientError::Refused("it gives statistics instead".into())),
         }
     }
 
@@ -86,11 +146,25 @@ impl Client {
             request,
         })?;
         line.push(b'\n');
-        self.stream.get_mut().write_all(&line)?;
         let mut reply = String::new();
-        if self.stream.read_line(&mut reply)? == 0 {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        let mut exchange = |stream: &mut BufReader<UnixStream>| {
+            // Who does not want to listen may have said why.
+            let sent = stream.get_mut().write_all(&line);
+            match stream.read_line(&mut reply)? {
+                0 => sent.and(Ok(0)),
+                len => Ok(len),
+            }
+        };
+        match exchange(&mut self.stream) {
+            Ok(0) => Err(ClientError::Silent(self.path.clone())),
+            Ok(_) => Ok(serde_json::from_str(&reply)?),
+            Err(error) => Err(match error.kind() {
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                    ClientError::Silent(self.path.clone())
+                }
+                io::ErrorKind::WouldBlock => ClientError::Slow,
+                _ => error.into(),
+            }),
         }
-        Ok(serde_json::from_str(&reply)?)
     }
 }

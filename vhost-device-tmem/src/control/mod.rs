@@ -3,10 +3,18 @@
 //! The operator's socket: lines of JSON, one answer for each request.
 
 mod client;
+mod conversation;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+mod peer;
 mod protocol;
 mod report;
 mod server;
+mod table;
 
 pub use client::{Client, ClientError};
+pub use peer::Admitted;
 pub use protocol::{GuestStat, Reply, Request, Stat, VERSION};
-pub use server::{ControlError, ControlServer};
+pub use report::stat;
+pub use server::{ControlServer, Operated};
+pub use table::table;

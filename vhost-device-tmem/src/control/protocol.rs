@@ -5,7 +5,10 @@
 //! ```text
 //! → {"version":1,"command":"stat"}
 //! ← {"reply":"stat","version":1,"capacity_bytes":…}
+//! → {"version":1,"command":"stop","force":false}
 //! ← {"reply":"error","version":1,"message":"…"}
+//! → {"version":1,"command":"upgrade"}
+//! ← {"reply":"done","version":1,"message":"…"}
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -15,8 +18,8 @@ use crate::store::{Compression, Contents, Dropped, PoolReport};
 /// The version of requests and replies.
 pub const VERSION: u32 = 1;
 
-/// The longest line, in bytes.
-pub(super) const MAX_LINE: u64 = 1 << 20;
+/// The longest request, in bytes, with the end of its line.
+pub(super) const MAX_LINE: usize = 64 << 10;
 
 /// What the operator asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +37,14 @@ pub(super) struct Envelope {
 pub enum Request {
     /// All statistics.
     Stat,
+    /// To stop the daemon.
+    Stop {
+        /// Even if guests lose pages by it.
+        #[serde(default)]
+        force: bool,
+    },
+    /// To go on with a new binary.
+    Upgrade,
 }
 
 /// The replies.
@@ -42,6 +53,13 @@ pub enum Request {
 pub enum Reply {
     /// To [`Request::Stat`].
     Stat(Stat),
+    /// To another request that is carried out.
+    Done {
+        /// [`VERSION`].
+        version: u32,
+        /// What happens now.
+        message: String,
+    },
     /// To a request that was not carried out.
     Error {
         /// [`VERSION`].

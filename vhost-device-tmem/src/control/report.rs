@@ -10,7 +10,7 @@ use crate::{
 
 /// Returns the statistics of this moment. Each pool's numbers belong together; those of different
 /// pools were taken one after the other.
-pub(super) fn stat<'s>(store: &Store, slots: impl IntoIterator<Item = &'s Slot>) -> Stat {
+pub fn stat<'s>(store: &Store, slots: impl IntoIterator<Item = &'s Slot>) -> Stat {
     let report = store.report();
     Stat {
         version: VERSION,

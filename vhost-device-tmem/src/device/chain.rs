@@ -7,6 +7,11 @@ use vm_memory::{GuestMemory, GuestMemoryBackend, GuestMemoryMmap, Permissions, V
 
 use crate::prefetch::{prefetch, LINE};
 
+/// The most pieces of guest memory that a request may consist of: as many as the largest virtqueue
+/// has descriptors, which is four for each page and more. Indirect tables could lead to far more,
+/// and each takes memory of ours.
+pub(super) const MAX_PIECES: usize = 1024;
+
 /// A piece of one part of a request.
 #[derive(Clone, Debug)]
 enum Piece<'m> {
@@ -39,7 +44,7 @@ pub(super) struct Parts<'m> {
     writable: Vec<Piece<'m>>,
     readable_len: usize,
     writable_len: usize,
-    /// The chain goes on where it could not be followed.
+    /// The chain goes on where it could not be followed, or was not.
     cut: bool,
 }
 
@@ -56,6 +61,10 @@ impl<'m> Parts<'m> {
         // Until there is a descriptor, it is the first one that could not be had.
         self.cut = true;
         for descriptor in chain {
+            if self.readable.len() + self.writable.len() >= MAX_PIECES {
+                self.cut = true;
+                return;
+            }
             self.cut = descriptor.has_next();
             let (pieces, len, access) = if descriptor.is_write_only() {
                 let part = (&mut self.writable, &mut self.writable_len);
@@ -84,8 +93,17 @@ impl<'m> Parts<'m> {
         }
     }
 
-    /// Returns whether the chain goes on where it could not be followed: then the lengths say
-    /// nothing of the request.
+    /// Gives the memory back, to be used for parts in other guest memory.
+    pub(super) fn recycle<'n>(self) -> Parts<'n> {
+        Parts {
+            readable: recycle(self.readable),
+            writable: recycle(self.writable),
+            ..Parts::default()
+        }
+    }
+
+    /// Returns whether the chain goes on where it could not be followed, or is longer than any
+    /// request has to be: then the lengths say nothing of the request.
     pub(super) fn is_cut(&self) -> bool {
         self.cut
     }
@@ -122,6 +140,13 @@ impl<'m> Parts<'m> {
     pub(super) fn writer(&self) -> Cursor<'_, 'm> {
         Cursor::new(&self.writable)
     }
+}
+
+/// Empties a vector. Collecting nothing into one of elements of the same layout takes the memory
+/// over (and would be correct if it did not).
+fn recycle<'n>(mut pieces: Vec<Piece<'_>>) -> Vec<Piece<'n>> {
+    pieces.clear();
+    pieces.into_iter().map(|_| Piece::Hole(0)).collect()
 }
 
 /// Bytes at the start of a piece that are looked at ahead.

@@ -2,34 +2,90 @@
 
 //! Carrying out requests against the store.
 
-use std::sync::Arc;
+use std::{ops::Range as Span, sync::Arc};
 
 use virtio_tmem_abi::{Key, Malformed, PageResult, PoolStats, Range, ResponseHeader, Status};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{
-    chain::{Cursor, Parts},
+    chain::Parts,
+    fault::Watch,
+    meter::Meter,
+    pages::Pages,
     request::{parse, Command, QueueKind, Reject, Request, RESPONSE},
     session::Session,
 };
-use crate::store::{PageBytes, PageSink, PageSource, PoolKind, PoolReport, PAGE_SIZE};
+use crate::store::{Held, PoolError, PoolKind, PoolReport, Progress, Store, Walk};
 
-/// Pages of requests that are carried out together: what the store does under one hold of its lock.
-const MERGED: usize = 32;
+/// Entries of a table of keys to flush that are as much work as copying a page.
+const FLUSHES: usize = 4;
 
 /// Memory that a worker uses for one group of requests after the other. It is bounded by the limits
 /// in the configuration space.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Scratch {
     tables: Vec<u8>,
     requests: Vec<Parsed>,
-    results: Vec<PageResult>,
+    state: State,
     written: Vec<u8>,
     lens: Vec<u32>,
 }
 
 /// A request that was read.
 type Parsed = Result<Request, Reject>;
+
+/// How far a request was carried out.
+#[derive(Default)]
+struct State {
+    /// Entries of the table that are done.
+    next: usize,
+    /// What became of them.
+    results: Vec<PageResult>,
+    /// Pages that are gone once the response was published.
+    taken: Held,
+    /// A flush that is under way.
+    walk: Option<Walk<Arc<Store>>>,
+}
+
+impl State {
+    fn clear(&mut self) {
+        self.next = 0;
+        self.results.clear();
+        self.walk = None;
+    }
+
+    /// Returns the next entries of `total` to be carried out, `step` at most. Their results are
+    /// `default` until something else is known.
+    fn claim(&mut self, total: usize, step: usize, default: PageResult) -> Span<usize> {
+        let span = self.next..total.min(self.next + step);
+        self.results.resize(span.end, default);
+        self.next = span.end;
+        span
+    }
+
+    /// All entries that were not carried out have the result `default`: the pool went away in the
+    /// middle of the request, and what was done before is not undone by that.
+    fn give_up(&mut self, total: usize, default: PageResult) {
+        self.results.resize(total, default);
+        self.next = total;
+    }
+}
+
+/// A request that was left in the middle, as others were to have their turn.
+///
+/// It keeps nothing of guest memory but copies: the chain is looked at again when it goes on.
+pub(super) struct Pending {
+    request: Request,
+    table: Vec<u8>,
+    state: State,
+}
+
+impl Pending {
+    /// It will not go on. Nothing is lost: it is carried out from its start if it comes again.
+    pub(super) fn abandon(mut self, store: &Store) {
+        store.end_take(&mut self.state.taken, false);
+    }
+}
 
 /// What follows the response header.
 enum Answer {
@@ -41,46 +97,147 @@ enum Answer {
     Stats(PoolStats),
 }
 
-/// Carries out requests in their order, whatever their bytes are, and writes the responses.
+/// What a step came to.
+enum Step {
+    /// There is more to do.
+    More,
+    Done(Answer),
+}
+
+/// Requests of one virtqueue.
+#[derive(Clone, Copy)]
+pub(super) struct Group<'g, 'm> {
+    /// The kind of the virtqueue.
+    pub(super) queue: QueueKind,
+    /// The requests, in their order.
+    pub(super) requests: &'g [Parts<'m>],
+    /// What says whether the memory that they are in could be had.
+    pub(super) watch: &'g Watch,
+}
+
+/// Carries out requests in their order, whatever their bytes are, and writes the responses, until
+/// the meter says that it is enough. Returns how many were finished; the next one may be left in
+/// the middle then, in `pending`, and is to be the first of the requests next time.
 ///
 /// Neighbours that ask for the same of one pool are carried out together. `done` is told of those
 /// whose responses were written: for each, the number of bytes written without a gap, 0 if there
-/// is no room for a response.
+/// is no room for a response. It is not told of those that met a fault in the guest's memory, after
+/// which nothing more is carried out.
 ///
 /// # Errors
 ///
 /// Those of `done`; nothing more is carried out then.
 pub(super) fn serve<E>(
     session: &Arc<Session>,
-    queue: QueueKind,
-    requests: &[Parts<'_>],
+    group: Group<'_, '_>,
+    pending: &mut Option<Box<Pending>>,
     scratch: &mut Scratch,
+    meter: &mut Meter,
     mut done: impl FnMut(&[u32]) -> Result<(), E>,
-) -> Result<(), E> {
-    session.counters.requests.add(requests.len() as u64);
-    scratch.tables.clear();
-    scratch.requests.clear();
-    for parts in requests {
-        let (limits, epoch) = (&session.limits, session.epoch());
-        let parsed = parse(parts, queue, limits, epoch, &mut scratch.tables);
-        scratch.requests.push(parsed);
-    }
+) -> Result<usize, E> {
+    let Group {
+        queue,
+        requests,
+        watch,
+    } = group;
+    scratch.read(session, queue, requests, pending.take());
     let mut first = 0;
     while first < requests.len() {
-        let run = Run::first(&requests[first..], &scratch.requests[first..]);
-        first += run.parts.len();
-        scratch.results.clear();
-        scratch.lens.clear();
-        let answer = session.execute(&run, &scratch.tables, &mut scratch.results);
+        if watch.fault().is_some() || (first > 0 && meter.is_spent()) {
+            break;
+        }
+        let run = Run::first(
+            &requests[first..],
+            &scratch.requests[first..],
+            meter.pages(),
+        );
+        let state = &mut scratch.state;
+        let answer = loop {
+            match session.step(&run, &scratch.tables, watch, state, meter) {
+                // Several are never so many pages that they have to be left.
+                Ok(Step::More) if run.parts.len() > 1 || !meter.is_spent() => {}
+                Ok(Step::More) => {
+                    *pending = scratch.leave(first);
+                    return Ok(first);
+                }
+                Ok(Step::Done(answer)) => break Ok(answer),
+                Err(reject) => break Err(reject),
+            }
+            if watch.fault().is_some() {
+                break Err(Reject::OutOfReach);
+            }
+        };
         let (written, lens) = (&mut scratch.written, &mut scratch.lens);
-        session.respond(&run, answer, &scratch.results, written, lens);
-        done(lens)?;
+        lens.clear();
+        session.respond(&run, answer, &state.results, written, lens);
+        let mut published = Ok(false);
+        if watch.fault().is_none() {
+            session.counters.requests.add(run.parts.len() as u64);
+            published = done(lens).map(|()| true);
+        }
+        if !state.taken.is_empty() {
+            // The driver has them now, or never will.
+            let told = published.as_ref().is_ok_and(|published| *published);
+            let arrived = told && watch.fault().is_none();
+            session.store.end_take(&mut state.taken, arrived);
+        }
+        let count = run.parts.len();
+        state.clear();
+        if !published? {
+            break;
+        }
+        first += count;
     }
-    Ok(())
+    // What was left in the middle before, and met a fault now.
+    session.store.end_take(&mut scratch.state.taken, false);
+    scratch.state.clear();
+    Ok(first)
+}
+
+impl Scratch {
+    /// Reads requests. The first is known already if it was left in the middle.
+    fn read(
+        &mut self,
+        session: &Session,
+        queue: QueueKind,
+        requests: &[Parts<'_>],
+        pending: Option<Box<Pending>>,
+    ) {
+        self.tables.clear();
+        self.requests.clear();
+        self.state.clear();
+        let mut known = 0;
+        if let Some(pending) = pending {
+            let Pending {
+                request,
+                table,
+                state,
+            } = *pending;
+            (self.tables, self.state) = (table, state);
+            self.requests.push(Ok(request));
+            known = 1;
+        }
+        for parts in &requests[known..] {
+            let (limits, epoch) = (&session.limits, session.epoch());
+            let parsed = parse(parts, queue, limits, epoch, &mut self.tables);
+            self.requests.push(parsed);
+        }
+    }
+
+    /// Takes out what is needed to go on with a request. Nothing else is read any more.
+    fn leave(&mut self, n: usize) -> Option<Box<Pending>> {
+        let request = self.requests.get(n)?.as_ref().ok()?;
+        let (request, table) = request.alone(&mut self.tables);
+        Some(Box::new(Pending {
+            request,
+            table,
+            state: std::mem::take(&mut self.state),
+        }))
+    }
 }
 
 /// Neighbouring requests that are carried out together.
-struct Run<'r, 'm> {
+pub(super) struct Run<'r, 'm> {
     /// What they ask for, as if it were one.
     request: Parsed,
     parts: &'r [Parts<'m>],
@@ -88,13 +245,14 @@ struct Run<'r, 'm> {
 }
 
 impl<'r, 'm> Run<'r, 'm> {
-    /// Returns as many as go together of some, at least one.
-    fn first(parts: &'r [Parts<'m>], requests: &'r [Parsed]) -> Self {
+    /// Returns as many as go together of some, at least one, and no more than `most` pages if it
+    /// is more than one.
+    fn first(parts: &'r [Parts<'m>], requests: &'r [Parsed], most: usize) -> Self {
         let mut request = requests[0].clone();
         let mut len = 1;
         if let Ok(first) = &mut request {
             let next = requests[1..].iter().map_while(|next| next.as_ref().ok());
-            len += next.take_while(|next| first.join(next, MERGED)).count();
+            len += next.take_while(|next| first.join(next, most)).count();
         }
         Self {
             request,
@@ -104,7 +262,7 @@ impl<'r, 'm> Run<'r, 'm> {
     }
 
     /// Returns each request, and the entries of its table.
-    fn each(&self) -> impl Iterator<Item = (&'r Parts<'m>, usize)> + use<'r, 'm> {
+    pub(super) fn each(&self) -> impl Iterator<Item = (&'r Parts<'m>, usize)> + use<'r, 'm> {
         let count = |request: &Parsed| request.as_ref().map_or(0, |request| request.count);
         self.parts.iter().zip(self.requests.iter().map(count))
     }
@@ -167,89 +325,180 @@ impl Session {
                     written.extend(own.iter().map(|result| result.to_wire()));
                     if *of_pages {
                         pages = own.iter().take_while(|r| **r == PageResult::Hit).count();
+                    } else if let Some(refusal) = own.iter().find(|r| r.is_refusal()) {
+                        self.note_refusal(*refusal);
                     }
                 }
                 Ok(Answer::Stats(stats)) => written.extend(stats.as_bytes()),
                 Err(reject) => {
                     let broken = [Status::Malformed, Status::Unsupported].map(Status::to_wire);
                     if broken.contains(&header.status.get()) {
-                        self.note_malformed(&format!("{reject:?}"));
+                        self.note_malformed(reject);
                     }
                 }
             }
             let mut writer = parts.writer();
             writer.write(header.as_bytes());
             writer.write(written);
-            lens.push((RESPONSE + written.len() + pages * PAGE_SIZE) as u32);
+            lens.push((RESPONSE + written.len() + pages * crate::store::PAGE_SIZE) as u32);
         }
     }
 
-    fn execute(
+    /// Carries out a part of a request that the meter has room for.
+    fn step(
         &self,
         run: &Run<'_, '_>,
         tables: &[u8],
-        results: &mut Vec<PageResult>,
-    ) -> Result<Answer, Reject> {
-        let request = run.request.as_ref().map_err(|reject| *reject)?;
+        watch: &Watch,
+        state: &mut State,
+        meter: &mut Meter,
+    ) -> Result<Step, Reject> {
+        let request = match &run.request {
+            Ok(request) => request,
+            Err(reject) => {
+                meter.copied(1);
+                return Err(*reject);
+            }
+        };
         let (store, guest, pool) = (&*self.store, self.pools.guest(), request.pool);
+        let total = request.count;
+        let pages = meter.pages();
         match request.command(tables)? {
             Command::Put(keys) => {
-                results.resize(keys.len(), PageResult::NoMemory);
-                let entry = size_of::<Key>();
-                let mut source = Pages::new(run, |parts, count| (parts.reader(), count * entry));
+                let default = PageResult::NoMemory;
+                let span = state.claim(total, pages, default);
+                let mut source = Pages::to_put(run, span.start, watch);
+                let (keys, results) = (&keys[span.clone()], &mut state.results[span.clone()]);
                 let put = store.put(guest, pool, keys, &mut source, results);
-                self.note_out_of_reach(source.out_of_reach);
-                put?;
+                self.note_out_of_reach(source.out_of_reach());
+                meter.copied(span.len());
+                self.went_on(put, span.start, state, total, default)?;
             }
             Command::Get { keys, take } => {
-                if take && store.pool_kind(guest, pool)? != PoolKind::Ephemeral {
+                let default = PageResult::Miss;
+                if take && state.next == 0 && store.pool_kind(guest, pool)? != PoolKind::Ephemeral {
+                    meter.copied(1);
                     return Err(Malformed::Flags.into());
                 }
-                results.resize(keys.len(), PageResult::Miss);
-                let mut sink = Pages::new(run, |parts, count| (parts.writer(), count));
-                let got = store.get(guest, pool, take, keys, &mut sink, results);
-                self.note_out_of_reach(sink.out_of_reach);
-                got?;
-                return Ok(Answer::Results { pages: true });
+                let span = state.claim(total, pages, default);
+                let mut sink = Pages::to_get(run, span.start, watch);
+                let (keys, results) = (&keys[span.clone()], &mut state.results[span.clone()]);
+                let got = if take {
+                    let taken = &mut state.taken;
+                    store.begin_take(guest, pool, keys, &mut sink, results, taken)
+                } else {
+                    let got = store.get(guest, pool, false, keys, &mut sink, results);
+                    got.map(drop)
+                };
+                self.note_out_of_reach(sink.out_of_reach());
+                meter.copied(span.len());
+                self.went_on(got, span.start, state, total, default)?;
+                return Ok(if state.next == total {
+                    Step::Done(Answer::Results { pages: true })
+                } else {
+                    Step::More
+                });
             }
             Command::FlushPages(keys) => {
-                results.resize(keys.len(), PageResult::Absent);
-                store.flush_pages(guest, pool, keys, results)?;
+                let default = PageResult::Absent;
+                let span = state.claim(total, pages * FLUSHES, default);
+                let (keys, results) = (&keys[span.clone()], &mut state.results[span.clone()]);
+                let flushed = store.flush_pages(guest, pool, keys, results);
+                meter.walked(span.len() / FLUSHES);
+                self.went_on(flushed, span.start, state, total, default)?;
             }
             Command::FlushRanges(ranges) => {
-                if ranges.iter().any(backwards) {
-                    // That there is no pool has the first word.
-                    store.pool_kind(guest, pool)?;
-                    return Err(Malformed::Range.into());
+                if state.walk.is_none() {
+                    if ranges.iter().any(backwards) {
+                        // That there is no pool has the first word.
+                        store.pool_kind(guest, pool)?;
+                        meter.walked(1);
+                        return Err(Malformed::Range.into());
+                    }
+                    let store = Arc::clone(&self.store);
+                    let walk = Walk::flush_ranges(store, guest, pool, ranges)?;
+                    state.walk = Some(walk);
                 }
-                results.resize(ranges.len(), PageResult::Absent);
-                store.flush_ranges(guest, pool, ranges, results)?;
+                return Ok(state.walk(meter, Answer::Results { pages: false }));
             }
             Command::FlushObjects(objects) => {
-                results.resize(objects.len(), PageResult::Absent);
-                store.flush_objects(guest, pool, objects, results)?;
+                if state.walk.is_none() {
+                    let store = Arc::clone(&self.store);
+                    let walk = Walk::flush_objects(store, guest, pool, objects)?;
+                    state.walk = Some(walk);
+                }
+                return Ok(state.walk(meter, Answer::Results { pages: false }));
             }
             Command::FlushPool => {
-                store.flush_pool(guest, pool)?;
-                return Ok(Answer::Nothing);
-            }
-            Command::PoolCreate(create) => {
-                self.pools.create(pool, &create)?;
-                return Ok(Answer::Nothing);
+                if state.walk.is_none() {
+                    let store = Arc::clone(&self.store);
+                    state.walk = Some(Walk::flush_pool(store, guest, pool)?);
+                }
+                return Ok(state.walk(meter, Answer::Nothing));
             }
             Command::PoolDestroy => {
-                self.pools.destroy(pool)?;
-                return Ok(Answer::Nothing);
+                if state.walk.is_none() {
+                    state.walk = Some(self.pools.destroy(pool)?);
+                }
+                return Ok(state.walk(meter, Answer::Nothing));
+            }
+            Command::PoolCreate(create) => {
+                meter.walked(1);
+                self.pools.create(pool, &create)?;
+                self.note_pool();
+                return Ok(Step::Done(Answer::Nothing));
             }
             Command::PoolKeep => {
+                meter.walked(1);
                 self.pools.keep(pool)?;
-                return Ok(Answer::Nothing);
+                return Ok(Step::Done(Answer::Nothing));
             }
             Command::PoolStats => {
-                return Ok(Answer::Stats(stats(&store.pool_report(guest, pool)?)));
+                meter.walked(1);
+                let report = store.pool_report(guest, pool)?;
+                return Ok(Step::Done(Answer::Stats(stats(&report))));
             }
         }
-        Ok(Answer::Results { pages: false })
+        Ok(if state.next == total {
+            Step::Done(Answer::Results { pages: false })
+        } else {
+            Step::More
+        })
+    }
+
+    /// A pool that is not there is an error only where nothing was done before.
+    fn went_on(
+        &self,
+        done: Result<(), PoolError>,
+        start: usize,
+        state: &mut State,
+        total: usize,
+        default: PageResult,
+    ) -> Result<(), Reject> {
+        match done {
+            Err(_) if start > 0 => state.give_up(total, default),
+            done => done?,
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// Goes on with a flush.
+    fn walk(&mut self, meter: &mut Meter, answer: Answer) -> Step {
+        let Some(walk) = &mut self.walk else {
+            return Step::Done(answer);
+        };
+        let before = walk.visited();
+        let progress = walk.step(meter.pages() * FLUSHES);
+        let visited = walk.visited() - before;
+        meter.walked(visited as usize / FLUSHES);
+        if progress == Progress::More {
+            return Step::More;
+        }
+        self.results.extend_from_slice(walk.results());
+        self.walk = None;
+        Step::Done(answer)
     }
 }
 
@@ -270,73 +519,6 @@ fn stats(report: &PoolReport) -> PoolStats {
         pages_flushed: counters.pages_flushed.into(),
         pages_evicted: counters.pages_evicted.into(),
         ..PoolStats::new_zeroed()
-    }
-}
-
-/// The pages of requests, in ascending order.
-struct Pages<'r, 'm, I> {
-    /// Where the pages of each request are, and how many.
-    requests: I,
-    cursor: Option<Cursor<'r, 'm>>,
-    /// The page that the cursor is at, and the first one of the next request.
-    next: usize,
-    end: usize,
-    /// Pages that could not be copied.
-    out_of_reach: u64,
-}
-
-impl<'r, 'm> Pages<'r, 'm, ()> {
-    /// Starts with the first page. `part` returns the part of a request that has the pages, and so
-    /// many bytes of table or results that are between its header and them.
-    fn new(
-        run: &Run<'r, 'm>,
-        part: impl Fn(&'r Parts<'m>, usize) -> (Cursor<'r, 'm>, usize),
-    ) -> Pages<'r, 'm, impl Iterator<Item = (Cursor<'r, 'm>, usize)>> {
-        const { assert!(super::request::REQUEST == RESPONSE) };
-        let requests = run.each().map(move |(parts, count)| {
-            let (mut cursor, between) = part(parts, count);
-            cursor.skip(RESPONSE + between);
-            (cursor, count)
-        });
-        Pages {
-            requests,
-            cursor: None,
-            next: 0,
-            end: 0,
-            out_of_reach: 0,
-        }
-    }
-}
-
-impl<'r, 'm, I: Iterator<Item = (Cursor<'r, 'm>, usize)>> Pages<'r, 'm, I> {
-    /// Goes to page `n`; [`None`] if it is behind, or there is none.
-    fn seek(&mut self, n: usize) -> Option<&mut Cursor<'r, 'm>> {
-        while n >= self.end {
-            let (cursor, count) = self.requests.next()?;
-            self.cursor = Some(cursor);
-            self.next = self.end;
-            self.end += count;
-        }
-        let ahead = n.checked_sub(self.next)?;
-        self.next = n + 1;
-        let cursor = self.cursor.as_mut()?;
-        cursor.skip(ahead * PAGE_SIZE).then_some(cursor)
-    }
-}
-
-impl<'r, 'm, I: Iterator<Item = (Cursor<'r, 'm>, usize)>> PageSource for Pages<'r, 'm, I> {
-    fn read_page(&mut self, n: usize, frame: &mut PageBytes) -> bool {
-        let read = self.seek(n).is_some_and(|cursor| cursor.read(frame));
-        self.out_of_reach += u64::from(!read);
-        read
-    }
-}
-
-impl<'r, 'm, I: Iterator<Item = (Cursor<'r, 'm>, usize)>> PageSink for Pages<'r, 'm, I> {
-    fn write_page(&mut self, n: usize, page: &PageBytes) -> bool {
-        let written = self.seek(n).is_some_and(|cursor| cursor.write(page));
-        self.out_of_reach += u64::from(!written);
-        written
     }
 }
 

@@ -1,21 +1,50 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! The vhost-user device: from descriptor chains to the store and back.
+//!
+//! ```text
+//! calls with plain data ── engine ─ worker ─ ring ─ execute ─ store
+//! and descriptors                   turns    chain   pages
+//!                                   polling  request pools
+//! ```
+//!
+//! The [`Engine`] serves virtqueues and knows nothing of connections. What a guest, or who has it
+//! in hand, gives to it is not to be trusted: memory that goes away (`fault`, `memory`),
+//! descriptors that are something else (`eventfd`), rings and requests of any bytes.
 
-mod backend;
 mod chain;
+mod config;
+mod engine;
+mod eventfd;
 mod execute;
-mod listen;
+mod fault;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+mod loglimit;
+mod memory;
+mod meter;
+mod pages;
+mod place;
 mod polling;
 mod pools;
-mod queue;
 mod request;
+mod ring;
 mod session;
+mod slot;
 #[cfg(test)]
 mod tests;
+mod turns;
+mod worker;
 
-pub use listen::{ListenError, Listening, Slot, SlotState};
+pub use config::{
+    protocol_features, queue_count, random_epoch, read_config, FEATURES, MAX_QUEUE_SIZE,
+};
+pub use engine::{Engine, EngineConfig, EngineError, GuestId, Observer};
+pub use eventfd::EventFdError;
+pub use memory::{MemoryError, MemoryRegion, MAX_REGIONS};
+pub use ring::{RingError, RingLayout};
 pub use session::{Counter, Counters, Session};
+pub use slot::{Slot, SlotState};
 
 /// What a driver may ask for at most; the configuration space tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,32 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Looking at a virtqueue for a while before going to sleep.
+//! How long a virtqueue is looked at before its notifications are waited for.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 /// The first time that is worth looking for.
 const FIRST: Duration = Duration::from_micros(10);
 
-/// What a look found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
-    /// There is a request.
-    Found,
-    /// There is none.
-    Nothing,
-    /// There is something else to be done than to look.
-    Leave,
-}
-
-/// How long a worker looks for the next request.
+/// How long a virtqueue is looked at for its next request.
 ///
 /// A driver need not notify a device that looks, which saves the guest an exit; but the processor is
 /// kept from others meanwhile. As halt polling of KVM does, it grows where the next request came
-/// soon after the worker went to sleep, and ends where it did not: a guest that asks for nothing
-/// costs nothing.
+/// soon after the virtqueue was not looked at any more, and ends where it did not: a guest that
+/// asks for nothing costs nothing. It ends as well where a request was found after more than the
+/// longest time: then the thread had to wait for the processor, and whoever sleeps has it sooner.
 #[derive(Debug)]
 pub(super) struct Polling {
     most: Duration,
@@ -45,10 +32,31 @@ impl Polling {
         }
     }
 
-    /// Learns from how long it took until the worker was woken.
-    pub(super) fn woken(&mut self) {
+    /// The virtqueue is empty. Returns whether to look at it for a while.
+    pub(super) fn begin(&mut self, now: Instant) -> bool {
+        self.empty = Some(now);
+        !self.now.is_zero()
+    }
+
+    /// Returns whether it was looked at for long enough.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.empty
+            .is_none_or(|empty| now.saturating_duration_since(empty) >= self.now)
+    }
+
+    /// A request was found by looking.
+    pub(super) fn found(&mut self, now: Instant) {
         if let Some(empty) = self.empty.take() {
-            self.learn(empty.elapsed());
+            if now.saturating_duration_since(empty) > self.most {
+                self.now = Duration::ZERO;
+            }
+        }
+    }
+
+    /// Learns from how long it took until the driver notified.
+    pub(super) fn woken(&mut self, now: Instant) {
+        if let Some(empty) = self.empty.take() {
+            self.learn(now.saturating_duration_since(empty));
         }
     }
 
@@ -59,63 +67,22 @@ impl Polling {
             self.now = (self.now * 2).max(FIRST).min(self.most);
         }
     }
-
-    /// The virtqueue is empty. Looks at it until that changes or the time is over, and returns what
-    /// it saw last; [`None`] if it is not the time to look.
-    ///
-    /// # Errors
-    ///
-    /// Those of `look`.
-    pub(super) fn wait<E>(
-        &mut self,
-        mut look: impl FnMut() -> Result<Look, E>,
-    ) -> Result<Option<Look>, E> {
-        if self.most.is_zero() {
-            return Ok(None);
-        }
-        let start = Instant::now();
-        self.empty = Some(start);
-        if self.now.is_zero() {
-            return Ok(None);
-        }
-        loop {
-            let seen = look()?;
-            match seen {
-                Look::Found => self.empty = None,
-                Look::Nothing if start.elapsed() < self.now => {
-                    // Whoever else has something to do goes first: the workers of other guests,
-                    // and the guests' own processors.
-                    thread::yield_now();
-                    continue;
-                }
-                Look::Nothing | Look::Leave => {}
-            }
-            return Ok(Some(seen));
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
     use super::*;
 
     const MOST: Duration = Duration::from_micros(50);
 
     fn after(waits: &[u64]) -> Duration {
         let mut polling = Polling::new(MOST);
+        let now = Instant::now();
         for wait in waits {
-            polling.learn(Duration::from_micros(*wait));
+            polling.begin(now);
+            polling.woken(now + Duration::from_micros(*wait));
         }
         polling.now
-    }
-
-    fn wait(polling: &mut Polling, looks: &[Look]) -> Option<Look> {
-        let mut looks = looks.iter();
-        let look = || Ok::<_, Infallible>(*looks.next().expect("it looks no further"));
-        let Ok(seen) = polling.wait(look);
-        seen
     }
 
     #[test]
@@ -137,29 +104,30 @@ mod tests {
 
     #[test]
     fn it_looks_only_where_that_is_worth_it() {
+        let now = Instant::now();
         let mut polling = Polling::new(MOST);
-        assert_eq!(wait(&mut polling, &[]), None);
-        polling.learn(FIRST);
-        assert_eq!(wait(&mut polling, &[Look::Found]), Some(Look::Found));
-        // It did not go to sleep, so there is nothing to learn.
-        assert_eq!(polling.empty, None);
+        assert!(!polling.begin(now));
+        polling.woken(now + FIRST);
+        assert!(polling.begin(now));
+        assert!(!polling.is_over(now + FIRST / 2));
+        assert!(polling.is_over(now + FIRST));
         let mut never = Polling::new(Duration::ZERO);
-        never.learn(FIRST);
-        never.woken();
-        assert_eq!(wait(&mut never, &[]), None);
+        for _ in 0..2 {
+            assert!(!never.begin(now));
+            never.woken(now);
+        }
     }
 
     #[test]
-    fn it_looks_until_there_is_something() {
-        let mut polling = Polling::new(Duration::from_secs(600));
-        polling.now = polling.most;
-        for last in [Look::Found, Look::Leave] {
-            let looks = [Look::Nothing, Look::Nothing, last];
-            assert_eq!(wait(&mut polling, &looks), Some(last));
-        }
-        assert!(polling.empty.is_some());
-        polling.now = Duration::from_nanos(1);
-        let seen = polling.wait(|| Ok::<_, Infallible>(Look::Nothing));
-        assert_eq!(seen, Ok(Some(Look::Nothing)));
+    fn what_is_found_late_was_not_worth_looking_for() {
+        let now = Instant::now();
+        let mut polling = Polling::new(MOST);
+        polling.begin(now);
+        polling.woken(now + FIRST);
+        polling.begin(now);
+        polling.found(now + MOST);
+        assert!(polling.begin(now), "it is worth it");
+        polling.found(now + MOST * 2);
+        assert!(!polling.begin(now));
     }
 }

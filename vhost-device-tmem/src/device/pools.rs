@@ -2,63 +2,45 @@
 
 //! A driver's pools, and what a device reset does to them.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_tmem_abi::{pool_flags, PoolCreate, Status};
 
 use super::request::{check_create, Reject};
-use crate::store::{Dropped, Guest, PoolError, PoolKind, Store};
+use crate::store::{Dropped, Guest, Hold, PoolError, PoolKind, Store, Walk};
 
 impl From<PoolError> for Reject {
     fn from(error: PoolError) -> Self {
         Self::Status(match error {
             PoolError::NoPool => Status::NoPool,
             PoolError::Exists => Status::PoolExists,
+            PoolError::TooMany => Status::NoMemory,
         })
     }
 }
 
-/// What the next reset does to a pool that resets release.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Hold {
-    /// The driver is there: the reset frees the pool.
-    Held,
-    /// The driver means to come back: the pool stays.
-    Kept,
-}
-
-/// What is known of a driver's pools beside the store.
-#[derive(Debug, Default)]
-struct State {
-    /// The pools that resets release. All others stay.
-    holds: BTreeMap<u32, Hold>,
-    /// The pools that are not there any more.
-    dropped: Dropped,
-}
-
-/// The pools of one driver.
+/// The pools of one driver. The store keeps them, also for another process that serves the driver
+/// after this one.
 ///
 /// # Locking
 ///
-/// `state` is taken before any lock of the store, and held over what creates and destroys pools,
+/// `dropped` is taken before any lock of the store, and held over what creates and destroys pools,
 /// so that a reset comes before or after it.
 #[derive(Debug)]
 pub(super) struct Pools {
     store: Arc<Store>,
     guest: Guest,
-    state: Mutex<State>,
+    /// The pools that are not there any more.
+    dropped: Mutex<Dropped>,
 }
 
 impl Pools {
-    /// Gives a driver that has no pools a place in the store.
-    pub(super) fn new(store: Arc<Store>) -> Self {
+    /// Takes the place of this number in the store, with the pools that are there.
+    pub(super) fn new(store: Arc<Store>, number: u32) -> Self {
         Self {
-            guest: store.add_guest(),
+            guest: store.guest(number),
             store,
-            state: Mutex::default(),
+            dropped: Mutex::default(),
         }
     }
 
@@ -69,11 +51,11 @@ impl Pools {
 
     /// Returns what became of the pools that are not there any more.
     pub(super) fn dropped(&self) -> Dropped {
-        self.state().dropped
+        *self.lock()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Dropped> {
+        self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Creates a pool. One that is there and was created in the same way keeps its pages, and is
@@ -85,38 +67,40 @@ impl Pools {
     pub(super) fn create(&self, number: u32, create: &PoolCreate) -> Result<(), Reject> {
         check_create(create)?;
         let has = |flag| create.flags.get() & flag != 0;
-        let released = has(pool_flags::RELEASED_BY_RESET);
         let kind = if has(pool_flags::PERSISTENT) {
             PoolKind::Persistent
         } else {
             PoolKind::Ephemeral
         };
-        let holds = &mut self.state().holds;
-        match self.store.pool_kind(&self.guest, number) {
-            Ok(_) if has(pool_flags::SHARED) || released != holds.contains_key(&number) => {
+        let released = has(pool_flags::RELEASED_BY_RESET);
+        let hold = if released { Hold::Held } else { Hold::Stays };
+        let _dropped = self.lock();
+        match self.store.hold(&self.guest, number) {
+            Ok(hold) if has(pool_flags::SHARED) || released != (hold != Hold::Stays) => {
                 return Err(PoolError::Exists.into());
             }
             // No UUID is authorised.
             Err(_) if has(pool_flags::SHARED) => return Err(Reject::Status(Status::NotAllowed)),
-            Ok(_) | Err(_) => self.store.create_pool(&self.guest, number, kind)?,
+            Ok(_) | Err(_) => {}
         }
-        if released {
-            holds.insert(number, Hold::Held);
-        }
+        self.store
+            .create_pool_with(&self.guest, number, kind, hold)?;
+        // One that was there already may have been kept.
+        self.store.set_hold(&self.guest, number, hold)?;
         Ok(())
     }
 
-    /// Forgets a pool with its pages.
+    /// Begins to forget a pool with its pages. There is none of that number from here on.
     ///
     /// # Errors
     ///
     /// There is none.
-    pub(super) fn destroy(&self, number: u32) -> Result<(), PoolError> {
-        let mut state = self.state();
-        state.holds.remove(&number);
-        let report = self.store.destroy_pool(&self.guest, number)?;
-        state.dropped.add(&report);
-        Ok(())
+    pub(super) fn destroy(&self, number: u32) -> Result<Walk<Arc<Store>>, PoolError> {
+        let mut dropped = self.lock();
+        let store = Arc::clone(&self.store);
+        let (walk, report) = Walk::destroy_pool(store, &self.guest, number)?;
+        dropped.add(&report);
+        Ok(walk)
     }
 
     /// Makes a pool outlive resets, until it is created again.
@@ -125,37 +109,36 @@ impl Pools {
     ///
     /// There is none.
     pub(super) fn keep(&self, number: u32) -> Result<(), PoolError> {
-        let holds = &mut self.state().holds;
-        self.store.pool_kind(&self.guest, number)?;
-        if let Some(hold) = holds.get_mut(&number) {
-            *hold = Hold::Kept;
+        let _dropped = self.lock();
+        match self.store.hold(&self.guest, number)? {
+            Hold::Held => self.store.set_hold(&self.guest, number, Hold::Kept),
+            Hold::Stays | Hold::Kept => Ok(()),
         }
-        Ok(())
     }
 
-    /// Frees what a device reset releases, and returns what that was.
+    /// Takes from the driver what a device reset releases, and returns what that was. The pages are
+    /// gone to everybody, and their memory is freed by [`Store::tidy_step`].
     pub(super) fn reset(&self) -> Dropped {
-        let mut state = self.state();
+        let mut all = self.lock();
         let mut dropped = Dropped::default();
-        for pool in self.store.pools(&self.guest).iter().map(|pool| pool.pool) {
-            if state.holds.get(&pool) != Some(&Hold::Held) {
+        for pool in self.store.pools(&self.guest) {
+            if self.store.hold(&self.guest, pool.pool) != Ok(Hold::Held) {
                 continue;
             }
-            state.holds.remove(&pool);
-            if let Ok(report) = self.store.destroy_pool(&self.guest, pool) {
+            if let Ok((_, report)) = Walk::destroy_pool(&*self.store, &self.guest, pool.pool) {
                 dropped.add(&report);
             }
         }
-        state.dropped += dropped;
+        *all += dropped;
         dropped
     }
 
-    /// Forgets the driver and all its pages. No operation of it is running.
+    /// Takes everything from the driver, which is gone. No operation of it is running. What becomes
+    /// of the pages is as for a [reset](Self::reset).
     pub(super) fn end(&self) -> Dropped {
-        let mut state = self.state();
-        state.holds.clear();
-        let dropped = self.store.remove_guest(&self.guest);
-        state.dropped += dropped;
+        let mut all = self.lock();
+        let (_, dropped) = Walk::remove_guest(&*self.store, &self.guest);
+        *all += dropped;
         dropped
     }
 }

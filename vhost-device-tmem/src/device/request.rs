@@ -161,6 +161,22 @@ impl Request {
         })
     }
 
+    /// Returns it with its table alone, which may be taken out of `tables`.
+    pub(super) fn alone(&self, tables: &mut Vec<u8>) -> (Self, Vec<u8>) {
+        let table = if self.table.start == 0 {
+            // It is left several times, as a rule: then it is the first.
+            tables.truncate(self.table.end);
+            std::mem::take(tables)
+        } else {
+            tables.get(self.table.clone()).unwrap_or_default().to_vec()
+        };
+        let request = Self {
+            table: 0..table.len(),
+            ..self.clone()
+        };
+        (request, table)
+    }
+
     /// Adds the table of the request that follows, if both are puts or both are gets of the same
     /// kind, of one pool, and of no more than `most` pages together. Returns whether it did.
     pub(super) fn join(&mut self, next: &Self, most: usize) -> bool {

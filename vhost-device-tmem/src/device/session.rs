@@ -2,24 +2,15 @@
 
 //! One guest's connection: its place in the store, its epoch and its counters.
 
-use std::{
-    hash::{BuildHasher, Hasher, RandomState},
-    io,
-    sync::{
-        atomic::{AtomicBool, AtomicU64, Ordering},
-        Arc, Mutex, PoisonError,
-    },
-    time::{Duration, Instant},
+use std::sync::{
+    atomic::{AtomicBool, AtomicU64, Ordering},
+    Arc, Mutex, MutexGuard, PoisonError,
 };
 
-use virtio_tmem_abi::{cap, Config, Event, EventKind, ABI_MAJOR, ABI_MINOR, EPOCH_NONE, MAGIC};
-use vmm_sys_util::eventfd::EventFd;
+use virtio_tmem_abi::{Event, EventKind, PageResult};
 
-use super::{pools::Pools, Limits};
-use crate::store::{CreditWatcher, Credits, Dropped, PoolReport, Store, PAGE_SHIFT};
-
-/// How often at most the log speaks of one guest's broken requests.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
+use super::{loglimit::LogLimit, pools::Pools, Limits};
+use crate::store::{CreditWatcher, Credits, Dropped, PoolKind, PoolReport, Store, Walk};
 
 /// Credits below which the guest is told when there are more.
 const LOW_CREDITS: u32 = 32;
@@ -63,8 +54,11 @@ pub struct Counters {
     pub ring_errors: Counter,
 }
 
+/// Wakes whoever sends a guest's events. It may be called from any thread, with locks of the
+/// store's watchers held by none.
+pub(super) type Waker = Box<dyn Fn() + Send + Sync>;
+
 /// A guest, from its connecting to its going away.
-#[derive(Debug)]
 pub struct Session {
     pub(super) name: String,
     pub(super) store: Arc<Store>,
@@ -72,47 +66,59 @@ pub struct Session {
     pub(super) limits: Limits,
     /// What happened on the connection.
     pub counters: Counters,
-    /// Set when the workers are to stop, whatever is on the virtqueues.
-    pub(super) stopping: AtomicBool,
-    /// Wakes the worker that sends events.
-    pub(super) wake: EventFd,
+    log: Arc<LogLimit>,
     epoch: u64,
+    /// Wakes the thread that sends events, while there is one.
+    waker: Mutex<Option<Waker>>,
     /// The store was asked to tell of credits.
     watching: AtomicBool,
     credits_due: AtomicBool,
-    last_log: Mutex<Option<Instant>>,
+    /// Why it is not served at the moment.
+    failure: Mutex<Option<String>>,
+    /// Virtqueues that run.
+    running: AtomicU64,
+    /// The driver created a pool since its virtqueues run.
+    driven: AtomicBool,
+    /// The log told of a refusal.
+    refused: AtomicBool,
 }
 
 impl Session {
-    /// Gives a guest a place in the store, and an epoch that it never had.
-    ///
-    /// # Errors
-    ///
-    /// The operating system's, where it has no file descriptor left.
-    pub fn new(name: &str, store: Arc<Store>, limits: Limits) -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self {
+    /// Gives a guest its place in the store, by its number. `log` says how much may be said of it.
+    pub(super) fn new(
+        number: u32,
+        name: &str,
+        store: Arc<Store>,
+        limits: Limits,
+        epoch: u64,
+        log: Arc<LogLimit>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             name: name.to_owned(),
-            pools: Pools::new(Arc::clone(&store)),
+            pools: Pools::new(Arc::clone(&store), number),
             store,
             limits,
             counters: Counters::default(),
-            stopping: AtomicBool::new(false),
-            wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
-            epoch: random_epoch(),
+            log,
+            epoch,
+            waker: Mutex::default(),
             watching: AtomicBool::new(false),
             credits_due: AtomicBool::new(false),
-            last_log: Mutex::new(None),
-        }))
+            failure: Mutex::default(),
+            running: AtomicU64::new(0),
+            driven: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
+        })
     }
 
-    /// Returns the epoch, never zero and never [`EPOCH_NONE`].
+    /// Returns the epoch, never zero and never [`EPOCH_NONE`](virtio_tmem_abi::EPOCH_NONE).
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
     /// Returns the credits of this moment.
     pub fn credits(&self) -> Credits {
-        self.store.credits()
+        self.store.credits_of(self.pools.guest())
     }
 
     /// Returns what the guest's pools hold.
@@ -125,33 +131,59 @@ impl Session {
         self.pools.dropped()
     }
 
-    /// Forgets all that the guest put. No worker of the session is left.
+    /// Returns whether the guest is not served at the moment.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failure().is_some()
+    }
+
+    pub(super) fn failure(&self) -> MutexGuard<'_, Option<String>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the guest out of service. Returns whether it was in service before.
+    pub(super) fn fail(&self, why: &str) -> bool {
+        let mut failure = self.failure();
+        let first = failure.is_none();
+        if first {
+            *failure = Some(why.to_owned());
+            tracing::error!(
+                "guest {:?} is not served any more, until its driver starts anew: {why}",
+                self.name
+            );
+        }
+        first
+    }
+
+    /// Takes the guest into service again.
+    pub(super) fn recover(&self) {
+        *self.failure() = None;
+    }
+
+    /// Forgets the guest's ephemeral pages.
+    pub(super) fn abandon(&self) {
+        let pools = self.pools().into_iter();
+        for pool in pools.filter(|pool| pool.kind == PoolKind::Ephemeral) {
+            // One that was destroyed meanwhile has no pages.
+            let walk = Walk::flush_pool(&*self.store, self.pools.guest(), pool.pool);
+            if let Ok(mut walk) = walk {
+                walk.finish();
+            }
+        }
+    }
+
+    /// Forgets all that the guest put. No virtqueue of it runs.
     pub(super) fn end(&self) -> Dropped {
         self.pools.end()
     }
 
-    /// Returns the configuration space.
-    pub(super) fn config(&self) -> Config {
-        Config {
-            magic: MAGIC.into(),
-            abi_major: ABI_MAJOR.into(),
-            abi_minor: ABI_MINOR.into(),
-            capabilities: (cap::EPHEMERAL | cap::PERSISTENT | cap::KEEP).into(),
-            page_shift: PAGE_SHIFT,
-            reserved0: 0,
-            data_queues: self.limits.data_queues.into(),
-            max_pages: self.limits.max_pages.into(),
-            max_flushes: self.limits.max_flushes.into(),
-            max_pools: self.limits.max_pools.into(),
-            epoch: self.epoch.into(),
-            reserved1: [0; 23],
-            end: 0,
-        }
+    /// Says who is to be woken when an event is due.
+    pub(super) fn set_waker(&self, waker: Option<Waker>) {
+        *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = waker;
     }
 
     /// Returns the credits for a response or an event. Where they are low, an event follows once they are not.
     pub(super) fn credits_to_tell(self: &Arc<Self>) -> Credits {
-        let credits = self.store.credits();
+        let credits = self.store.credits_of(self.pools.guest());
         let lowest = credits.persistent.min(credits.ephemeral);
         // Asking what is useful takes a lock.
         if lowest < LOW_CREDITS
@@ -159,7 +191,7 @@ impl Session {
             && !self.watching.swap(true, Ordering::SeqCst)
         {
             let watcher = Arc::downgrade(self);
-            self.store.watch_credits(watcher);
+            self.store.watch_credits_of(self.pools.guest(), watcher);
         }
         credits
     }
@@ -186,12 +218,12 @@ impl Session {
     }
 
     /// Counts a request that breaks a rule, and says so now and then.
-    pub(super) fn note_malformed(&self, why: &str) {
+    pub(super) fn note_malformed(&self, why: impl std::fmt::Debug) {
         self.counters.malformed.add(1);
         if self.may_log() {
             let total = self.counters.malformed.get();
             tracing::warn!(
-                "guest {:?} sent a malformed request ({why}); {total} so far",
+                "guest {:?} sent a malformed request ({why:?}); {total} so far",
                 self.name
             );
         }
@@ -235,13 +267,48 @@ impl Session {
         }
     }
 
-    fn may_log(&self) -> bool {
-        let mut last = self.last_log.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = last.is_none_or(|last| last.elapsed() >= LOG_INTERVAL);
-        if may {
-            *last = Some(Instant::now());
+    /// A virtqueue runs.
+    pub(super) fn note_started(&self) {
+        self.running.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A virtqueue does not run any more. With the last one, the driver is gone, or rests.
+    pub(super) fn note_stopped(&self) {
+        if self.running.fetch_sub(1, Ordering::Relaxed) == 1
+            && self.driven.swap(false, Ordering::Relaxed)
+            && self.log.may_tell_life()
+        {
+            let pages: u64 = self.pools().iter().map(|pool| pool.pages).sum();
+            tracing::info!(
+                "the driver of guest {:?} is down; {pages} of its pages are kept",
+                self.name
+            );
         }
-        may
+    }
+
+    /// The driver created a pool: what uses the virtqueues is a driver, and works.
+    pub(super) fn note_pool(&self) {
+        if !self.driven.swap(true, Ordering::Relaxed) && self.log.may_tell_life() {
+            tracing::info!("the driver of guest {:?} is up", self.name);
+        }
+    }
+
+    /// A put was refused, which is told once.
+    pub(super) fn note_refusal(&self, why: PageResult) {
+        if self.refused.load(Ordering::Relaxed) || self.refused.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if self.log.may_tell_life() {
+            tracing::info!(
+                "pages of guest {:?} are refused ({why:?}), which goes to its own disk then; \
+                 it is not said again",
+                self.name
+            );
+        }
+    }
+
+    fn may_log(&self) -> bool {
+        self.log.may_tell_fault()
     }
 }
 
@@ -249,18 +316,17 @@ impl CreditWatcher for Session {
     fn room_again(&self) {
         self.watching.store(false, Ordering::SeqCst);
         self.credits_due.store(true, Ordering::SeqCst);
-        // It can only fail where the counter is full, and then the worker is awake.
-        let _ = self.wake.write(1);
+        if let Some(wake) = &*self.waker.lock().unwrap_or_else(PoisonError::into_inner) {
+            wake();
+        }
     }
 }
 
-fn random_epoch() -> u64 {
-    loop {
-        let mut hasher = RandomState::new().build_hasher();
-        hasher.write_u32(std::process::id());
-        match hasher.finish() {
-            0 | EPOCH_NONE => continue,
-            epoch => return epoch,
-        }
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("name", &self.name)
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
     }
 }

@@ -2,7 +2,11 @@
 
 //! The memory of the spans.
 
-use std::{fs, io};
+use std::{
+    fs::{self, File},
+    io,
+    sync::Arc,
+};
 
 use clap::ValueEnum;
 
@@ -44,14 +48,23 @@ pub(super) struct Arena {
 }
 
 impl Arena {
-    /// Reserves address space for `spans` spans, in huge pages if they are wanted and there are such.
+    /// Maps the `spans` spans that a file in memory has, in huge pages if they are wanted and there
+    /// are such, and out of the host's swap with `lock`.
     ///
     /// # Errors
     ///
     /// The operating system's, where it has no address space left.
-    pub(super) fn new(spans: usize, huge_pages: HugePages) -> io::Result<Self> {
+    pub(super) fn new(
+        file: &Arc<File>,
+        spans: usize,
+        huge_pages: HugePages,
+        lock: bool,
+    ) -> io::Result<Self> {
         let len = spans * SPAN_SIZE;
-        let map = Mapping::aligned(len, CHUNK_SIZE)?;
+        let map = Mapping::shared(file, 0, len.max(PAGE_SIZE), CHUNK_SIZE)?;
+        if lock {
+            map.lock()?;
+        }
         let whole = len / CHUNK_SIZE * CHUNK_SIZE;
         // Where there are huge pages that nobody asked for, more would take memory than is
         // accounted for. A kernel that knows of none refuses.
@@ -105,30 +118,31 @@ impl Arena {
         }
     }
 
-    /// Gives a span's memory back to the operating system.
+    /// Gives the memory of `count` spans back to the operating system, from `span` on.
     ///
     /// # Safety
     ///
-    /// The span is not in use, and will not be until this returns.
-    pub(super) unsafe fn release(&self, span: SpanId) {
-        let at = span.index() * SPAN_SIZE;
-        if self.huge {
-            self.map.split_huge_page(at, SPAN_SIZE);
-        }
-        // SAFETY: Nobody uses the span.
-        note(unsafe { self.map.release(at, SPAN_SIZE) });
+    /// None of the spans is in use, nor will be until this returns.
+    pub(super) unsafe fn release(&self, span: SpanId, count: usize) {
+        // SAFETY: Nobody uses the spans.
+        note(unsafe {
+            self.map
+                .release(span.index() * SPAN_SIZE, count * SPAN_SIZE)
+        });
     }
 }
 
-/// Returns whether the operating system has huge pages, and they are as large as a chunk.
+/// Returns whether the operating system has huge pages for files in memory where they are asked
+/// for, and they are as large as a chunk.
 fn huge_pages_fit() -> bool {
     let setting = |name| {
         let path = format!("/sys/kernel/mm/transparent_hugepage/{name}");
         fs::read_to_string(path).unwrap_or_default()
     };
-    let enabled = setting("enabled");
+    let enabled = setting("shmem_enabled");
     let size = setting("hpage_pmd_size").trim().parse();
-    !enabled.is_empty() && !enabled.contains("[never]") && size == Ok(CHUNK_SIZE)
+    let refused = ["[never]", "[deny]"].iter().any(|no| enabled.contains(no));
+    !enabled.is_empty() && !refused && size == Ok(CHUNK_SIZE)
 }
 
 fn note(released: io::Result<()>) {

@@ -38,6 +38,11 @@ impl Buckets {
         self.heads.prefer_huge_pages();
     }
 
+    /// Returns the bytes of memory that they take.
+    pub(super) fn taken(&self) -> u64 {
+        self.heads.taken()
+    }
+
     /// Returns how many buckets there are.
     pub(super) fn count(&self) -> usize {
         self.count

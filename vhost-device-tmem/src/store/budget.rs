@@ -4,10 +4,10 @@
 
 use super::{
     classes::{ClassId, CLASSES},
-    index::{Object, Page},
+    entry::{Object, Page},
     slots::SPAN_OVERHEAD,
     spans::SPAN_SIZE,
-    Compression, PAGE_SIZE,
+    Compression, Config, StoreError, MIN_CAPACITY, PAGE_SIZE,
 };
 
 /// Entries by which the share of pages, and that of objects, grow and shrink. So many of either
@@ -33,6 +33,10 @@ const RAW_SLOTS: usize = SPAN_SIZE / PAGE_SIZE;
 const _: () = assert!(PAGE_STEP.div_ceil(STEP) + SPAN_OVERHEAD.div_ceil(RAW_SLOTS) <= 64);
 const _: () = assert!(OBJECT_STEP / STEP <= 64);
 
+/// What is neither for pages nor grows with them: headers, records of pools, and the last page of
+/// memory of each table, of which only a part is used.
+const FIXED: usize = 16 * PAGE_SIZE;
+
 /// What every page at least takes of the capacity, as far as the tables can ever be of use.
 /// Address space is reserved for so many.
 const LEAST_PER_PAGE: usize = 256;
@@ -56,10 +60,12 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Divides `capacity` bytes. Where all pages take the same room, the share of the pages is
+    /// Divides `capacity` bytes, of which some are set aside at once. Where all pages take the same room, the share of the pages is
     /// fixed.
     pub(super) fn new(capacity: usize, compression: Compression) -> Self {
         let elastic = compression != Compression::None;
+        let given = capacity;
+        let capacity = capacity.saturating_sub(FIXED);
         let span = SPAN_SIZE + SPAN_OVERHEAD;
         let (max_spans, max_pages) = if elastic {
             (capacity / span, capacity / LEAST_PER_PAGE)
@@ -69,7 +75,7 @@ impl Budget {
         };
         let max_pages = max_pages.min(u32::MAX as usize - STEP);
         let mut this = Self {
-            capacity,
+            capacity: given,
             max_spans: max_spans.min(u32::MAX as usize - 1),
             max_pages,
             pages: 0,
@@ -82,6 +88,37 @@ impl Budget {
             this.pages_peak = max_pages;
         }
         this
+    }
+
+    /// As [`Self::new`], of what a configuration says.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::TooSmall`].
+    pub(super) fn of(config: &Config) -> Result<Self, StoreError> {
+        let capacity = usize::try_from(config.capacity).ok();
+        match capacity.filter(|_| config.capacity >= MIN_CAPACITY) {
+            Some(capacity) => Ok(Self::new(capacity, config.compression)),
+            None => Err(StoreError::TooSmall(config.capacity)),
+        }
+    }
+
+    /// Returns the division with room for so many pages and objects at least, as far as there can
+    /// be.
+    pub(super) fn grown_to(mut self, pages: usize, objects: usize) -> Self {
+        while self.pages < pages {
+            let Some(grown) = self.grow_pages() else {
+                break;
+            };
+            self = grown;
+        }
+        while self.objects < objects {
+            let Some(grown) = self.grow_objects() else {
+                break;
+            };
+            self = grown;
+        }
+        self
     }
 
     /// Returns the most spans there can ever be.
@@ -102,7 +139,8 @@ impl Budget {
 
     /// Returns the bytes that are not for contents.
     pub(super) fn metadata(&self) -> usize {
-        self.max_spans * SPAN_OVERHEAD
+        FIXED
+            + self.max_spans * SPAN_OVERHEAD
             + self.pages * size_of::<Page>()
             + self.pages_peak.div_ceil(64) * PER_64_ENTRIES
             + self.objects * OBJECT_STEP / STEP
@@ -175,14 +213,14 @@ impl Budget {
 }
 
 /// Returns the bytes that pages and objects take, without the contents of pages.
-pub(super) fn entry_bytes(pages: u64, objects: u64) -> u64 {
+pub(super) const fn entry_bytes(pages: u64, objects: u64) -> u64 {
     pages * (PAGE_STEP / STEP) as u64 + objects * (OBJECT_STEP / STEP) as u64
 }
 
 /// Returns the bytes that a slot takes.
-pub(super) fn slot_bytes(class: ClassId) -> u64 {
-    let class = CLASSES[usize::from(class)];
-    u64::from(class.size) + SPAN_OVERHEAD as u64 / u64::from(class.slots)
+pub(super) const fn slot_bytes(class: ClassId) -> u64 {
+    let class = CLASSES[class as usize];
+    class.size as u64 + SPAN_OVERHEAD as u64 / class.slots as u64
 }
 
 #[cfg(test)]
@@ -220,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_share_shrinks_to_whole_steps() {
-        let mut budget = Budget::new(1_100_000, Compression::Lz4);
+        let mut budget = Budget::new(1_100_000 + FIXED, Compression::Lz4);
         while let Some(grown) = budget.grow_pages() {
             budget = grown;
         }

@@ -4,9 +4,9 @@
 
 use super::{
     classes::{CLASSES, OWNER, RAW},
+    entry::Body,
     id::{PageId, SpanId},
-    index::{Body, Page},
-    mapping::Table,
+    index::Index,
     slots::{Slot, Slots, DENSE, NO_LIST, SPARSE},
 };
 
@@ -19,7 +19,7 @@ impl Slots {
     ///
     /// Once it finds none even `thorough`, all spans together are as few as the slots in use need,
     /// but for what is being copied.
-    pub(super) fn compact(&mut self, pages: &mut Table<Page>, thorough: bool) -> bool {
+    pub(super) fn compact(&mut self, index: &mut Index, thorough: bool) -> bool {
         let lists: &[u8] = if thorough {
             &[SPARSE, DENSE]
         } else {
@@ -35,7 +35,7 @@ impl Slots {
                     let Some(span) = SpanId::from_link(link) else {
                         break;
                     };
-                    if self.empty(pages, span) {
+                    if self.empty(index, span) {
                         return true;
                     }
                     link = self.table[span.index()].next;
@@ -47,9 +47,9 @@ impl Slots {
 
     /// Moves all pages of a span to other spans of its class, which have room, if none of them is
     /// being copied.
-    fn empty(&mut self, pages: &mut Table<Page>, span: SpanId) -> bool {
+    fn empty(&mut self, index: &mut Index, span: SpanId) -> bool {
         let slots = CLASSES[usize::from(self.table[span.index()].class)].slots;
-        let movable = |slot: Slot| pages[self.owner(slot).index()].is_idle();
+        let movable = |slot: Slot| index.pages[self.owner(slot).index()].is_idle();
         let mut numbers = (0..slots).filter_map(|number| self.slot_in_use(span, number));
         if !numbers.all(movable) {
             return false;
@@ -74,9 +74,8 @@ impl Slots {
             // as the page is not pinned, no put writes to it, as a key leads to it, and `to` was
             // free.
             unsafe { source.copy_to_nonoverlapping(target, len) };
-            let entry = &mut pages[page.index()];
-            if let Body::Slot { len, .. } = entry.body() {
-                entry.set_body(Body::Slot { slot: to, len });
+            if let Body::Slot { len, .. } = index.pages[page.index()].body() {
+                index.move_contents(page, Body::Slot { slot: to, len });
             }
         }
         self.forget_span(span);

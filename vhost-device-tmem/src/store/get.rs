@@ -2,14 +2,18 @@
 
 //! Reading pages back.
 
+use std::{fmt, thread};
+
 use virtio_tmem_abi::{Key, PageResult};
 
 use super::{
     classes::RAW,
     codec::Workspace,
+    entry::{check_of, Body, Check, PageState},
     id::PageId,
-    index::{Body, PageState},
     inner::{Cause, Inner},
+    pool::Pool,
+    take::Held,
     Guest, PageBytes, PoolError, PoolKind, Store, BATCH,
 };
 
@@ -20,9 +24,32 @@ pub trait PageSink {
     fn write_page(&mut self, n: usize, page: &PageBytes) -> bool;
 }
 
+/// Pages that a get took. No get finds them any more, and they are gone from the store once this is
+/// dropped. Should the process end before, the next one has them.
+pub struct Taken<'s> {
+    store: &'s Store,
+    held: Held,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.store.end_take(&mut self.held, true);
+    }
+}
+
+impl fmt::Debug for Taken<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.held.fmt(f)
+    }
+}
+
 impl Store {
     /// Copies the pages under `keys`, in this order, to `sink`, and says in the result of each
-    /// whether it was there. With `take`, what was copied is gone from the store after.
+    /// whether it was there. With `take`, what was copied is gone from the store once the caller
+    /// drops what this returns: after it has told the guest.
+    ///
+    /// A persistent page that was stored and cannot be read back is [`PageResult::Damaged`], until
+    /// it is put anew or flushed.
     ///
     /// # Errors
     ///
@@ -39,71 +66,136 @@ impl Store {
         keys: &[Key],
         sink: &mut dyn PageSink,
         results: &mut [PageResult],
+    ) -> Result<Taken<'_>, PoolError> {
+        let mut taken = Taken {
+            store: self,
+            held: Held::default(),
+        };
+        self.get_held(guest, number, take, keys, sink, results, &mut taken.held)?;
+        Ok(taken)
+    }
+
+    /// As [`Self::get`], and adds what is taken to `held`.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "they are those of a get, and one"
+    )]
+    pub(super) fn get_held(
+        &self,
+        guest: &Guest,
+        number: u32,
+        take: bool,
+        keys: &[Key],
+        sink: &mut dyn PageSink,
+        results: &mut [PageResult],
+        held: &mut Held,
     ) -> Result<(), PoolError> {
         assert_eq!(keys.len(), results.len());
-        let (mut any, mut much) = (false, false);
-        let batches = keys.chunks(BATCH).zip(results.chunks_mut(BATCH));
-        for (first, (keys, results)) in (0..).step_by(BATCH).zip(batches) {
+        let mut first = 0;
+        while first < keys.len() {
             let mut pages = [None; BATCH];
-            let pages = &mut pages[..keys.len()];
-            match self.lock().pin_batch(guest, number, take, keys, pages) {
-                // It was destroyed meanwhile.
-                Err(PoolError::NoPool) if first > 0 => {}
-                pinned => pinned?,
-            }
+            let end = keys.len().min(first + BATCH);
+            let pinned = self
+                .lock()
+                .pin_batch(guest, number, take, &keys[first..end], &mut pages);
+            let batch = match pinned {
+                // All of the first page's pins are taken. They are given back soon.
+                Ok(batch) if batch.count == 0 => {
+                    thread::yield_now();
+                    continue;
+                }
+                Ok(batch) => batch,
+                Err(PoolError::NoPool) if first > 0 => {
+                    // It was destroyed meanwhile.
+                    results[first..].fill(PageResult::Miss);
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
+            let results = &mut results[first..first + batch.count];
             for (n, (page, result)) in pages.iter().zip(&mut *results).enumerate() {
-                let copied = page.is_some_and(|(_, body)| {
+                let write = |page: &PageBytes| sink.write_page(first + n, page);
+                *result = match page {
+                    None => PageResult::Miss,
                     // SAFETY: It was pinned when a key led to it.
-                    unsafe { self.copy_out(body, |page| sink.write_page(first + n, page)) }
-                });
-                *result = if copied {
-                    PageResult::Hit
-                } else {
-                    PageResult::Miss
+                    Some(pinned) => match unsafe { self.copy_out(pinned, write) } {
+                        Copied::All => PageResult::Hit,
+                        Copied::NotAll => PageResult::Miss,
+                        Copied::Damaged if batch.kind == PoolKind::Persistent => {
+                            PageResult::Damaged
+                        }
+                        Copied::Damaged => PageResult::Miss,
+                    },
                 };
             }
-            let mut inner = self.lock();
-            let used = inner.index.used_pages();
-            inner.unpin_batch(take, pages, results);
-            any |= inner.index.used_pages() < used;
-            much |= inner.much_to_release();
-        }
-        if any {
-            self.after_free(much);
+            self.lock()
+                .unpin_batch(take, &pages, results, &mut held.pages);
+            first += batch.count;
         }
         Ok(())
     }
 
-    /// Lends a page to `write`, and returns whether that was successful.
+    /// Lends a page to `write`, and returns what came of it.
     ///
     /// # Safety
     ///
-    /// The page is pinned, and this was its body when it was.
-    unsafe fn copy_out(&self, body: Body, write: impl FnOnce(&PageBytes) -> bool) -> bool {
-        match body {
-            Body::Nothing => false,
-            Body::Same(word) => Workspace::with(|space| write(space.repeat(word))),
+    /// The page is pinned, and this is what it was when it was.
+    unsafe fn copy_out(&self, pinned: &Pinned, write: impl FnOnce(&PageBytes) -> bool) -> Copied {
+        let copied = |all| if all { Copied::All } else { Copied::NotAll };
+        if let (Body::Slot { slot, len }, Some(check)) = (pinned.body, pinned.check) {
+            // SAFETY: The caller pinned it.
+            if check_of(unsafe { self.arena.read(slot, len.into()) }) != check {
+                tracing::error!("a page that another process stored is damaged");
+                return Copied::Damaged;
+            }
+        }
+        match pinned.body {
+            Body::Nothing => Copied::Damaged,
+            Body::Same(word) => Workspace::with(|space| copied(write(space.repeat(word)))),
             Body::Slot { slot, .. } if slot.class() == RAW => {
                 // SAFETY: The caller pinned it.
-                write(unsafe { self.arena.read_page(slot) })
+                copied(write(unsafe { self.arena.read_page(slot) }))
             }
             Body::Slot { slot, len } => {
                 // SAFETY: The caller pinned it.
                 let packed = unsafe { self.arena.read(slot, len.into()) };
-                Workspace::with(|space| {
-                    let page = space.decode(self.compression, packed);
-                    if page.is_none() {
+                Workspace::with(|space| match space.decode(self.compression, packed) {
+                    Some(page) => copied(write(page)),
+                    None => {
                         tracing::error!("a stored page cannot be decompressed: memory is damaged");
+                        Copied::Damaged
                     }
-                    page.is_some_and(write)
                 })
             }
         }
     }
 }
 
-/// A page that is pinned, and what it consisted of then.
-type Pinned = (PageId, Body);
+/// What came of copying a page to where it belongs.
+enum Copied {
+    All,
+    /// That could not be written.
+    NotAll,
+    /// There are no contents any more.
+    Damaged,
+}
+
+/// A page that is pinned.
+#[derive(Clone, Copy)]
+struct Pinned {
+    id: PageId,
+    /// What it consisted of then.
+    body: Body,
+    /// What its contents have to be compared with.
+    check: Option<Check>,
+}
+
+/// Keys that were looked up.
+struct PinnedBatch {
+    /// How many of those that were to be. A page that has too many pins ends a batch.
+    count: usize,
+    kind: PoolKind,
+}
 
 impl Inner {
     fn pin_batch(
@@ -113,48 +205,83 @@ impl Inner {
         take: bool,
         keys: &[Key],
         pages: &mut [Option<Pinned>],
-    ) -> Result<(), PoolError> {
+    ) -> Result<PinnedBatch, PoolError> {
         let slot = self.require_pool(guest, number)?;
-        let ephemeral = self.pool(slot).kind == PoolKind::Ephemeral;
-        let mut hits = 0;
+        let Pool { kind, account, .. } = *self.pool(slot);
+        let (mut count, mut hits) = (0, 0);
         let mut found = [None; BATCH];
         self.index.find_pages(slot, keys, &mut found);
         for ((key, found), pinned) in keys.iter().zip(found).zip(pages) {
+            count += 1;
             // What is forgotten here meanwhile is not linked any more.
             let Some(id) = found else { continue };
             let page = &mut self.index.pages[id.index()];
-            if page.version.get() != key.version.get() || page.state != PageState::Linked {
+            if page.version() != key.version.get() || page.state() != PageState::Linked {
                 continue;
             }
-            if take {
-                page.state = PageState::Taking;
+            if !page.pin() {
+                count -= 1;
+                break;
             }
-            if ephemeral {
+            if take {
+                page.set_state(PageState::Taking);
+            }
+            if kind == PoolKind::Ephemeral {
                 if self.roll_forget() {
                     self.forget(id, Cause::Evicted);
+                    self.unpin(id);
                     continue;
                 }
-                self.lru.touch(&mut self.index.pages, id);
+                self.accounts.touch(account, &mut self.index.pages, id);
             }
-            self.pin(id);
-            *pinned = Some((id, self.index.pages[id.index()].body()));
+            let page = &self.index.pages[id.index()];
+            *pinned = Some(Pinned {
+                id,
+                body: page.body(),
+                check: match kind {
+                    PoolKind::Persistent => page.unverified(),
+                    PoolKind::Ephemeral => None,
+                },
+            });
             hits += 1;
         }
         let counters = &mut self.pool_mut(slot).counters;
-        counters.gets += keys.len() as u64;
+        counters.gets += count as u64;
         counters.gets_hit += hits;
-        Ok(())
+        Ok(PinnedBatch { count, kind })
     }
 
-    fn unpin_batch(&mut self, take: bool, pages: &[Option<Pinned>], results: &[PageResult]) {
+    /// Notes that the contents of a page are those that its check is of, if it still has that.
+    fn verified(&mut self, id: PageId, check: Option<Check>) {
+        let page = &mut self.index.pages[id.index()];
+        // Where no key leads any more, nobody asks. What is put over it has contents of its own.
+        if page.state() == PageState::Linked && page.unverified() == check {
+            page.set_verified(true);
+        }
+    }
+
+    /// Lets go of pages that were copied, but for those that were taken.
+    fn unpin_batch(
+        &mut self,
+        take: bool,
+        pages: &[Option<Pinned>],
+        results: &[PageResult],
+        taken: &mut Vec<PageId>,
+    ) {
         for (page, result) in pages.iter().zip(results) {
-            let Some((id, _)) = *page else { continue };
-            if take && self.index.pages[id.index()].state == PageState::Taking {
-                if *result == PageResult::Hit {
-                    self.forget(id, Cause::Taken);
-                } else {
-                    self.index.pages[id.index()].state = PageState::Linked;
-                }
+            let Some(Pinned { id, check, .. }) = *page else {
+                continue;
+            };
+            if check.is_some() && *result == PageResult::Hit {
+                self.verified(id, check);
+            }
+            if take && *result == PageResult::Hit {
+                taken.push(id);
+                continue;
+            }
+            let page = &mut self.index.pages[id.index()];
+            if take && page.state() == PageState::Taking {
+                page.set_state(PageState::Linked);
             }
             self.unpin(id);
         }

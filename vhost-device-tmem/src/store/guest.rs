@@ -2,33 +2,26 @@
 
 //! Guests and their pools.
 
-use std::{
-    ops::AddAssign,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
     inner::{Inner, PoolSlot},
+    records::{Hold, Known},
     PoolCounters, PoolKind, PoolReport, Store,
 };
 
 /// A guest's place in a [`Store`]. Nobody else reaches its pages.
-///
-/// # Locking
-///
-/// `walk` is taken before the store's lock, by what walks over many pages and lets go of the
-/// store's lock in between, so that two walks never disturb each other's order.
 #[derive(Debug)]
 pub struct Guest {
-    pub(super) id: u64,
-    walk: Mutex<()>,
+    number: u32,
 }
 
 impl Guest {
-    pub(super) fn walk(&self) -> MutexGuard<'_, ()> {
-        self.walk.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns the guest's number.
+    pub fn number(&self) -> u32 {
+        self.number
     }
 }
 
@@ -41,6 +34,9 @@ pub enum PoolError {
     /// The guest has a pool of this number, of another kind.
     #[error("the pool exists and is of another kind")]
     Exists,
+    /// All guests together have as many pools as the store has room for.
+    #[error("there are too many pools")]
+    TooMany,
 }
 
 /// Pools of one kind that were destroyed.
@@ -95,60 +91,75 @@ impl AddAssign for Dropped {
 }
 
 impl Store {
-    /// Adds a guest that has no pools.
+    /// Adds a guest that has no pools, under the lowest number that is free.
     pub fn add_guest(&self) -> Guest {
-        Guest {
-            id: self.lock().add_guest(),
-            walk: Mutex::new(()),
-        }
+        let number = self.lock().add_guest(None);
+        Guest { number }
     }
 
-    /// Forgets a guest and all its pages. No operation of it is running.
-    pub fn remove_guest(&self, guest: &Guest) -> Dropped {
-        let mut dropped = Dropped::default();
-        for pool in self.pools(guest) {
-            if let Ok(pool) = self.destroy_pool(guest, pool.pool) {
-                dropped.add(&pool);
-            }
-        }
-        self.lock().guests.remove(&guest.id);
-        dropped
+    /// Returns the guest of a number, with the pools that it has. One that there is not has none.
+    pub fn guest(&self, number: u32) -> Guest {
+        let number = self.lock().add_guest(Some(number));
+        Guest { number }
     }
 
-    /// Creates a pool. One that is there already and of the same kind stays as it is.
+    /// Creates a pool that resets of the device leave as it is. One that is there already and of the
+    /// same kind stays as it is.
     ///
     /// # Errors
     ///
-    /// [`PoolError::Exists`].
+    /// [`PoolError::Exists`] and [`PoolError::TooMany`].
     pub fn create_pool(&self, guest: &Guest, number: u32, kind: PoolKind) -> Result<(), PoolError> {
+        self.create_pool_with(guest, number, kind, Hold::Stays)
+    }
+
+    /// As [`Self::create_pool`], and says what a reset does to the pool, if it is new.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::Exists`] and [`PoolError::TooMany`].
+    pub fn create_pool_with(
+        &self,
+        guest: &Guest,
+        number: u32,
+        kind: PoolKind,
+        hold: Hold,
+    ) -> Result<(), PoolError> {
         let mut inner = self.lock();
-        match inner.pool_slot(guest.id, number) {
-            None => {
-                inner.add_pool(guest.id, number, kind);
-                Ok(())
-            }
+        match inner.pool_slot(guest.number, number) {
+            None => inner.add_pool(Known {
+                guest: guest.number,
+                number,
+                kind,
+                hold,
+                ending: false,
+            }),
             Some(slot) if inner.pool(slot).kind == kind => Ok(()),
             Some(_) => Err(PoolError::Exists),
         }
     }
 
-    /// Forgets all pages of a pool, and the pool. Returns what it was before.
+    /// Sets what a reset of the device does to a pool.
     ///
     /// # Errors
     ///
     /// [`PoolError::NoPool`].
-    pub fn destroy_pool(&self, guest: &Guest, number: u32) -> Result<PoolReport, PoolError> {
-        let _walk = guest.walk();
-        let (slot, report) = {
-            let mut inner = self.lock();
-            // No put finds the pool from here on.
-            let slot = inner.take_pool(guest.id, number);
-            let slot = slot.ok_or(PoolError::NoPool)?;
-            (slot, inner.report(number, slot))
-        };
-        self.empty_pool(slot);
-        self.lock().remove_pool(slot);
-        Ok(report)
+    pub fn set_hold(&self, guest: &Guest, number: u32, hold: Hold) -> Result<(), PoolError> {
+        let mut inner = self.lock();
+        let slot = inner.require_pool(guest, number)?;
+        inner.set_hold(slot, hold);
+        Ok(())
+    }
+
+    /// Returns what a reset of the device does to a pool.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::NoPool`].
+    pub fn hold(&self, guest: &Guest, number: u32) -> Result<Hold, PoolError> {
+        let inner = self.lock();
+        let slot = inner.require_pool(guest, number)?;
+        Ok(inner.pool(slot).hold)
     }
 
     /// Returns what kind a pool is of.
@@ -175,17 +186,13 @@ impl Store {
 
     /// Returns what all pools of a guest hold, by ascending number.
     pub fn pools(&self, guest: &Guest) -> Vec<PoolReport> {
-        let inner = self.lock();
-        let Some(pools) = inner.guests.get(&guest.id) else {
-            return Vec::new();
-        };
-        let report = |(number, slot): (&u32, &PoolSlot)| inner.report(*number, *slot);
-        pools.iter().map(report).collect()
+        self.lock().reports(guest.number)
     }
 }
 
 impl Inner {
     pub(super) fn require_pool(&self, guest: &Guest, number: u32) -> Result<PoolSlot, PoolError> {
-        self.pool_slot(guest.id, number).ok_or(PoolError::NoPool)
+        self.pool_slot(guest.number, number)
+            .ok_or(PoolError::NoPool)
     }
 }

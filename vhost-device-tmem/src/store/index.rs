@@ -8,125 +8,20 @@ use std::{
 };
 
 use virtio_tmem_abi::{Key, ObjectId};
-use zerocopy::{little_endian::U64, FromZeros};
 
 use super::{
     buckets::Buckets,
     budget::STEP,
+    cursors::Cursors,
+    entry::{Body, Move, Object, Page, PageState},
     id::{Link, ObjectSlot, PageId},
     mapping::Table,
-    slots::Slot,
+    memory::Files,
     vacancies::Vacancies,
     BATCH,
 };
 
-/// What a page's entry and its slot are doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromZeros)]
-#[repr(u8)]
-pub(super) enum PageState {
-    /// It is free, or about to be linked: no key leads here.
-    Unlinked = 0,
-    /// A key leads here.
-    Linked = 1,
-    /// As `Linked`, but a get is taking it: a key leads here, and finds nothing.
-    Taking = 2,
-    /// No key leads here any more; the last get or put that still copies frees it.
-    Orphan = 3,
-    /// As `Linked`, but a put is copying into the slot: a key leads here, and finds nothing yet.
-    Filling = 4,
-}
-
-/// What a page consists of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Body {
-    /// Nothing: no page is here.
-    Nothing,
-    /// The same word, again and again.
-    Same(u64),
-    /// The first `len` bytes of a slot: the page as it is, or compressed.
-    Slot { slot: Slot, len: u16 },
-}
-
-/// Which [`Body`] a page has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromZeros)]
-#[repr(u8)]
-enum Form {
-    Nothing = 0,
-    Same = 1,
-    Slot = 2,
-}
-
-/// The entry of one page.
-#[derive(Clone, Copy, Debug, FromZeros)]
-#[repr(C)]
-pub(super) struct Page {
-    pub(super) index: U64,
-    pub(super) version: U64,
-    /// The word, or the slot.
-    body: U64,
-    pub(super) object: Link,
-    bucket_next: Link,
-    pub(super) object_prev: Link,
-    pub(super) object_next: Link,
-    pub(super) lru_prev: Link,
-    pub(super) lru_next: Link,
-    /// Gets that are copying from the slot, and the put that is copying into it. There are at most
-    /// a batch for each of the guest's workers.
-    pub(super) pins: u16,
-    pub(super) state: PageState,
-    form: Form,
-}
-
-impl Page {
-    pub(super) fn body(&self) -> Body {
-        let body = self.body.get();
-        match self.form {
-            Form::Nothing => Body::Nothing,
-            Form::Same => Body::Same(body),
-            Form::Slot => Body::Slot {
-                slot: Slot::from_bits(body >> 16),
-                len: body as u16,
-            },
-        }
-    }
-
-    /// Returns whether a key leads to the page and nobody copies it.
-    pub(super) fn is_idle(&self) -> bool {
-        self.state == PageState::Linked && self.pins == 0
-    }
-
-    /// Has a put fill the page, which is linked, with another version.
-    pub(super) fn begin_filling(&mut self, version: u64) {
-        self.version = version.into();
-        self.pins = 1;
-        self.state = PageState::Filling;
-    }
-
-    pub(super) fn set_body(&mut self, body: Body) {
-        let (form, body) = match body {
-            Body::Nothing => (Form::Nothing, 0),
-            Body::Same(word) => (Form::Same, word),
-            Body::Slot { slot, len } => (Form::Slot, (slot.to_bits() << 16) | u64::from(len)),
-        };
-        (self.form, self.body) = (form, body.into());
-    }
-}
-
-/// One object that has pages.
-#[derive(Clone, Copy, Debug, FromZeros)]
-#[repr(C)]
-pub(super) struct Object {
-    pub(super) id: ObjectId,
-    pub(super) pool: u32,
-    /// Pages, never zero in an object that is in use.
-    pub(super) pages: u32,
-    bucket_next: Link,
-    pub(super) first: Link,
-    pub(super) last: Link,
-    pub(super) pool_prev: Link,
-    pub(super) pool_next: Link,
-    pub(super) reserved: u32,
-}
+pub(super) use super::cursors::CursorId;
 
 /// Pages whose buckets are in one cache line.
 const NEIGHBOURS: u64 = 16;
@@ -146,6 +41,8 @@ const _: () = assert!(NEIGHBOURS as usize * size_of::<Link>() == 64);
 pub(super) struct Index {
     pub(super) pages: Table<Page>,
     pub(super) objects: Table<Object>,
+    /// A move of contents that is under way.
+    moves: Table<Move>,
     vacancies: Vacancies,
     page_buckets: Buckets,
     object_buckets: Buckets,
@@ -160,19 +57,27 @@ pub(super) struct Index {
     /// The neighbours whose hash was asked for last.
     recent_group: (Link, u64, u64),
     secret: RandomState,
+    cursors: Cursors,
 }
 
 impl Index {
-    /// Reserves tables for `max` pages and as many objects, with room for `pages` already.
+    /// Takes over tables for `max` pages and as many objects, and reserves what leads to them. There
+    /// is room for `pages` already, and none of these is in use, nor is an object.
     ///
     /// # Errors
     ///
     /// The operating system's, where it has no address space left.
-    pub(super) fn new(max: usize, pages: usize) -> io::Result<Self> {
+    pub(super) fn new(files: &Files, max: usize, pages: usize) -> io::Result<Self> {
         let max = max.max(1);
+        let (file, layout) = (&files.index, &files.layout);
         let mut index = Self {
-            pages: Table::new(max)?,
-            objects: Table::new(max)?,
+            // SAFETY: Of these three tables: the header says that the file is laid out so, and
+            // whoever hands it over has it to himself. The entries are of numbers only.
+            pages: unsafe { Table::shared(file, layout.pages, max)? },
+            // SAFETY: See above.
+            objects: unsafe { Table::shared(file, layout.objects, max)? },
+            // SAFETY: See above.
+            moves: unsafe { Table::shared(file, layout.moves, 1)? },
             vacancies: Vacancies::new(max)?,
             page_buckets: Buckets::new(max, pages.max(1))?,
             object_buckets: Buckets::new(max, 1)?,
@@ -183,13 +88,28 @@ impl Index {
             recent: None,
             recent_group: (None, 0, 0),
             secret: RandomState::new(),
+            cursors: Cursors::default(),
         };
         if pages == max {
-            index.pages.prefer_huge_pages();
             index.page_buckets.prefer_huge_pages();
         }
         index.vacancies.grant(pages);
         Ok(index)
+    }
+
+    /// Keeps what describes pages out of the host's swap.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub(super) fn lock(&self) -> io::Result<()> {
+        self.pages.lock()?;
+        self.objects.lock()
+    }
+
+    /// Returns the bytes of memory that what leads to the entries takes.
+    pub(super) fn taken(&self) -> u64 {
+        self.vacancies.taken() + self.page_buckets.taken() + self.object_buckets.taken()
     }
 
     /// Returns how many entries of pages are in use.
@@ -343,17 +263,9 @@ impl Index {
         };
         self.used_objects += 1;
         let bucket = self.object_bucket(pool, &id);
-        self.objects[slot.index()] = Object {
-            id,
-            pool,
-            pages: 0,
-            bucket_next: self.object_buckets.head(bucket),
-            first: None,
-            last: None,
-            pool_prev: None,
-            pool_next: None,
-            reserved: 0,
-        };
+        let mut object = Object::new(pool, id);
+        object.bucket_next = self.object_buckets.head(bucket);
+        self.objects[slot.index()] = object;
         self.object_buckets.set_head(bucket, slot.link());
         slot
     }
@@ -431,17 +343,67 @@ impl Index {
         None
     }
 
+    /// Carries out the move of contents that the process before was at when it ended.
+    pub(super) fn finish_move(&mut self) {
+        if let Some((page, body, word)) = self.moves[0].pending() {
+            if let Some(page) = PageId::from_link(page).filter(|p| p.index() < self.pages.len()) {
+                self.pages[page.index()].set_moved(body, word);
+            }
+        }
+        self.moves[0].end();
+    }
+
+    /// Takes the entry of a page that is there.
+    pub(super) fn claim_page(&mut self, id: PageId) {
+        self.vacancies.claim(id.index());
+    }
+
+    /// Makes an object of the process before, which is sound, be found. It has no pages yet.
+    pub(super) fn attach_object(&mut self, slot: ObjectSlot) {
+        self.touched_objects = self.touched_objects.max(slot.index() + 1);
+        self.used_objects += 1;
+        let Object { id, pool, .. } = self.objects[slot.index()];
+        let bucket = self.object_bucket(pool, &id);
+        let mut object = Object::new(pool, id);
+        object.bucket_next = self.object_buckets.head(bucket);
+        self.objects[slot.index()] = object;
+        self.object_buckets.set_head(bucket, slot.link());
+        if self.object_buckets.count() < self.used_objects {
+            self.add_object_bucket();
+        }
+    }
+
+    /// Makes those of the objects free that have no pages, once all others were attached.
+    pub(super) fn free_other_objects(&mut self) {
+        for at in (0..self.touched_objects).rev() {
+            if self.objects[at].pages == 0 {
+                self.objects[at].bucket_next = self.free_objects;
+                self.free_objects = ObjectSlot::from_index(at).link();
+            }
+        }
+        while self.object_buckets.count() < self.touched_objects {
+            self.add_object_bucket();
+        }
+    }
+
     /// Makes a key lead to a page that a put is going to fill, as the last page of its object.
     pub(super) fn link_page(&mut self, id: PageId, object: ObjectSlot, index: u64, version: u64) {
-        let bucket = self.page_bucket(object, index);
-        let last = self.objects[object.index()].last;
         let page = &mut self.pages[id.index()];
         page.index = index.into();
         page.object = object.link();
+        page.begin_filling(version);
+        self.attach_page(id, object);
+    }
+
+    /// Makes the key that an entry says lead to it, as the last page of its object.
+    pub(super) fn attach_page(&mut self, id: PageId, object: ObjectSlot) {
+        let index = self.pages[id.index()].index.get();
+        let bucket = self.page_bucket(object, index);
+        let last = self.objects[object.index()].last;
+        let page = &mut self.pages[id.index()];
         page.bucket_next = self.page_buckets.head(bucket);
         page.object_prev = last;
         page.object_next = None;
-        page.begin_filling(version);
         self.page_buckets.set_head(bucket, id.link());
         match PageId::from_link(last) {
             Some(last) => self.pages[last.index()].object_next = id.link(),
@@ -452,8 +414,19 @@ impl Index {
         object.pages += 1;
     }
 
+    /// Has the contents of a page be in another slot, where they are already. Should the process
+    /// end meanwhile, the next one finds them in either.
+    pub(super) fn move_contents(&mut self, id: PageId, body: Body) {
+        let moved = self.pages[id.index()].moved(body).to_moved();
+        let log = &mut self.moves[0];
+        log.begin(id.link(), moved);
+        self.pages[id.index()].set_moved(moved.0, moved.1);
+        self.moves[0].end();
+    }
+
     /// Makes no key lead to a page, and returns the object that it was a page of.
     pub(super) fn unlink_page(&mut self, id: PageId) -> ObjectSlot {
+        self.pages[id.index()].set_state(PageState::Orphan);
         let page = self.pages[id.index()];
         let object = ObjectSlot::from_link(page.object).expect("a linked page has an object");
         let bucket = self.page_bucket(object, page.index.get());
@@ -471,25 +444,31 @@ impl Index {
         }
         self.remove_from_object(id, object);
         self.objects[object.index()].pages -= 1;
-        let page = &mut self.pages[id.index()];
-        page.object = None;
-        page.state = PageState::Orphan;
+        self.pages[id.index()].object = None;
         object
     }
 
-    /// Makes a page the last of its object, so that a walk that always looks at the first comes
-    /// to the next.
-    pub(super) fn rotate(&mut self, id: PageId, object: ObjectSlot) {
-        self.remove_from_object(id, object);
-        let last = self.objects[object.index()].last;
-        let page = &mut self.pages[id.index()];
-        page.object_prev = last;
-        page.object_next = None;
-        match PageId::from_link(last) {
-            Some(last) => self.pages[last.index()].object_next = id.link(),
-            None => self.objects[object.index()].first = id.link(),
+    /// Opens a cursor on the first page of an object. Pages linked later come after all others.
+    pub(super) fn open_cursor(&mut self, object: ObjectSlot) -> CursorId {
+        self.cursors.open(self.objects[object.index()].first)
+    }
+
+    /// Closes a cursor.
+    pub(super) fn close_cursor(&mut self, cursor: CursorId) {
+        self.cursors.close(cursor);
+    }
+
+    /// Returns the page that a cursor is on, [`None`] at the end.
+    pub(super) fn cursor(&self, cursor: CursorId) -> Option<PageId> {
+        self.cursors.get(cursor)
+    }
+
+    /// Moves a cursor to the next page of its object.
+    pub(super) fn advance_cursor(&mut self, cursor: CursorId) {
+        if let Some(page) = self.cursors.get(cursor) {
+            self.cursors
+                .set(cursor, self.pages[page.index()].object_next);
         }
-        self.objects[object.index()].last = id.link();
     }
 
     fn remove_from_object(&mut self, id: PageId, object: ObjectSlot) {
@@ -498,6 +477,7 @@ impl Index {
             object_next,
             ..
         } = self.pages[id.index()];
+        self.cursors.page_leaves(id, object_next);
         match PageId::from_link(object_prev) {
             Some(prev) => self.pages[prev.index()].object_next = object_next,
             None => self.objects[object.index()].first = object_next,

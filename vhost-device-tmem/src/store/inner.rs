@@ -7,14 +7,20 @@ use std::{collections::BTreeMap, io, sync::Arc};
 use virtio_tmem_abi::{Key, ObjectId};
 
 use super::{
+    accounts::{AccountId, Accounts},
     arena::Arena,
-    budget::{entry_bytes, Budget},
+    budget::{entry_bytes, slot_bytes, Budget},
+    classes::RAW,
+    entry::{Body, Check, Object, PageState},
+    fairness::{room_for, Promise},
     id::{ObjectSlot, PageId},
-    index::{Body, Index, Object, PageState},
-    lru::Lru,
+    index::Index,
+    mapping::Table,
+    memory::Files,
     pool::{Contents, Pool, PoolKind, PoolReport},
+    records::{Hold, Known, PoolRecord, MAX_POOLS},
     slots::Slots,
-    Credits, Faults,
+    Credits, Faults, PoolError,
 };
 
 /// Why a page was not stored.
@@ -42,28 +48,62 @@ pub(super) enum Cause {
 /// Where a pool is in the table of pools.
 pub(super) type PoolSlot = u32;
 
+/// The pools of a guest.
+#[derive(Debug)]
+pub(super) struct GuestPools {
+    /// Its place in the accounts.
+    pub(super) account: AccountId,
+    /// Their places, by their numbers.
+    pub(super) pools: BTreeMap<u32, PoolSlot>,
+}
+
+/// A pool that may have ended since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PoolRef {
+    pub(super) slot: PoolSlot,
+    serial: u64,
+}
+
+/// What an entry counts for in a guest's account.
+const ENTRY: i64 = entry_bytes(1, 0) as i64;
+
+/// What a page counts for that is stored as it is.
+const RAW_BYTES: u64 = entry_bytes(1, 0) + slot_bytes(RAW);
+
+fn body_bytes(body: Body) -> i64 {
+    match body {
+        Body::Slot { slot, .. } => slot_bytes(slot.class()) as i64,
+        Body::Nothing | Body::Same(_) => 0,
+    }
+}
+
 /// # Invariants
 ///
 /// - The pages of a pool are those of the objects in its list; `pages` and `objects` count both.
-/// - `lru` lists the linked pages of ephemeral pools.
+/// - The lists in `accounts` have the linked pages of ephemeral pools, each guest's its own.
 /// - `slots` has a slot in use for each page whose body is one, and no others.
 /// - Neither `slots.spans().used()` nor `.resident()` is ever above the budget's limit, and there
 ///   are as many entries as the budget says.
-/// - The slots counted as fixed are those of the pages that `lru` does not list.
+/// - The slots counted as fixed are those of pages that are not in these lists.
 /// - `contents` is the sum of all pools' `contents`.
-/// - `guests` leads to every pool in `pools` exactly once, but for one being destroyed.
+/// - `guests` leads to every pool in `pools` exactly once, but for those in `ending`.
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) index: Index,
     pub(super) slots: Slots,
-    pub(super) lru: Lru,
+    /// What guests hold, by their places.
+    pub(super) accounts: Accounts,
     pub(super) budget: Budget,
     pub(super) arena: Arc<Arena>,
     pub(super) contents: Contents,
-    pub(super) guests: BTreeMap<u64, BTreeMap<u32, PoolSlot>>,
+    pub(super) guests: BTreeMap<u32, GuestPools>,
+    /// What describes the pools, by their places.
+    pub(super) records: Table<PoolRecord>,
     pools: Vec<Option<Pool>>,
     free_pools: Vec<PoolSlot>,
-    next_guest: u64,
+    /// Pools that are being emptied, which no number leads to.
+    ending: Vec<PoolSlot>,
+    next_serial: u64,
     /// Pages evicted since the start.
     pub(super) evictions: u64,
     faults: Faults,
@@ -71,33 +111,59 @@ pub(super) struct Inner {
 }
 
 impl Inner {
-    pub(super) fn new(budget: Budget, arena: Arc<Arena>, faults: Faults) -> io::Result<Self> {
+    /// Starts with nothing in use, whatever is in the files.
+    pub(super) fn new(
+        files: &Files,
+        budget: Budget,
+        arena: Arc<Arena>,
+        promise: Promise,
+        faults: Faults,
+    ) -> io::Result<Self> {
+        // SAFETY: The header says that the file is laid out so, and whoever hands it over has it to
+        // himself. A record is of numbers only.
+        let records = unsafe { Table::shared(&files.index, files.layout.pools, MAX_POOLS)? };
         Ok(Self {
-            index: Index::new(budget.max_pages(), budget.entries().0)?,
+            index: Index::new(files, budget.max_pages(), budget.entries().0)?,
             slots: Slots::new(Arc::clone(&arena), budget.max_spans())?,
-            lru: Lru::default(),
+            accounts: Accounts::new(promise),
             budget,
             arena,
             contents: Contents::default(),
             guests: BTreeMap::new(),
+            records,
             pools: Vec::new(),
             free_pools: Vec::new(),
-            next_guest: 0,
+            ending: Vec::new(),
+            next_serial: 0,
             evictions: 0,
             faults,
             dice: 0x9e37_79b9_7f4a_7c15,
         })
     }
 
-    pub(super) fn add_guest(&mut self) -> u64 {
-        self.next_guest += 1;
-        self.guests.insert(self.next_guest, BTreeMap::new());
-        self.next_guest
+    /// Adds a guest that has no pools, unless there is one of this number. Without a number it gets
+    /// the lowest that is free.
+    pub(super) fn add_guest(&mut self, number: Option<u32>) -> u32 {
+        let free = || (0..).find(|number| !self.guests.contains_key(number));
+        let number = number
+            .or_else(free)
+            .expect("there are fewer guests than numbers");
+        self.guest_pools(number);
+        number
+    }
+
+    /// Returns the pools of a guest, which there is from now on.
+    pub(super) fn guest_pools(&mut self, number: u32) -> &mut GuestPools {
+        let accounts = &mut self.accounts;
+        self.guests.entry(number).or_insert_with(|| GuestPools {
+            account: accounts.open(number),
+            pools: BTreeMap::new(),
+        })
     }
 
     /// Returns the place of a guest's pool.
-    pub(super) fn pool_slot(&self, guest: u64, number: u32) -> Option<PoolSlot> {
-        self.guests.get(&guest)?.get(&number).copied()
+    pub(super) fn pool_slot(&self, guest: u32, number: u32) -> Option<PoolSlot> {
+        self.guests.get(&guest)?.pools.get(&number).copied()
     }
 
     pub(super) fn pool(&self, slot: PoolSlot) -> &Pool {
@@ -110,30 +176,118 @@ impl Inner {
         pool.expect("a pool that is referred to exists")
     }
 
-    pub(super) fn add_pool(&mut self, guest: u64, number: u32, kind: PoolKind) {
-        let pool = Some(Pool::new(kind));
+    /// Adds a pool of a number that the guest has none of.
+    pub(super) fn add_pool(&mut self, known: Known) -> Result<(), PoolError> {
         let slot = match self.free_pools.pop() {
-            Some(slot) => {
-                self.pools[slot as usize] = pool;
-                slot
-            }
-            None => {
-                self.pools.push(pool);
+            Some(slot) => slot,
+            None if self.pools.len() < self.records.len() => {
+                self.pools.push(None);
                 self.pools.len() as PoolSlot - 1
             }
+            None => return Err(PoolError::TooMany),
         };
-        self.guests.entry(guest).or_default().insert(number, slot);
+        self.records[slot as usize].set(known);
+        let guest = self.guest_pools(known.guest);
+        guest.pools.insert(known.number, slot);
+        let pool = Pool::of(known, guest.account);
+        self.restore_pool(slot, pool, false);
+        Ok(())
     }
 
-    /// Makes a guest's number lead to no pool any more, and returns the pool's place.
-    pub(super) fn take_pool(&mut self, guest: u64, number: u32) -> Option<PoolSlot> {
-        self.guests.get_mut(&guest)?.remove(&number)
+    /// Puts a pool that is described at its place.
+    pub(super) fn restore_pool(&mut self, slot: PoolSlot, pool: Pool, ending: bool) {
+        self.next_serial += 1;
+        let at = slot as usize;
+        if self.pools.len() <= at {
+            self.pools.resize_with(at + 1, || None);
+        }
+        self.accounts.add_pool(pool.account);
+        self.pools[at] = Some(Pool {
+            serial: self.next_serial,
+            ..pool
+        });
+        if ending {
+            self.ending.push(slot);
+        }
+    }
+
+    /// Lists the places between those of pools.
+    pub(super) fn list_free_pools(&mut self) {
+        let places = self.pools.iter().enumerate();
+        let free = places.filter(|(_, pool)| pool.is_none());
+        self.free_pools = free.map(|(at, _)| at as PoolSlot).collect();
+    }
+
+    pub(super) fn has_pool(&self, slot: PoolSlot) -> bool {
+        self.pools.get(slot as usize).is_some_and(Option::is_some)
+    }
+
+    /// Sets what a reset of the device does to a pool.
+    pub(super) fn set_hold(&mut self, slot: PoolSlot, hold: Hold) {
+        self.pool_mut(slot).hold = hold;
+        self.describe(slot, |known| known.hold = hold);
+    }
+
+    /// Changes the description of a pool.
+    fn describe(&mut self, slot: PoolSlot, change: impl FnOnce(&mut Known)) {
+        let record = &mut self.records[slot as usize];
+        // It was written by this process, or was found to be sound.
+        if let Ok(Some(mut known)) = record.known() {
+            change(&mut known);
+            record.set(known);
+        }
+    }
+
+    /// Names a pool, so that it is told from one that has its place later.
+    pub(super) fn pool_ref(&self, slot: PoolSlot) -> PoolRef {
+        let serial = self.pool(slot).serial;
+        PoolRef { slot, serial }
+    }
+
+    /// Returns whether the pool is still there.
+    pub(super) fn is_current(&self, pool: PoolRef) -> bool {
+        let there = self.pools.get(pool.slot as usize).and_then(Option::as_ref);
+        there.is_some_and(|there| there.serial == pool.serial)
+    }
+
+    /// Makes a guest's number lead to no pool any more. The pool is to be emptied and removed.
+    pub(super) fn end_pool(&mut self, guest: u32, number: u32) -> Result<PoolRef, PoolError> {
+        let pools = self.guests.get_mut(&guest).ok_or(PoolError::NoPool)?;
+        let slot = pools.pools.remove(&number).ok_or(PoolError::NoPool)?;
+        self.ending.push(slot);
+        self.describe(slot, |known| known.ending = true);
+        Ok(self.pool_ref(slot))
+    }
+
+    /// Makes there be no such guest. Its pools are to be emptied and removed.
+    pub(super) fn end_guest(&mut self, guest: u32) -> Vec<PoolRef> {
+        let pools = self.guests.get(&guest).into_iter();
+        let numbers: Vec<_> = pools
+            .flat_map(|guest| guest.pools.keys().copied())
+            .collect();
+        let ended = numbers
+            .into_iter()
+            .map(|number| self.end_pool(guest, number));
+        let ended = ended.collect::<Result<_, _>>().unwrap_or_default();
+        if let Some(guest) = self.guests.remove(&guest) {
+            self.accounts.close(guest.account);
+        }
+        ended
+    }
+
+    /// Returns a pool that is being emptied.
+    pub(super) fn ending(&self) -> Option<PoolRef> {
+        self.ending.last().map(|slot| self.pool_ref(*slot))
     }
 
     /// Removes a pool that has no pages left, and that no number leads to.
     pub(super) fn remove_pool(&mut self, slot: PoolSlot) {
         debug_assert_eq!(self.pool(slot).pages, 0);
+        self.records[slot as usize].clear();
+        let account = self.pool(slot).account;
+        self.accounts.remove_pool(account);
         self.pools[slot as usize] = None;
+        self.ending.retain(|ending| *ending != slot);
         self.free_pools.push(slot);
     }
 
@@ -153,14 +307,21 @@ impl Inner {
         };
         self.index
             .link_page(id, object, key.index.get(), key.version.get());
+        self.count_linked(id, slot);
+        Ok(())
+    }
+
+    /// Counts a page that was just linked.
+    pub(super) fn count_linked(&mut self, id: PageId, slot: PoolSlot) {
         let body = self.index.pages[id.index()].body();
         self.count(slot, Body::Nothing, body);
         let pool = self.pool_mut(slot);
         pool.pages += 1;
-        if pool.kind == PoolKind::Ephemeral {
-            self.lru.push(&mut self.index.pages, id);
+        let (kind, account) = (pool.kind, pool.account);
+        self.accounts.hold(account, kind, ENTRY);
+        if kind == PoolKind::Ephemeral {
+            self.accounts.push(account, &mut self.index.pages, id);
         }
-        Ok(())
     }
 
     /// Counts that a linked page of a pool consists of something else.
@@ -170,7 +331,10 @@ impl Inner {
         let pool = self.pool_mut(pool);
         pool.contents.remove(older);
         pool.contents.add(newer);
-        if pool.kind == PoolKind::Ephemeral {
+        let (kind, account) = (pool.kind, pool.account);
+        let more = body_bytes(newer) - body_bytes(older);
+        self.accounts.hold(account, kind, more);
+        if kind == PoolKind::Ephemeral {
             if let Body::Slot { slot, .. } = older {
                 self.slots.fix(slot.class());
             }
@@ -185,6 +349,12 @@ impl Inner {
             self.grow_objects()?;
         }
         let object = self.index.add_object(slot, id);
+        self.list_object(slot, object);
+        Ok(object)
+    }
+
+    /// Makes an object the last of its pool.
+    pub(super) fn list_object(&mut self, slot: PoolSlot, object: ObjectSlot) {
         let last = self.pool(slot).last;
         self.index.objects[object.index()].pool_prev = last;
         match ObjectSlot::from_link(last) {
@@ -194,16 +364,18 @@ impl Inner {
         let pool = self.pool_mut(slot);
         pool.last = object.link();
         pool.objects += 1;
-        Ok(object)
     }
 
-    /// Makes a page be found that a put has filled; or forgets it, if that failed. Nothing of both
+    /// Makes a page be found that a put has filled, with contents of this check; or forgets it, if that failed. Nothing of both
     /// is to be done if it was forgotten meanwhile.
-    pub(super) fn filled(&mut self, id: PageId, successful: bool) {
+    pub(super) fn filled(&mut self, id: PageId, successful: bool, check: Option<Check>) {
         let page = &mut self.index.pages[id.index()];
-        if page.state == PageState::Filling {
+        if page.state() == PageState::Filling {
             if successful {
-                page.state = PageState::Linked;
+                if let Some(check) = check {
+                    page.set_contents(check);
+                }
+                page.set_state(PageState::Linked);
             } else {
                 let object = ObjectSlot::from_link(page.object);
                 let object = object.expect("a linked page has an object");
@@ -232,9 +404,10 @@ impl Inner {
         if pages == 0 {
             self.remove_object(pool, object);
         }
-        let ephemeral = self.pool(pool).kind == PoolKind::Ephemeral;
-        if ephemeral {
-            self.lru.remove(&mut self.index.pages, id);
+        let Pool { kind, account, .. } = *self.pool(pool);
+        self.accounts.hold(account, kind, -ENTRY);
+        if kind == PoolKind::Ephemeral {
+            self.accounts.remove(account, &mut self.index.pages, id);
         }
         let pool = self.pool_mut(pool);
         pool.pages -= 1;
@@ -246,7 +419,7 @@ impl Inner {
                 self.evictions += 1;
             }
         }
-        if self.index.pages[id.index()].pins == 0 {
+        if self.index.pages[id.index()].pins() == 0 {
             self.release(id);
         }
     }
@@ -272,7 +445,7 @@ impl Inner {
     /// Frees a page that no key leads to and nobody reads.
     pub(super) fn release(&mut self, id: PageId) {
         let page = &mut self.index.pages[id.index()];
-        page.state = PageState::Unlinked;
+        page.set_state(PageState::Unlinked);
         if let Body::Slot { slot, .. } = page.body() {
             self.slots.free(slot);
         }
@@ -280,16 +453,11 @@ impl Inner {
         self.index.free_page(id);
     }
 
-    /// Keeps a get's page where it is until [`Self::unpin`].
-    pub(super) fn pin(&mut self, id: PageId) {
-        self.index.pages[id.index()].pins += 1;
-    }
-
     /// Lets go of a page, and frees it if no key leads there any more.
     pub(super) fn unpin(&mut self, id: PageId) {
         let page = &mut self.index.pages[id.index()];
-        page.pins -= 1;
-        if page.pins == 0 && page.state == PageState::Orphan {
+        page.unpin();
+        if page.pins() == 0 && page.state() == PageState::Orphan {
             self.release(id);
         }
     }
@@ -319,22 +487,55 @@ impl Inner {
         (self.dice >> 32) % 100 < u64::from(percent)
     }
 
-    /// Returns how many pages would be stored now, whatever they contain: each is taken for one
-    /// that no compression makes smaller. What is less than that leaves more for those after it.
-    pub(super) fn credits(&self) -> Credits {
+    /// Returns how many persistent pages would be stored now, whatever they contain: each is taken
+    /// for one that no compression makes smaller. What is less than that leaves more for those after
+    /// it.
+    fn room(&self) -> usize {
         let mut budget = self.budget;
         if self.lacks_objects() {
             budget = budget.grow_objects().unwrap_or(budget);
         }
         let room = self.slots.room(budget.span_limit());
-        let unevictable = self.index.used_pages() - self.lru.len();
-        let room = budget.credits(room, budget.entries().0 - unevictable);
-        let room = room.saturating_sub(self.budget.reserve_pages());
-        let room = u32::try_from(room).unwrap_or(u32::MAX - 1);
+        let unevictable = self.index.used_pages() - self.accounts.ephemeral_pages();
+        budget.credits(room, budget.entries().0 - unevictable)
+    }
+
+    /// Returns how much of the room is for a guest that has this account.
+    fn room_of(&self, room: usize, account: AccountId) -> usize {
+        let (unmet, others) = self.accounts.unmet(account);
+        let pages = |bytes: u64| bytes.div_ceil(RAW_BYTES);
+        room_for(room as u64, pages(unmet), pages(others)) as usize
+    }
+
+    /// Returns whether a guest's persistent page may take memory that the guest does not have yet.
+    pub(super) fn admits(&self, account: AccountId) -> bool {
+        let (unmet, others) = self.accounts.unmet(account);
+        // What was promised to it is found, or it is not there at all.
+        unmet > 0 || others == 0 || self.room_of(self.room(), account) > 0
+    }
+
+    /// Returns the credits of a guest, or those that there are for whoever comes first.
+    pub(super) fn credits(&self, guest: Option<u32>) -> Credits {
+        let room = self.room();
+        let account = guest.and_then(|guest| self.guests.get(&guest));
+        let own = account.map_or(room, |guest| self.room_of(room, guest.account));
+        let told = |room: usize| {
+            let room = room.saturating_sub(self.budget.reserve_pages());
+            u32::try_from(room).unwrap_or(u32::MAX - 1)
+        };
         Credits {
-            persistent: room,
-            ephemeral: room,
+            persistent: told(own),
+            ephemeral: told(room),
         }
+    }
+
+    /// Returns what all pools of a guest hold, by ascending number.
+    pub(super) fn reports(&self, guest: u32) -> Vec<PoolReport> {
+        let pools = self.guests.get(&guest).into_iter();
+        pools
+            .flat_map(|guest| &guest.pools)
+            .map(|(number, slot)| self.report(*number, *slot))
+            .collect()
     }
 
     /// Returns what a pool holds, and what happened in it.

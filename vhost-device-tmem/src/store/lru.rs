@@ -3,32 +3,26 @@
 //! The order in which ephemeral pages were last used.
 
 use super::{
+    entry::Page,
     id::{Link, PageId},
-    index::Page,
     mapping::Table,
 };
 
 /// Pages that an eviction looks at before it gives up: those in use by a get cannot go.
 const SEARCH: usize = 128;
 
-/// A list of all ephemeral pages of all guests, the one used last at its end.
+/// A list of all ephemeral pages of a guest, the one used last at its end.
 ///
 /// # Invariants
 ///
-/// It holds exactly the linked pages of ephemeral pools, `len` of them.
+/// It holds exactly the linked pages of the guest's ephemeral pools.
 #[derive(Debug, Default)]
 pub(super) struct Lru {
     oldest: Link,
     newest: Link,
-    len: usize,
 }
 
 impl Lru {
-    /// Returns how many ephemeral pages there are.
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
     /// Adds a page that was just put.
     pub(super) fn push(&mut self, pages: &mut Table<Page>, id: PageId) {
         let page = &mut pages[id.index()];
@@ -39,7 +33,6 @@ impl Lru {
             None => self.oldest = id.link(),
         }
         self.newest = id.link();
-        self.len += 1;
     }
 
     /// Takes a page out.
@@ -55,7 +48,6 @@ impl Lru {
             Some(next) => pages[next.index()].lru_prev = lru_prev,
             None => self.newest = lru_prev,
         }
-        self.len -= 1;
     }
 
     /// Notes that a page was used.

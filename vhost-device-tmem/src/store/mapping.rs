@@ -1,29 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Anonymous memory that the operating system fills in on first touch.
+//! Memory that the operating system fills in on first touch: of the process alone, or of a file in
+//! memory that outlives it.
 
 use std::{
+    fs::File,
     io,
     marker::PhantomData,
     ops::{Index, IndexMut},
+    os::fd::AsRawFd,
     ptr::NonNull,
+    sync::Arc,
 };
 
+use rustix::fs::{fallocate, FallocateFlags};
 use zerocopy::FromZeros;
 
 use super::PAGE_SIZE;
 use crate::prefetch::prefetch;
 
-/// A private anonymous mapping. It reads as zeros until written, takes memory only where it was
-/// touched, and is left out of core dumps because it holds what guests stored.
+/// A mapping, anonymous or of a part of a file in memory. It reads as zeros until written, takes
+/// memory only where it was touched, and is left out of core dumps because it holds what guests
+/// stored.
 ///
 /// # Invariants
 ///
-/// `addr` is the start of a mapping of `len` bytes that nobody else unmaps.
+/// - `addr` is the start of a mapping of `len` bytes that nobody else unmaps.
+/// - `file` is what is mapped, and from where on; it is sealed against becoming shorter.
 #[derive(Debug)]
 pub(super) struct Mapping {
     addr: NonNull<u8>,
     len: usize,
+    file: Option<(Arc<File>, u64)>,
 }
 
 // SAFETY: The mapping is plain memory that belongs to no thread.
@@ -54,7 +62,11 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         let addr = NonNull::new(addr.cast::<u8>()).ok_or_else(io::Error::last_os_error)?;
-        let mapping = Self { addr, len };
+        let mapping = Self {
+            addr,
+            len,
+            file: None,
+        };
         mapping.advise(0, len, libc::MADV_DONTDUMP)?;
         Ok(mapping)
     }
@@ -81,6 +93,73 @@ impl Mapping {
         Ok(map)
     }
 
+    /// Maps `len` bytes of a file in memory from `offset` on, at a multiple of `align`. All three are
+    /// multiples of the page size, and the file has so many bytes and keeps them.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, where it has no address space left.
+    pub(super) fn shared(
+        file: &Arc<File>,
+        offset: u64,
+        len: usize,
+        align: usize,
+    ) -> io::Result<Self> {
+        let mut map = Self::aligned(len, align)?;
+        let start = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: The range is a mapping of ours that nobody has seen, and is replaced whole.
+        let addr = unsafe {
+            libc::mmap(
+                map.addr.as_ptr().cast(),
+                map.len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED,
+                file.as_raw_fd(),
+                start,
+            )
+        };
+        if addr == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        map.file = Some((Arc::clone(file), offset));
+        map.advise(0, map.len, libc::MADV_DONTDUMP)?;
+        Ok(map)
+    }
+
+    /// Keeps what is touched from now on out of the host's swap.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, above all where the process may not lock so much.
+    pub(super) fn lock(&self) -> io::Result<()> {
+        let flags = libc::MLOCK_ONFAULT as libc::c_uint;
+        // SAFETY: The range is the mapping.
+        match unsafe { libc::mlock2(self.addr.as_ptr().cast(), self.len, flags) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Returns the bytes of memory that an anonymous mapping takes.
+    pub(super) fn taken(&self) -> u64 {
+        const PAGES: usize = 1 << 14;
+        let mut pages = [0_u8; PAGES];
+        let mut taken = 0;
+        for at in (0..self.len).step_by(PAGES * PAGE_SIZE) {
+            let len = (self.len - at).min(PAGES * PAGE_SIZE);
+            // SAFETY: The range lies within the mapping, and there is a byte for each of its pages.
+            let ret = unsafe {
+                let addr = self.addr.as_ptr().add(at);
+                libc::mincore(addr.cast(), len, pages.as_mut_ptr())
+            };
+            if ret == 0 {
+                let of = &pages[..len.div_ceil(PAGE_SIZE)];
+                taken += of.iter().filter(|page| **page & 1 != 0).count();
+            }
+        }
+        (taken * PAGE_SIZE) as u64
+    }
+
     /// Returns the address of the first byte.
     pub(super) fn addr(&self) -> NonNull<u8> {
         self.addr
@@ -92,7 +171,12 @@ impl Mapping {
     ///
     /// No reference into the range may exist.
     pub(super) unsafe fn release(&self, offset: usize, len: usize) -> io::Result<()> {
-        self.advise(offset, len, libc::MADV_DONTNEED)
+        let Some((file, start)) = &self.file else {
+            return self.advise(offset, len, libc::MADV_DONTNEED);
+        };
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(file, flags, start + offset as u64, len as u64).map_err(io::Error::from)
     }
 
     /// Asks for huge pages. What is touched then takes up to 2 MiB, within the mapping.
@@ -118,13 +202,6 @@ impl Mapping {
             libc::MADV_NOHUGEPAGE
         };
         self.advise(offset, len, advice)
-    }
-
-    /// Takes the huge page apart that a range is a part of, if it is. Otherwise none of it would go
-    /// back to the operating system before all of it does.
-    pub(super) fn split_huge_page(&self, offset: usize, len: usize) {
-        // A kernel that does not know how has it take memory for longer.
-        let _ = self.advise(offset, len, libc::MADV_COLD);
     }
 
     fn advise(&self, offset: usize, len: usize, advice: libc::c_int) -> io::Result<()> {
@@ -175,9 +252,46 @@ impl<T: FromZeros + Copy> Table<T> {
         })
     }
 
+    /// As [`Self::new`], with what a file in memory has from `offset` on.
+    ///
+    /// # Safety
+    ///
+    /// The file holds zeros there, or what another table of the same type wrote, and nobody else
+    /// writes to it. Any bytes are a valid `T`.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, where it has no address space left.
+    pub(super) unsafe fn shared(file: &Arc<File>, offset: u64, len: usize) -> io::Result<Self> {
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        let bytes = bytes.max(1).next_multiple_of(PAGE_SIZE);
+        Ok(Self {
+            map: Mapping::shared(file, offset, bytes, PAGE_SIZE)?,
+            len,
+            entries: PhantomData,
+        })
+    }
+
+    /// As [`Mapping::lock`].
+    pub(super) fn lock(&self) -> io::Result<()> {
+        self.map.lock()
+    }
+
+    /// As [`Mapping::taken`].
+    pub(super) fn taken(&self) -> u64 {
+        self.map.taken()
+    }
+
     /// Asks for huge pages, for a table all of whose memory is accounted for from the start.
     pub(super) fn prefer_huge_pages(&self) {
         self.map.prefer_huge_pages();
+    }
+
+    /// Returns how many entries there are.
+    pub(super) fn len(&self) -> usize {
+        self.len
     }
 
     /// Lets the processor fetch an entry that will be asked for.
@@ -230,6 +344,26 @@ impl<T: FromZeros + Copy> IndexMut<usize> for Table<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_to_a_file_is_there_for_the_next_who_maps_it() {
+        let file = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let file = Arc::new(File::from(file));
+        file.set_len(8 * PAGE_SIZE as u64).unwrap();
+        let table = || {
+            // SAFETY: Any bytes are numbers, and only one of the tables is written to.
+            unsafe { Table::<u64>::shared(&file, PAGE_SIZE as u64, 2000) }.unwrap()
+        };
+        let mut first = table();
+        (first[0], first[1999]) = (5, 6);
+        drop(first);
+        let mut next = table();
+        assert_eq!((next[0], next[1], next[1999]), (5, 0, 6));
+        assert!((0..2000).all(|at| [0, 1999].contains(&at) || next[at] == 0));
+        next.forget(0, 600);
+        assert_eq!(super::super::memory::taken(&file), 3 * PAGE_SIZE as u64);
+        assert_eq!((next[0], next[1999]), (0, 6));
+    }
 
     #[test]
     fn a_table_is_zero_until_written() {

@@ -6,7 +6,15 @@ use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
-use super::{budget::slot_bytes, classes::RAW, id::Link, index::Body, PAGE_SIZE};
+use super::{
+    accounts::AccountId,
+    budget::slot_bytes,
+    classes::RAW,
+    entry::Body,
+    id::Link,
+    records::{Hold, Known},
+    PAGE_SIZE,
+};
 
 /// What a pool promises of the pages that it stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,8 +103,13 @@ impl Contents {
     /// Returns how many times as large the pages are as what is set aside for them; [`None`] if
     /// there are none.
     pub fn ratio(&self) -> Option<f64> {
-        let pages = self.same_filled_pages + self.compressed_pages + self.raw_pages;
-        (self.slot_bytes > 0).then(|| (pages * PAGE_SIZE as u64) as f64 / self.slot_bytes as f64)
+        (self.slot_bytes > 0)
+            .then(|| (self.pages() * PAGE_SIZE as u64) as f64 / self.slot_bytes as f64)
+    }
+
+    /// Returns the pages of which there are contents.
+    pub(super) fn pages(&self) -> u64 {
+        self.same_filled_pages + self.compressed_pages + self.raw_pages
     }
 
     pub(super) fn add(&mut self, body: Body) {
@@ -148,7 +161,12 @@ pub struct PoolReport {
 /// A pool of one guest.
 #[derive(Debug)]
 pub(super) struct Pool {
+    /// No other pool ever has the same.
+    pub(super) serial: u64,
     pub(super) kind: PoolKind,
+    pub(super) hold: Hold,
+    /// The place of the guest's account.
+    pub(super) account: AccountId,
     pub(super) pages: u64,
     pub(super) objects: u64,
     pub(super) contents: Contents,
@@ -158,9 +176,12 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(kind: PoolKind) -> Self {
+    pub(super) fn of(known: Known, account: AccountId) -> Self {
         Self {
-            kind,
+            serial: 0,
+            kind: known.kind,
+            hold: known.hold,
+            account,
             pages: 0,
             objects: 0,
             contents: Contents::default(),

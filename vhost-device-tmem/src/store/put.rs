@@ -6,10 +6,11 @@ use virtio_tmem_abi::{Key, PageResult};
 
 use super::{
     codec::{Encoded, Workspace},
+    entry::Body,
+    entry::{check_of, Check},
     id::PageId,
-    index::Body,
     inner::{Cause, Inner, Refusal},
-    Compression, Guest, PageBytes, PoolError, Store, BATCH,
+    Compression, Guest, PageBytes, PoolError, PoolKind, Store, BATCH,
 };
 
 /// Where the pages of a put come from.
@@ -56,6 +57,7 @@ impl Store {
                 number,
                 keys,
                 contents: &mut [Encoded::Failed; BATCH][..keys.len()],
+                checks: [None; BATCH],
                 pages: &mut [Err(Refusal::NoMemory); BATCH][..keys.len()],
             };
             let put = if self.compression == Compression::None {
@@ -90,7 +92,7 @@ impl Store {
         source: &mut dyn PageSource,
     ) -> Result<bool, PoolError> {
         batch.contents.fill(Encoded::Raw);
-        let bodies = self.lock().reserve_batch(batch)?;
+        let (bodies, kind) = self.lock().reserve_batch(batch)?;
         for (n, contents) in batch.contents.iter_mut().enumerate() {
             if let Body::Slot { slot, .. } = bodies[n] {
                 // SAFETY: It was just allocated, and the page is not found before it is filled.
@@ -100,6 +102,8 @@ impl Store {
                     bytes.fill(0);
                     *contents = Encoded::Failed;
                 }
+                // While it is in the processor's cache.
+                batch.checks[n] = (kind == PoolKind::Persistent).then(|| check_of(bytes));
             }
         }
         Ok(self.lock().filled_batch(batch))
@@ -119,15 +123,18 @@ impl Store {
             let fill = |page: &mut PageBytes| source.read_page(first + n, page);
             *contents = space.encode(self.compression, fill);
         }
-        let bodies = self.lock().reserve_batch(batch)?;
+        let (bodies, kind) = self.lock().reserve_batch(batch)?;
         let mut packed = space.packed();
-        for (contents, body) in batch.contents.iter().zip(bodies) {
+        for (n, (contents, body)) in batch.contents.iter().zip(bodies).enumerate() {
             let len = contents.packed_len();
             let (bytes, rest) = packed.split_at(len);
             packed = rest;
             if let Body::Slot { slot, .. } = body {
                 // SAFETY: It was just allocated, and the page is not found before it is filled.
                 unsafe { self.arena.fill(slot, len) }.copy_from_slice(bytes);
+                // SAFETY: See above.
+                unsafe { self.arena.scrub_behind(slot, len) };
+                batch.checks[n] = (kind == PoolKind::Persistent).then(|| check_of(bytes));
             }
         }
         Ok(self.lock().filled_batch(batch))
@@ -141,6 +148,8 @@ struct Batch<'b> {
     keys: &'b [Key],
     /// What the pages came to.
     contents: &'b mut [Encoded],
+    /// The checks of those that are in slots of persistent pages.
+    checks: [Option<Check>; BATCH],
     /// The entries that they got.
     pages: &'b mut [Result<PageId, Refusal>],
 }
@@ -148,7 +157,10 @@ struct Batch<'b> {
 impl Inner {
     /// Drops what is stored under the keys, and makes each lead to a page that has the room which
     /// its contents need. Returns where that is.
-    fn reserve_batch(&mut self, batch: &mut Batch<'_>) -> Result<[Body; BATCH], PoolError> {
+    fn reserve_batch(
+        &mut self,
+        batch: &mut Batch<'_>,
+    ) -> Result<([Body; BATCH], PoolKind), PoolError> {
         let slot = self.require_pool(batch.guest, batch.number)?;
         let mut bodies = [Body::Nothing; BATCH];
         let (mut over_quota, mut no_memory) = (0, 0);
@@ -167,7 +179,7 @@ impl Inner {
                     if let Some(id) = older {
                         self.forget(id, Cause::Replaced);
                     }
-                    self.reserve(contents).and_then(|id| {
+                    self.reserve(contents, slot).and_then(|id| {
                         let linked = self.link(id, slot, key).map(|()| id);
                         linked.inspect_err(|_| self.release(id))
                     })
@@ -187,15 +199,15 @@ impl Inner {
         counters.puts_refused += over_quota + no_memory;
         counters.refused_over_quota += over_quota;
         counters.refused_no_memory += no_memory;
-        Ok(bodies)
+        Ok((bodies, self.pool(slot).kind))
     }
 
     /// Makes the pages be found, but for those whose contents could not be had. Returns whether
     /// there is much memory to give back.
     fn filled_batch(&mut self, batch: &Batch<'_>) -> bool {
-        for (page, contents) in batch.pages.iter().zip(&*batch.contents) {
+        for (n, page) in batch.pages.iter().enumerate() {
             if let Ok(id) = page {
-                self.filled(*id, *contents != Encoded::Failed);
+                self.filled(*id, batch.contents[n] != Encoded::Failed, batch.checks[n]);
             }
         }
         self.much_to_release()

@@ -6,17 +6,27 @@ use super::{
     budget::STEP,
     classes::ClassId,
     codec::Encoded,
+    entry::Body,
     id::PageId,
-    index::Body,
     inner::{Cause, Inner, PoolSlot, Refusal},
+    pool::Pool,
     PoolKind,
 };
 
 impl Inner {
-    /// Takes an entry for a page, and the room that its contents need.
-    pub(super) fn reserve(&mut self, contents: Encoded) -> Result<PageId, Refusal> {
+    /// Returns whether a pool's guest may have more memory, for all that others were promised.
+    fn may_hold_more(&self, pool: PoolSlot) -> bool {
+        let Pool { kind, account, .. } = *self.pool(pool);
+        kind == PoolKind::Ephemeral || self.admits(account)
+    }
+
+    /// Takes an entry for a page of a pool, and the room that its contents need.
+    pub(super) fn reserve(&mut self, contents: Encoded, pool: PoolSlot) -> Result<PageId, Refusal> {
         if contents == Encoded::Failed || self.roll_refuse() {
             return Err(Refusal::NoMemory);
+        }
+        if !self.may_hold_more(pool) {
+            return Err(Refusal::OverQuota);
         }
         let id = self.take_page()?;
         let body = self.take_body(contents, id);
@@ -43,8 +53,9 @@ impl Inner {
         let page = &mut self.index.pages[id.index()];
         page.begin_filling(version);
         let older = page.body();
-        if self.pool(pool).kind == PoolKind::Ephemeral {
-            self.lru.touch(&mut self.index.pages, id);
+        let Pool { kind, account, .. } = *self.pool(pool);
+        if kind == PoolKind::Ephemeral {
+            self.accounts.touch(account, &mut self.index.pages, id);
         }
         let newer = match older {
             Body::Slot { slot, .. } if contents.class() == Some(slot.class()) => Body::Slot {
@@ -57,7 +68,17 @@ impl Inner {
                 if let Body::Slot { slot, .. } = older {
                     self.slots.free(slot);
                 }
-                let newer = self.take_body(contents, id);
+                // Whoever has less after than before needs nobody's leave.
+                let less = match (older, contents.class()) {
+                    (_, None) => true,
+                    (Body::Slot { slot, .. }, Some(class)) => class > slot.class(),
+                    _ => false,
+                };
+                let newer = if less || self.may_hold_more(pool) {
+                    self.take_body(contents, id)
+                } else {
+                    Err(Refusal::OverQuota)
+                };
                 newer.inspect_err(|_| {
                     self.forget(id, Cause::Replaced);
                     self.unpin(id);
@@ -105,15 +126,15 @@ impl Inner {
 
     /// Makes more of a span free, or a page; an error if nothing can be.
     fn make_room(&mut self) -> Result<(), Refusal> {
-        if self.slots.compact(&mut self.index.pages, false) {
+        if self.slots.compact(&mut self.index, false) {
             return Ok(());
         }
-        match self.lru.victim(&self.index.pages) {
+        match self.accounts.victim(&self.index.pages) {
             Some(victim) => {
                 self.forget(victim, Cause::Evicted);
                 Ok(())
             }
-            None if self.slots.compact(&mut self.index.pages, true) => Ok(()),
+            None if self.slots.compact(&mut self.index, true) => Ok(()),
             None => Err(Refusal::OverQuota),
         }
     }
@@ -165,14 +186,15 @@ impl Inner {
 
     /// Gives memory of free spans back until no more than `limit` take memory; false if there are
     /// not enough free ones.
-    fn trim(&mut self, limit: usize) -> bool {
+    pub(super) fn trim(&mut self, limit: usize) -> bool {
         while self.slots.spans().resident() > limit {
             let split = |chunk| self.arena.split_chunk(chunk);
             let Some(span) = self.slots.spans_mut().trim(split) else {
                 return false;
             };
             // SAFETY: The span is free.
-            unsafe { self.arena.release(span) };
+            unsafe { self.arena.release(span, 1) };
+            self.slots.cleaned(span, 1);
         }
         true
     }

@@ -33,6 +33,20 @@ impl Slot {
         self.span.index() * SPAN_SIZE + usize::from(self.number) * size
     }
 
+    /// Returns whether it lies within `spans` spans, and has room for `len` bytes of a page.
+    fn fits(self, spans: usize, len: u16) -> bool {
+        let class = CLASSES.get(usize::from(self.class));
+        let room = |class: &Class| {
+            if self.class == RAW {
+                usize::from(len) == PAGE_SIZE
+            } else {
+                len > 0 && usize::from(len) + OWNER <= usize::from(class.size)
+            }
+        };
+        self.span.index() < spans
+            && class.is_some_and(|class| u16::from(self.number) < class.slots && room(class))
+    }
+
     /// Returns the slot in 48 bits.
     pub(super) fn to_bits(self) -> u64 {
         let span = self.span.index() as u64;
@@ -42,7 +56,8 @@ impl Slot {
     /// Returns the slot of [`Self::to_bits`].
     pub(super) fn from_bits(bits: u64) -> Self {
         Self {
-            span: SpanId::from_index((bits >> 16) as u32 as usize),
+            // All ones would be no span. They lie past every arena all the same.
+            span: SpanId::from_index(((bits >> 16) as u32).min(u32::MAX - 1) as usize),
             class: (bits >> 8) as u8,
             number: bits as u8,
         }
@@ -67,6 +82,20 @@ impl Arena {
     pub(super) unsafe fn fill(&self, slot: Slot, len: usize) -> &mut [u8] {
         // SAFETY: In bounds, and nobody else touches the slot until a key leads there.
         unsafe { std::slice::from_raw_parts_mut(self.contents(slot, len), len) }
+    }
+
+    /// Overwrites what is left of an older page behind the first `len` bytes of a slot.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Self::fill`].
+    pub(super) unsafe fn scrub_behind(&self, slot: Slot, len: usize) {
+        let size = usize::from(CLASSES[usize::from(slot.class)].size);
+        let before = if slot.class == RAW { 0 } else { OWNER };
+        let rest = size - before - len;
+        let addr = self.addr(slot.start() + before + len, rest);
+        // SAFETY: In bounds, and nobody else touches the slot until a key leads there.
+        unsafe { addr.write_bytes(0, rest) };
     }
 
     /// Returns a slot of class [`RAW`], to write to.
@@ -179,6 +208,50 @@ impl Packing {
     }
 }
 
+/// A set of spans.
+///
+/// # Invariants
+///
+/// No word before `first` is other than zero.
+#[derive(Debug)]
+struct DirtySpans {
+    words: Vec<u64>,
+    first: usize,
+}
+
+impl DirtySpans {
+    fn new(spans: usize) -> Self {
+        Self {
+            words: vec![0; spans.div_ceil(64)],
+            first: 0,
+        }
+    }
+
+    fn put(&mut self, span: SpanId) {
+        let at = span.index() / 64;
+        self.words[at] |= 1 << (span.index() % 64);
+        self.first = self.first.min(at);
+    }
+
+    fn remove(&mut self, span: SpanId) {
+        self.words[span.index() / 64] &= !(1 << (span.index() % 64));
+    }
+
+    fn take(&mut self) -> Option<SpanId> {
+        while *self.words.get(self.first)? == 0 {
+            self.first += 1;
+        }
+        let word = &mut self.words[self.first];
+        let bit = word.trailing_zeros() as usize;
+        *word &= *word - 1;
+        Some(SpanId::from_index(self.first * 64 + bit))
+    }
+}
+
+/// A slot that cannot be had, and whose it is if that is why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Taken(pub(super) Option<PageId>);
+
 /// The allocator of slots.
 ///
 /// # Invariants
@@ -188,6 +261,8 @@ impl Packing {
 /// - Each bin's `free` is the number of free slots of the spans of its class, and `loose` says which
 ///   of them are not less than the slots of a span.
 /// - `fixed_spans` is the sum of all classes' `fixed.spans()`.
+/// - A span that takes memory and has other than zeros outside of slots in use is in `dirty`, but
+///   for what a put leaves behind the contents that it copied, which are zeros.
 #[derive(Debug)]
 pub(super) struct Slots {
     pub(super) arena: Arc<Arena>,
@@ -197,6 +272,8 @@ pub(super) struct Slots {
     fixed_spans: usize,
     /// The classes whose free slots are as many as those of a span, a bit for each.
     pub(super) loose: u128,
+    /// Spans in which there may be something left of what was freed.
+    dirty: DirtySpans,
 }
 
 impl Slots {
@@ -215,6 +292,7 @@ impl Slots {
             bins: [Bin::default(); CLASSES.len()],
             fixed_spans: 0,
             loose: 0,
+            dirty: DirtySpans::new(spans),
         })
     }
 
@@ -238,22 +316,38 @@ impl Slots {
                 let span = self
                     .spans
                     .alloc(limit, |chunk| self.arena.split_chunk(chunk))?;
-                self.table[span.index()] = Span {
-                    prev: None,
-                    next: None,
-                    words: [0; WORDS],
-                    used: 0,
-                    class,
-                    list: NO_LIST,
-                };
-                self.bins[usize::from(class)].free +=
-                    usize::from(CLASSES[usize::from(class)].slots);
+                self.begin(span, class);
                 span
             }
         };
         let slot = self.take(span, page);
         self.fix(slot.class);
         Some(slot)
+    }
+
+    /// Takes a certain slot for the `len` bytes that a page has there. It is counted as fixed.
+    ///
+    /// # Errors
+    ///
+    /// [`Taken`] where the slot belongs to another page already, or cannot be one beside the others
+    /// of its span.
+    pub(super) fn claim(&mut self, slot: Slot, len: u16, page: PageId) -> Result<(), Taken> {
+        if !slot.fits(self.spans.count(), len) {
+            return Err(Taken(None));
+        }
+        if !self.spans.is_used(slot.span) {
+            self.spans.claim(slot.span);
+            self.begin(slot.span, slot.class);
+        }
+        if self.table[slot.span.index()].class != slot.class {
+            return Err(Taken(None));
+        }
+        if self.slot_in_use(slot.span, slot.number.into()).is_some() {
+            return Err(Taken(PageId::from_link(self.owner_link(slot))));
+        }
+        self.occupy(slot, page);
+        self.fix(slot.class);
+        Ok(())
     }
 
     /// Gives a slot back, which is counted as fixed.
@@ -289,37 +383,53 @@ impl Slots {
         limit.saturating_sub(self.fixed_spans) * usize::from(class.slots) + usize::from(in_last)
     }
 
-    /// Takes a free slot of a span that is in a list.
-    pub(super) fn take(&mut self, span: SpanId, page: PageId) -> Slot {
-        let entry = &mut self.table[span.index()];
-        let owner = page.index() as u32 + 1;
-        let class = entry.class;
-        let number = if class == RAW {
-            let free = entry.words.iter().position(|owner| *owner == 0);
-            let number = free.expect("a span in a list has a free slot");
-            entry.words[number] = owner;
-            number
-        } else {
-            let word = entry.words.iter().position(|word| *word != u32::MAX);
-            let word = word.expect("a span in a list has a free slot");
-            let bit = entry.words[word].trailing_ones();
-            entry.words[word] |= 1 << bit;
-            word * 32 + bit as usize
+    /// Cuts a span into slots, all of them free.
+    fn begin(&mut self, span: SpanId, class: ClassId) {
+        self.table[span.index()] = Span {
+            prev: None,
+            next: None,
+            words: [0; WORDS],
+            used: 0,
+            class,
+            list: NO_LIST,
         };
-        entry.used += 1;
+        self.add_free(class, CLASSES[usize::from(class)].slots as isize);
+    }
+
+    /// Takes a free slot of a span that is in a list, or was just begun.
+    pub(super) fn take(&mut self, span: SpanId, page: PageId) -> Slot {
+        let Span { class, words, .. } = &self.table[span.index()];
+        let number = if *class == RAW {
+            words.iter().position(|owner| *owner == 0)
+        } else {
+            let word = words.iter().position(|word| *word != u32::MAX);
+            word.map(|word| word * 32 + words[word].trailing_ones() as usize)
+        };
         let slot = Slot {
             span,
-            class,
-            number: number as u8,
+            class: *class,
+            number: number.expect("a span in a list has a free slot") as u8,
         };
-        if class != RAW {
+        self.occupy(slot, page);
+        slot
+    }
+
+    /// Makes a free slot be that of a page.
+    fn occupy(&mut self, slot: Slot, page: PageId) {
+        let owner = page.index() as u32 + 1;
+        let number = usize::from(slot.number);
+        let entry = &mut self.table[slot.span.index()];
+        entry.used += 1;
+        if slot.class == RAW {
+            entry.words[number] = owner;
+        } else {
+            entry.words[number / 32] |= 1 << (number % 32);
             let addr = self.arena.addr(slot.start(), OWNER).cast::<u32>();
             // SAFETY: In bounds and aligned. An owner is only touched under the store's lock.
             unsafe { addr.write(owner) };
         }
-        self.add_free(class, -1);
-        self.file(span);
-        slot
+        self.add_free(slot.class, -1);
+        self.file(slot.span);
     }
 
     /// Returns a slot of a span, if it is in use.
@@ -349,8 +459,45 @@ impl Slots {
         })
     }
 
+    /// Overwrites what is left of freed contents in one span, and returns whether there was one.
+    pub(super) fn scrub(&mut self) -> bool {
+        let Some(span) = self.dirty.take() else {
+            return false;
+        };
+        let start = span.index() * SPAN_SIZE;
+        if !self.spans.is_used(span) {
+            if self.spans.takes_memory(span) {
+                let addr = self.arena.addr(start, SPAN_SIZE);
+                // SAFETY: In bounds, and nobody else touches a free span while the lock is held.
+                unsafe { addr.write_bytes(0, SPAN_SIZE) };
+            }
+            return true;
+        }
+        let Class { size, slots } = CLASSES[usize::from(self.table[span.index()].class)];
+        for number in (0..slots).filter(|number| self.slot_in_use(span, *number).is_none()) {
+            let at = start + usize::from(number) * usize::from(size);
+            let addr = self.arena.addr(at, size.into());
+            // SAFETY: In bounds, and nobody else touches a free slot while the lock is held.
+            unsafe { addr.write_bytes(0, size.into()) };
+        }
+        true
+    }
+
+    /// Notes that something may be left of what was freed in a span.
+    pub(super) fn soil(&mut self, span: SpanId) {
+        self.dirty.put(span);
+    }
+
+    /// Notes that the memory of `count` spans has gone back, and with it all that was in them.
+    pub(super) fn cleaned(&mut self, first: SpanId, count: usize) {
+        for span in first.index()..(first.index() + count).min(self.spans.count()) {
+            self.dirty.remove(SpanId::from_index(span));
+        }
+    }
+
     /// Frees a span that is in no list, whatever is in its slots.
     pub(super) fn forget_span(&mut self, span: SpanId) {
+        self.dirty.put(span);
         let Span { class, used, .. } = self.table[span.index()];
         let slots = CLASSES[usize::from(class)].slots;
         self.add_free(class, -((slots - used) as isize));
@@ -379,6 +526,7 @@ impl Slots {
         }
         entry.used -= 1;
         let empty = entry.used == 0;
+        self.dirty.put(slot.span);
         self.add_free(slot.class, 1);
         if empty {
             self.relist(slot.span, NO_LIST);

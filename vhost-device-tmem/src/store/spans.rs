@@ -142,6 +142,22 @@ impl Spans {
         self.used
     }
 
+    /// Returns how many spans there are.
+    pub(super) fn count(&self) -> usize {
+        self.chunks.len() * CHUNK_SPANS - self.past.1.count_ones() as usize
+    }
+
+    /// Returns whether a span is in use.
+    pub(super) fn is_used(&self, span: SpanId) -> bool {
+        self.chunks[span.index() / CHUNK_SPANS].used & (1 << (span.index() % CHUNK_SPANS)) != 0
+    }
+
+    /// Returns whether a span takes memory.
+    pub(super) fn takes_memory(&self, span: SpanId) -> bool {
+        let chunk = &self.chunks[span.index() / CHUNK_SPANS];
+        !chunk.draining && chunk.touched & (1 << (span.index() % CHUNK_SPANS)) != 0
+    }
+
     /// Returns how many spans take memory.
     pub(super) fn resident(&self) -> usize {
         self.resident
@@ -184,6 +200,37 @@ impl Spans {
         self.used += 1;
         self.file(at);
         Some(SpanId::from_index(at * CHUNK_SPANS + bit as usize))
+    }
+
+    /// Takes a certain span, which is free. It takes memory already, and its chunk does span by
+    /// span until that is empty.
+    pub(super) fn claim(&mut self, span: SpanId) {
+        let at = span.index() / CHUNK_SPANS;
+        let bit = 1 << (span.index() % CHUNK_SPANS);
+        let chunk = &mut self.chunks[at];
+        debug_assert!(chunk.used & bit == 0, "taken twice");
+        chunk.piecemeal = true;
+        chunk.used |= bit;
+        self.resident += usize::from(chunk.touched & bit == 0);
+        chunk.touched |= bit;
+        self.used += 1;
+        self.file(at);
+    }
+
+    /// Returns the runs of spans that are free: the first of each, and how many.
+    pub(super) fn free_runs(&self) -> Vec<(SpanId, usize)> {
+        let mut runs: Vec<(usize, usize)> = Vec::new();
+        for (at, chunk) in self.chunks.iter().enumerate() {
+            for bit in (0..CHUNK_SPANS).filter(|bit| chunk.used & (1 << bit) == 0) {
+                let span = at * CHUNK_SPANS + bit;
+                match runs.last_mut() {
+                    Some((first, count)) if *first + *count == span => *count += 1,
+                    _ => runs.push((span, 1)),
+                }
+            }
+        }
+        let named = |(first, count)| (SpanId::from_index(first), count);
+        runs.into_iter().map(named).collect()
     }
 
     /// Gives a span back. It still takes memory.
@@ -287,6 +334,23 @@ mod tests {
         spans.free(SpanId::from_index(777));
         assert_eq!(alloc(&mut spans, ALL).map(SpanId::index), Some(777));
         assert_eq!(alloc(&mut spans, ALL), None);
+    }
+
+    #[test]
+    fn spans_that_were_claimed_are_not_handed_out() {
+        let mut spans = Spans::new(3 * CHUNK_SPANS - 5, true);
+        for index in [3, 4, 70] {
+            spans.claim(SpanId::from_index(index));
+        }
+        assert_eq!((spans.used(), spans.resident()), (3, 3));
+        let runs = [(0, 3), (5, 65), (71, 3 * CHUNK_SPANS - 5 - 71)];
+        let named = |(first, count)| (SpanId::from_index(first), count);
+        assert_eq!(spans.free_runs(), runs.map(named));
+        let rest: BTreeSet<_> = std::iter::from_fn(|| alloc(&mut spans, ALL))
+            .map(SpanId::index)
+            .collect();
+        assert_eq!(rest.len(), 3 * CHUNK_SPANS - 5 - 3);
+        assert!([3, 4, 70].iter().all(|index| !rest.contains(index)));
     }
 
     #[test]

@@ -40,6 +40,11 @@ impl Vacancies {
         })
     }
 
+    /// Returns the bytes of memory that the set takes.
+    pub(super) fn taken(&self) -> u64 {
+        self.words.taken() + self.summary.taken()
+    }
+
     /// Returns how many entries there are.
     pub(super) fn granted(&self) -> usize {
         self.granted
@@ -91,6 +96,12 @@ impl Vacancies {
         let entry = word * 64 + self.words[word].trailing_zeros() as usize;
         self.remove(entry);
         Some(entry)
+    }
+
+    /// Takes an entry that is free.
+    pub(super) fn claim(&mut self, entry: usize) {
+        debug_assert!(self.is_free(entry), "taken twice");
+        self.remove(entry);
     }
 
     /// Makes an entry free.

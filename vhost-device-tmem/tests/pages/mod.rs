@@ -5,12 +5,20 @@
 // Not every test uses all of it.
 #![allow(dead_code)]
 
-use vhost_device_tmem::store::{Compression, PageBytes, PageSink, PageSource, PAGE_SIZE};
+use vhost_device_tmem::store::{Compression, Config, PageBytes, PageSink, PageSource, PAGE_SIZE};
 use virtio_tmem_abi::{Key, ObjectId};
 
 /// Every way to compress, and not to.
 pub(crate) const COMPRESSIONS: [Compression; 3] =
     [Compression::None, Compression::Lz4, Compression::Zstd];
+
+/// Returns a store of this capacity that compresses in this way.
+pub(crate) fn config(capacity: u64, compression: Compression) -> Config {
+    Config {
+        compression,
+        ..Config::new(capacity)
+    }
+}
 
 pub(crate) fn key(object: u64, index: u64, version: u64) -> Key {
     Key {

@@ -50,7 +50,19 @@ impl Daemon {
     }
 
     pub(crate) fn start(args: &[&str]) -> Self {
-        let mut child = Self::command(args).spawn().unwrap();
+        Self::spawn(Self::command(args))
+    }
+
+    /// Starts a daemon that is another file.
+    pub(crate) fn start_program(program: &Path, args: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(args).stderr(Stdio::piped());
+        Self::spawn(command)
+    }
+
+    /// Starts what [`Self::command`] returned.
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         Self {
             child,
@@ -87,6 +99,23 @@ impl Daemon {
         line
     }
 
+    /// Returns the process of its worker.
+    pub(crate) fn worker(&self) -> i32 {
+        let id = self.child.id();
+        let children = format!("/proc/{id}/task/{id}/children");
+        let children = std::fs::read_to_string(children).unwrap();
+        let last = children.split_whitespace().next_back();
+        last.expect("there is a worker").parse().unwrap()
+    }
+
+    /// Stops it, whatever is lost by that.
+    pub(crate) fn stop(&mut self) {
+        wait_until("the daemon stops", || {
+            self.signal(libc::SIGTERM);
+            self.child.try_wait().unwrap().is_some()
+        });
+    }
+
     pub(crate) fn signal(&self, signal: i32) {
         // SAFETY: The child was not waited for yet, so the number is its.
         unsafe { libc::kill(self.child.id() as i32, signal) };
@@ -98,6 +127,12 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Sends a signal to a process that the daemon has started.
+pub(crate) fn kill(process: i32, signal: i32) {
+    // SAFETY: A plain system call.
+    assert_eq!(unsafe { libc::kill(process, signal) }, 0);
 }
 
 /// The statistics that `tmemctl stat --json` prints.

@@ -61,9 +61,9 @@ fn asks() -> impl Strategy<Value = Vec<Ask>> {
 }
 
 impl Device {
-    /// Serves requests, `together` of them at a time, and returns what was written and the used
+    /// Serves requests, `together` of them at a time, in turns of so much, and returns what was written and the used
     /// lengths, but for what differs from device to device or from moment to moment.
-    fn serve_asks(&mut self, asks: &[Ask], together: usize) -> Vec<(u32, Vec<u8>)> {
+    fn serve_asks(&mut self, asks: &[Ask], together: usize, turn: Quantum) -> Vec<(u32, Vec<u8>)> {
         let mut answers = Vec::new();
         for asks in asks.chunks(together) {
             let mut places = Vec::new();
@@ -102,7 +102,8 @@ impl Device {
                 collect(&self.mem, &[first, second])
             });
             let requests: Vec<_> = requests.collect();
-            let lens = serve_parts(&self.session, QueueKind::Data, &requests, &mut self.scratch);
+            let (session, scratch) = (&self.session, &mut self.scratch);
+            let lens = serve_parts(session, QueueKind::Data, &requests, scratch, turn);
             for (((_, writable, room), _), len) in places.into_iter().zip(lens) {
                 let mut bytes = vec![0; room];
                 self.mem
@@ -124,11 +125,14 @@ proptest! {
 
     #[test]
     fn requests_served_together_are_answered_as_one_by_one(asks in asks()) {
-        let (mut one, mut many) = (Device::new(), Device::new());
-        let expected = one.serve_asks(&asks, 1);
-        prop_assert_eq!(many.serve_asks(&asks, 16), expected);
-        prop_assert_eq!(many.session.pools(), one.session.pools());
+        let mut one = Device::new();
+        let expected = one.serve_asks(&asks, 1, PLENTY);
         let malformed = |device: &Device| device.session.counters.malformed.get();
-        prop_assert_eq!(malformed(&many), malformed(&one));
+        for (together, turn) in [(16, PLENTY), (16, LITTLE), (1, LITTLE)] {
+            let mut many = Device::new();
+            prop_assert_eq!(&many.serve_asks(&asks, together, turn), &expected);
+            prop_assert_eq!(many.session.pools(), one.session.pools());
+            prop_assert_eq!(malformed(&many), malformed(&one));
+        }
     }
 }

@@ -2,11 +2,18 @@
 
 //! A device without a connection, and requests in guest memory for it.
 
+mod engine;
 mod framing;
 mod groups;
+mod memory;
 mod rules;
+mod steps;
 
-use std::{convert::Infallible, sync::Arc};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::{
@@ -22,12 +29,16 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::{
     chain::Parts,
-    execute::{serve, Scratch},
+    execute::{serve, Group, Pending, Scratch},
+    fault::Watch,
+    loglimit::LogLimit,
+    meter::Meter,
     request::QueueKind,
     session::Session,
+    turns::{Allowance, Quantum},
     Limits,
 };
-use crate::store::{Compression, Faults, HugePages, Store, PAGE_SIZE};
+use crate::store::{Config as StoreConfig, Store, PAGE_SIZE};
 
 const MEMORY: usize = 8 << 20;
 const QUEUE_SIZE: u16 = 1024;
@@ -37,6 +48,20 @@ const READABLE: u64 = 1 << 20;
 const WRITABLE: u64 = 4 << 20;
 /// Not what the device writes, and not what the tests put.
 const UNTOUCHED: u8 = 0xa5;
+
+const EPOCH: u64 = 0x1234;
+
+/// Enough for any request.
+const PLENTY: Quantum = Quantum {
+    pages: u32::MAX,
+    time: Duration::from_secs(3600),
+};
+
+/// Enough for one step.
+const LITTLE: Quantum = Quantum {
+    pages: 1,
+    time: Duration::from_secs(3600),
+};
 
 /// A descriptor: address, length, and whether it is writable.
 type Piece = (u64, u32, bool);
@@ -91,11 +116,16 @@ impl Response {
 impl Device {
     /// A device with a persistent pool 0 and an ephemeral pool 1.
     fn new() -> Self {
-        let store = Arc::new(
-            Store::new(4 << 20, Compression::None, Faults::default(), HugePages::On).unwrap(),
-        );
+        let store = Arc::new(Store::new(&StoreConfig::new(4 << 20)).unwrap());
         let mut device = Self {
-            session: Session::new("test", store, Limits::new(2)).unwrap(),
+            session: Session::new(
+                0,
+                "test",
+                store,
+                Limits::new(2),
+                EPOCH,
+                Arc::<LogLimit>::default(),
+            ),
             mem: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap(),
             scratch: Scratch::default(),
         };
@@ -129,7 +159,7 @@ impl Device {
     /// table.
     fn serve(&mut self, kind: QueueKind, descriptors: &[Descriptor]) -> u32 {
         let parts = collect(&self.mem, descriptors);
-        serve_parts(&self.session, kind, &[parts], &mut self.scratch)[0]
+        serve_parts(&self.session, kind, &[parts], &mut self.scratch, PLENTY)[0]
     }
 
     /// Serves a request of two descriptors.
@@ -241,20 +271,34 @@ fn collect<'m>(mem: &'m GuestMemoryMmap, descriptors: &[Descriptor]) -> Parts<'m
     parts
 }
 
-/// Serves requests together, and returns the used length of each.
+/// Serves requests together, in turns of so much, and returns the used length of each.
 fn serve_parts(
     session: &Arc<Session>,
     kind: QueueKind,
     requests: &[Parts<'_>],
     scratch: &mut Scratch,
+    turn: Quantum,
 ) -> Vec<u32> {
     let mut used = Vec::new();
-    let served = serve(session, kind, requests, scratch, |lens| {
-        used.extend(lens);
-        Ok::<_, Infallible>(())
-    });
-    served.unwrap();
-    assert_eq!(used.len(), requests.len());
+    let mut pending: Option<Box<Pending>> = None;
+    while used.len() < requests.len() {
+        let mut left = Allowance::default();
+        left.top_up(turn);
+        let mut meter = Meter::new(Instant::now());
+        meter.begin(left);
+        let first = used.len();
+        let group = Group {
+            queue: kind,
+            requests: &requests[first..],
+            watch: &Watch::default(),
+        };
+        let served = serve(session, group, &mut pending, scratch, &mut meter, |lens| {
+            used.extend(lens);
+            Ok::<_, Infallible>(())
+        });
+        assert_eq!(served.unwrap(), used.len() - first);
+        assert!(pending.is_none() || meter.is_spent());
+    }
     used
 }
 

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What an operator says, made up by a fuzzer.
+
+use std::time::Instant;
+
+use super::{
+    conversation::{Conversation, Line},
+    protocol::{Reply, Stat, VERSION},
+    server::{answer, encode, Operated},
+};
+use crate::store::{Compression, Contents};
+
+/// Refuses everything, and has nothing.
+struct Nothing;
+
+impl Operated for Nothing {
+    fn stat(&self) -> Stat {
+        Stat {
+            version: VERSION,
+            capacity_bytes: 0,
+            compression: Compression::None,
+            used_bytes: 0,
+            resident_bytes: 0,
+            capacity_pages: 0,
+            used_pages: 0,
+            ephemeral_pages: 0,
+            objects: 0,
+            contents: Contents::default(),
+            evictions: 0,
+            guests: Vec::new(),
+        }
+    }
+
+    fn stop(&self, _force: bool) -> Result<String, String> {
+        Err(String::new())
+    }
+
+    fn upgrade(&self) -> Result<String, String> {
+        Ok(String::new())
+    }
+}
+
+/// Takes bytes from an operator, in pieces of the length that the first byte says, and answers what
+/// are requests.
+///
+/// # Panics
+///
+/// Where an answer is none, or the conversation grows without bounds.
+pub fn control(data: &[u8]) {
+    let Some((&piece, data)) = data.split_first() else {
+        return;
+    };
+    let now = Instant::now();
+    let mut conversation = Conversation::new(now);
+    for mut bytes in data.chunks(usize::from(piece).max(1)) {
+        while !bytes.is_empty() && !conversation.is_over() {
+            let room = conversation.room().min(bytes.len());
+            assert!(room > 0, "it takes nothing and says nothing");
+            conversation.receive(&bytes[..room]);
+            bytes = &bytes[room..];
+            while let Some(line) = conversation.next_line() {
+                let Line::Whole(line) = line else {
+                    break;
+                };
+                let reply = encode(&answer(&Nothing, &line));
+                let read = serde_json::from_slice::<Reply>(&reply);
+                read.expect("an answer is one");
+                conversation.answer(&reply, now);
+                let len = conversation.output().len();
+                conversation.sent(len, now);
+            }
+        }
+    }
+}

@@ -1,0 +1,555 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The engine, without a connection: guests whose memory is a memfd of the test.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    sync::mpsc,
+};
+
+use tmem_driver::{Part, Queue as Vring};
+use virtio_tmem_abi::{FIRST_DATA_QUEUE, QUEUE_CONTROL};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::*;
+use crate::device::{
+    Engine, EngineConfig, EngineError, GuestId, MemoryError, MemoryRegion, Observer, RingLayout,
+};
+
+const DATA: u16 = FIRST_DATA_QUEUE;
+const RING_SIZE: u16 = 16;
+const BYTES: u64 = 4 << 20;
+const REQUEST: u64 = 1 << 20;
+const ANSWER: u64 = 2 << 20;
+
+/// Tells the test of guests that failed.
+struct Told(mpsc::Sender<(GuestId, String)>);
+
+impl Observer for Told {
+    fn guest_failed(&self, guest: GuestId, why: &str) {
+        let _ = self.0.send((guest, why.to_owned()));
+    }
+}
+
+fn engine(threads: usize) -> (Arc<Engine>, mpsc::Receiver<(GuestId, String)>) {
+    let store = Store::new(&StoreConfig::new(32 << 20)).unwrap();
+    let config = EngineConfig {
+        threads,
+        poll: Duration::from_micros(50),
+        limits: Limits::new(2),
+    };
+    let (sender, failed) = mpsc::channel();
+    let engine = Engine::start(Arc::new(store), config, Arc::new(Told(sender)));
+    (Arc::new(engine.unwrap()), failed)
+}
+
+/// A guest of which the test is the driver.
+struct Guest {
+    engine: Arc<Engine>,
+    id: GuestId,
+    file: File,
+    mem: GuestMemoryMmap,
+    vrings: Vec<Vring>,
+}
+
+impl Guest {
+    fn connect(engine: &Arc<Engine>, number: u32) -> Self {
+        let guest = Self::with_memory(engine, number, tmem_driver::memory(BYTES as usize).unwrap());
+        guest.set_memory().unwrap();
+        for vring in &guest.vrings {
+            guest.start(vring.number() as u16, Some(0)).unwrap();
+        }
+        guest
+    }
+
+    /// A guest whose virtqueues do not run yet.
+    fn with_memory(engine: &Arc<Engine>, number: u32, mem: GuestMemoryMmap) -> Self {
+        let id = GuestId(number);
+        engine
+            .add_guest(id, &format!("guest {number}"), EPOCH, 0)
+            .unwrap();
+        let region = mem.iter().next().unwrap();
+        let file = region.file_offset().unwrap();
+        let file = file.file().try_clone().unwrap();
+        let vring = |n: u16| {
+            let base = u64::from(n) * Vring::bytes(RING_SIZE);
+            Vring::in_memory(&mem, false, n.into(), RING_SIZE, base).unwrap()
+        };
+        Self {
+            engine: Arc::clone(engine),
+            id,
+            file,
+            vrings: [QUEUE_CONTROL, DATA, DATA + 1].map(vring).into(),
+            mem,
+        }
+    }
+
+    fn regions(&self) -> (Vec<MemoryRegion>, Vec<OwnedFd>) {
+        let host = self.mem.get_host_address(GuestAddress(0)).unwrap();
+        let region = MemoryRegion {
+            guest_addr: 0,
+            size: BYTES,
+            user_addr: host as u64,
+            offset: 0,
+        };
+        (vec![region], vec![self.file.try_clone().unwrap().into()])
+    }
+
+    fn set_memory(&self) -> Result<(), EngineError> {
+        let (regions, fds) = self.regions();
+        self.engine.set_memory(self.id, regions, fds)
+    }
+
+    fn vring(&mut self, ring: u16) -> &mut Vring {
+        let mut vrings = self.vrings.iter_mut();
+        vrings
+            .find(|vring| vring.number() == usize::from(ring))
+            .unwrap()
+    }
+
+    fn layout(&self, ring: u16) -> RingLayout {
+        let mut vrings = self.vrings.iter();
+        let vring = vrings
+            .find(|vring| vring.number() == usize::from(ring))
+            .unwrap();
+        let at = vring.addresses();
+        RingLayout {
+            size: RING_SIZE,
+            desc: at.desc_table_addr,
+            avail: at.avail_ring_addr,
+            used: at.used_ring_addr,
+        }
+    }
+
+    fn start(&self, ring: u16, base: Option<u16>) -> Result<(), EngineError> {
+        let mut vrings = self.vrings.iter();
+        let vring = vrings
+            .find(|vring| vring.number() == usize::from(ring))
+            .unwrap();
+        self.start_with(ring, base, duplicate(vring.kick()), duplicate(vring.call()))
+    }
+
+    fn start_with(
+        &self,
+        ring: u16,
+        base: Option<u16>,
+        kick: OwnedFd,
+        call: OwnedFd,
+    ) -> Result<(), EngineError> {
+        let (kick, call) = (Some(kick), Some(call));
+        self.engine
+            .start_ring(self.id, ring, self.layout(ring), base, kick, call)
+    }
+
+    /// Where the next request of a virtqueue goes, and its answer.
+    fn places(&mut self, ring: u16) -> (u64, u64) {
+        let n = u64::from(ring * RING_SIZE + self.vring(ring).added() % RING_SIZE);
+        (REQUEST + n * 8192, ANSWER + n * 8192)
+    }
+
+    /// Makes a request available.
+    fn add(&mut self, ring: u16, readable: &[u8], pages: &[Part], writable: usize) {
+        let (request, answer) = self.places(ring);
+        self.mem
+            .write_slice(readable, GuestAddress(request))
+            .unwrap();
+        self.mem
+            .write_slice(&[UNTOUCHED; 64], GuestAddress(answer))
+            .unwrap();
+        let mut parts = vec![Part::readable(request, readable.len())];
+        parts.extend(pages.iter().filter(|part| !part.writable));
+        parts.push(Part::writable(answer, writable));
+        parts.extend(pages.iter().filter(|part| part.writable));
+        self.vring(ring).add(&parts).unwrap();
+    }
+
+    fn header(opcode: Opcode, pool: u32) -> RequestHeader {
+        RequestHeader {
+            opcode: opcode.to_wire().into(),
+            pool: pool.into(),
+            count: 1.into(),
+            epoch: EPOCH.into(),
+            ..RequestHeader::new_zeroed()
+        }
+    }
+
+    fn create(&mut self, pool: u32, flags: u32) {
+        let create = PoolCreate {
+            flags: flags.into(),
+            page_shift: 12,
+            ..PoolCreate::new_zeroed()
+        };
+        let header = Self::header(Opcode::PoolCreate, pool);
+        let bytes = [header.as_bytes(), create.as_bytes()].concat();
+        self.add(QUEUE_CONTROL, &bytes, &[], 32);
+        self.vring(QUEUE_CONTROL).kick_now();
+        assert_eq!(self.vring(QUEUE_CONTROL).poll().unwrap().1, 32);
+    }
+
+    /// Makes a put or a get of one page available, whose contents are at `page`.
+    fn add_page(&mut self, ring: u16, opcode: Opcode, index: u64, page: u64) {
+        let header = Self::header(opcode, 0);
+        let bytes = [header.as_bytes(), key(index, 1).as_bytes()].concat();
+        let part = match opcode {
+            Opcode::Put => Part::readable(page, PAGE_SIZE),
+            _ => Part::writable(page, PAGE_SIZE),
+        };
+        self.add(ring, &bytes, &[part], 33);
+    }
+
+    /// Sends a put or a get of one page, and returns what became of it.
+    fn page(&mut self, ring: u16, opcode: Opcode, index: u64, page: u64) -> PageResult {
+        let (_, answer) = self.places(ring);
+        self.add_page(ring, opcode, index, page);
+        self.vring(ring).kick_now();
+        self.vring(ring).poll().unwrap();
+        let at = GuestAddress(answer + 32);
+        PageResult::from_wire(self.mem.read_obj(at).unwrap()).unwrap()
+    }
+
+    /// Puts a page and gets it back.
+    fn assert_works(&mut self, ring: u16) {
+        let (from, to) = (0x3f_0000, 0x3f_1000);
+        self.mem
+            .write_slice(&[0x5a; 4096], GuestAddress(from))
+            .unwrap();
+        assert_eq!(self.page(ring, Opcode::Put, 77, from), PageResult::Stored);
+        self.mem.write_slice(&[0; 4096], GuestAddress(to)).unwrap();
+        assert_eq!(self.page(ring, Opcode::Get, 77, to), PageResult::Hit);
+        let mut bytes = [0; 4096];
+        self.mem.read_slice(&mut bytes, GuestAddress(to)).unwrap();
+        assert_eq!(bytes, [0x5a; 4096]);
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.engine.remove_guest(self.id);
+    }
+}
+
+fn duplicate(fd: &impl AsRawFd) -> OwnedFd {
+    // SAFETY: The descriptor is open, and the copy is new and ours.
+    unsafe {
+        let copy = libc::dup(fd.as_raw_fd());
+        assert!(copy >= 0);
+        OwnedFd::from_raw_fd(copy)
+    }
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(60), "in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_few_threads_serve_many_guests() {
+    let (engine, _failed) = engine(2);
+    let mut guests: Vec<_> = (0..64).map(|n| Guest::connect(&engine, n)).collect();
+    for guest in &mut guests {
+        guest.create(0, pool_flags::PERSISTENT);
+    }
+    for round in 0..3 {
+        // All have something to do at once.
+        for guest in &mut guests {
+            for (index, ring) in (0..4).flat_map(|index| [(index, DATA), (index + 4, DATA + 1)]) {
+                guest.add_page(ring, Opcode::Put, index + 8 * round, 3 << 20);
+                guest.vring(ring).notify();
+            }
+        }
+        for guest in &mut guests {
+            for ring in [DATA, DATA + 1] {
+                (0..4).for_each(|_| assert_eq!(guest.vring(ring).poll().unwrap().1, 33));
+            }
+        }
+    }
+    for guest in &guests {
+        let slot = engine.slot(guest.id, "");
+        let state = slot.state();
+        assert_eq!(state.session.as_ref().unwrap().pools()[0].pages, 24);
+    }
+    let gone = guests.pop().unwrap();
+    let dropped = engine.remove_guest(gone.id).unwrap();
+    assert_eq!(dropped.persistent.pages, 24);
+    guests[0].assert_works(DATA);
+}
+
+#[test]
+fn a_virtqueue_goes_on_where_it_was_stopped() {
+    let (engine, _failed) = engine(1);
+    let mut guest = Guest::connect(&engine, 0);
+    guest.create(0, 0);
+    guest.assert_works(DATA);
+    assert_eq!(engine.stop_ring(guest.id, DATA).unwrap(), Some(2));
+    assert_eq!(engine.stop_ring(guest.id, DATA).unwrap(), None);
+    // Nothing of it is looked at meanwhile.
+    guest.add_page(DATA, Opcode::Put, 1, 3 << 20);
+    guest.vring(DATA).kick_now();
+    guest.assert_works(DATA + 1);
+    assert_eq!(guest.vring(DATA).next_used(), None);
+    guest.start(DATA, Some(2)).unwrap();
+    assert_eq!(guest.vring(DATA).poll().unwrap().1, 33);
+    guest.assert_works(DATA);
+}
+
+/// As after a worker that died: what was available and not used is carried out.
+#[test]
+fn without_a_base_it_goes_on_where_the_used_ring_ends() {
+    let (engine, _failed) = engine(1);
+    let mut guest = Guest::connect(&engine, 0);
+    guest.create(0, 0);
+    guest.assert_works(DATA);
+    assert_eq!(engine.stop_ring(guest.id, DATA).unwrap(), Some(2));
+    for index in 0..3 {
+        guest.add_page(DATA, Opcode::Put, index, 3 << 20);
+    }
+    // One that was carried out, but that the driver was not told of, comes again.
+    let session = {
+        let slot = engine.slot(guest.id, "");
+        let state = slot.state();
+        Arc::clone(state.session.as_ref().unwrap())
+    };
+    guest.start(DATA, None).unwrap();
+    for _ in 0..3 {
+        assert_eq!(guest.vring(DATA).poll().unwrap().1, 33);
+    }
+    let puts = session.pools()[0].counters.puts;
+    assert_eq!(engine.stop_ring(guest.id, DATA).unwrap(), Some(5));
+    // The used index of before, as if nothing after that had been published.
+    let used = GuestAddress(guest.vring(DATA).used_ring() + 2);
+    guest
+        .mem
+        .store(2u16.to_le(), used, std::sync::atomic::Ordering::Release)
+        .unwrap();
+    guest.start(DATA, None).unwrap();
+    wait_until("they are used again", || {
+        let index: u16 = guest
+            .mem
+            .load(used, std::sync::atomic::Ordering::Acquire)
+            .unwrap();
+        u16::from_le(index) == 5
+    });
+    assert_eq!(session.pools()[0].counters.puts, puts + 3);
+    assert_eq!(engine.stop_ring(guest.id, DATA).unwrap(), Some(5));
+}
+
+#[test]
+fn what_cannot_be_notified_by_is_refused() {
+    let (engine, _failed) = engine(1);
+    let guest = Guest::connect(&engine, 0);
+    let eventfd = || duplicate(&EventFd::new(libc::EFD_NONBLOCK).unwrap());
+    let (reader, writer) = io::pipe().unwrap();
+    let (reader, writer) = (OwnedFd::from(reader), OwnedFd::from(writer));
+    for (kick, call, what) in [
+        (reader, eventfd(), "the kick descriptor"),
+        (eventfd(), writer, "the call descriptor"),
+    ] {
+        let refused = guest.start_with(DATA, Some(0), kick, call).unwrap_err();
+        assert!(refused.to_string().contains(what), "{refused}");
+        assert!(refused.to_string().contains("no eventfd"), "{refused}");
+    }
+    let (_, writer) = io::pipe().unwrap();
+    let refused = engine.set_call(guest.id, DATA, Some(writer.into()));
+    assert!(refused.is_err());
+    let refused = guest
+        .engine
+        .start_ring(guest.id, 9, guest.layout(DATA), None, None, None);
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("num_vqs is to be 4"), "{refused}");
+}
+
+#[test]
+fn an_interrupt_that_would_block_does_not() {
+    let (engine, _failed) = engine(1);
+    let mut guest = Guest::connect(&engine, 0);
+    guest.create(0, 0);
+    let full = EventFd::new(0).unwrap();
+    full.write(u64::MAX - 1).unwrap();
+    let kick = duplicate(guest.vring(DATA).kick());
+    guest
+        .start_with(DATA, Some(0), kick, duplicate(&full))
+        .unwrap();
+    guest.assert_works(DATA);
+    guest.assert_works(DATA + 1);
+}
+
+#[test]
+fn somebody_else_may_read_the_notifications() {
+    let (engine, _failed) = engine(1);
+    let mut guest = Guest::connect(&engine, 0);
+    guest.create(0, 0);
+    for _ in 0..100 {
+        guest.vring(DATA).kick_now();
+        let _ = guest.vring(DATA).kick().read();
+    }
+    guest.assert_works(DATA);
+    guest.assert_works(DATA + 1);
+}
+
+#[test]
+fn a_virtqueue_without_notifications_is_looked_at() {
+    let (engine, _failed) = engine(1);
+    let mut guest = Guest::connect(&engine, 0);
+    guest.create(0, 0);
+    let layout = guest.layout(DATA);
+    engine
+        .start_ring(guest.id, DATA, layout, Some(0), None, None)
+        .unwrap();
+    for index in 0..3 {
+        guest.add_page(DATA, Opcode::Put, index, 3 << 20);
+        assert_eq!(guest.vring(DATA).poll().unwrap().1, 33);
+    }
+}
+
+/// Memory that goes away under a request costs that guest its service, and nobody else anything.
+#[test]
+fn a_file_that_shrinks_stops_one_guest() {
+    // In a page that is put, one that is got, a request, an answer, and the virtqueue itself.
+    for what in 0..5 {
+        let (engine, failed) = engine(1);
+        let mut victim = Guest::connect(&engine, 1);
+        victim.create(0, pool_flags::PERSISTENT);
+        let mut guest = Guest::connect(&engine, 0);
+        guest.create(0, pool_flags::PERSISTENT);
+        guest.assert_works(DATA);
+        engine.stop_ring(guest.id, DATA).unwrap();
+        let gone = 3 << 20;
+        match what {
+            0 => guest.add_page(DATA, Opcode::Put, 5, gone),
+            1 => guest.add_page(DATA, Opcode::Get, 77, gone),
+            2 => {
+                let parts = [Part::readable(gone, 72), Part::writable(ANSWER, 33)];
+                guest.vring(DATA).add(&parts).unwrap();
+            }
+            3 => {
+                let header = Guest::header(Opcode::FlushPage, 0);
+                let bytes = [header.as_bytes(), key(99, 1).as_bytes()].concat();
+                guest
+                    .mem
+                    .write_slice(&bytes, GuestAddress(REQUEST))
+                    .unwrap();
+                let parts = [Part::readable(REQUEST, 72), Part::writable(gone, 33)];
+                guest.vring(DATA).add(&parts).unwrap();
+            }
+            _ => guest.add_page(DATA, Opcode::Get, 77, REQUEST),
+        }
+        let length = if what == 4 { 0 } else { gone };
+        if what == 4 {
+            // While it runs: it is the next look that fails.
+            guest.start(DATA, Some(2)).unwrap();
+            guest.vring(DATA).poll().unwrap();
+            guest.file.set_len(length).unwrap();
+            guest.vring(DATA).kick_now();
+        } else {
+            guest.file.set_len(length).unwrap();
+            guest.start(DATA, Some(2)).unwrap();
+        }
+        let (id, why) = failed.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!(id, guest.id, "{what}");
+        assert!(why.contains("the file shrank"), "{why}");
+        victim.assert_works(DATA);
+        victim.assert_works(DATA + 1);
+        let slot = engine.slot(guest.id, "");
+        let session = Arc::clone(slot.state().session.as_ref().unwrap());
+        assert_eq!(session.failure().as_deref(), Some(&*why));
+        // What was being put is not there, what was being got is.
+        assert_eq!(session.pools()[0].pages, 1, "{what}");
+        // It stays out, whatever it says, until it connects again.
+        guest.file.set_len(BYTES).unwrap();
+        guest.set_memory().unwrap();
+        assert!(engine.stop_ring(guest.id, DATA).unwrap().is_some());
+        let added = guest.vring(DATA).added();
+        guest.start(DATA, Some(added)).unwrap();
+        guest.add_page(DATA, Opcode::Put, 6, 0x8_0000);
+        guest.vring(DATA).kick_now();
+        victim.assert_works(DATA);
+        assert_eq!(session.pools()[0].pages, 1);
+        assert_eq!(engine.remove_guest(guest.id).unwrap().persistent.pages, 1);
+        let mut again = Guest::connect(&engine, 0);
+        again.create(0, 0);
+        again.assert_works(DATA);
+    }
+}
+
+/// As of a file system that is full: the file has its length, and a page cannot be had.
+#[test]
+fn a_huge_page_that_cannot_be_had_stops_one_guest() {
+    const HUGE: u64 = 2 << 20;
+    // SAFETY: The descriptor is new, and ours.
+    let file = unsafe {
+        let flags = libc::MFD_CLOEXEC | libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
+        let fd = libc::memfd_create(c"huge".as_ptr(), flags);
+        if fd < 0 {
+            eprintln!("not tested: this kernel has no huge pages");
+            return;
+        }
+        File::from_raw_fd(fd)
+    };
+    // More than anybody has.
+    let size = 1 << 40;
+    if file.set_len(size).is_err() {
+        eprintln!("not tested: there is no room for a file of huge pages");
+        return;
+    }
+    let (engine, failed) = engine(1);
+    let mut victim = Guest::connect(&engine, 1);
+    victim.create(0, 0);
+    let mut guest = Guest::connect(&engine, 0);
+    guest.create(0, 0);
+    guest.assert_works(DATA);
+    let (mut regions, mut fds) = guest.regions();
+    let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+    if free.map_or(true, |free| free.trim() != "0") {
+        eprintln!("not tested: there are free huge pages");
+        return;
+    }
+    regions.push(MemoryRegion {
+        guest_addr: 1 << 32,
+        size: HUGE,
+        user_addr: 1 << 46,
+        offset: size - HUGE,
+    });
+    fds.push(file.into());
+    engine.set_memory(guest.id, regions, fds).unwrap();
+    guest.assert_works(DATA);
+    guest.add_page(DATA, Opcode::Get, 77, (1 << 32) + 4096);
+    guest.vring(DATA).kick_now();
+    let (id, _) = failed.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert_eq!(id, guest.id);
+    victim.assert_works(DATA);
+}
+
+#[test]
+fn memory_that_cannot_be_used_changes_nothing() {
+    let (engine, _failed) = engine(1);
+    let mut guest = Guest::connect(&engine, 0);
+    guest.create(0, 0);
+    let (mut regions, fds) = guest.regions();
+    regions[0].size *= 2;
+    let refused = engine.set_memory(guest.id, regions, fds).unwrap_err();
+    let past_end = matches!(refused, EngineError::Memory(MemoryError::PastEnd { .. }));
+    assert!(past_end, "{refused}");
+    guest.assert_works(DATA);
+    // Memory without its virtqueues stops those.
+    let (mut regions, fds) = guest.regions();
+    regions[0].user_addr += 1 << 40;
+    let lost = engine.set_memory(guest.id, regions, fds).unwrap_err();
+    assert!(matches!(lost, EngineError::Ring { .. }), "{lost}");
+}
+
+#[test]
+fn nobody_waits_for_threads_that_have_ended() {
+    let (engine, _failed) = engine(2);
+    let guest = Guest::connect(&engine, 0);
+    engine.stop();
+    assert!(guest.start(DATA, None).is_err());
+    assert_eq!(engine.stop_ring(guest.id, DATA + 1).unwrap(), None);
+    assert!(guest.set_memory().is_err());
+    engine.remove_guest(guest.id).unwrap();
+}

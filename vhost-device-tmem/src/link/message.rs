@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The messages.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    device::{GuestId, MemoryRegion, RingLayout},
+    store::Dropped,
+};
+
+/// The version of the link. It changes with any message that the other side would misunderstand.
+pub const LINK_VERSION: u32 = 1;
+
+/// What the supervisor says. It is carried out in this order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToWorker {
+    /// The first message: what to serve, and how. Answered by [`FromWorker::Ready`].
+    ///
+    /// Descriptors: the page of [`super::BlamePage`], the operator's socket if `control`, the two of
+    /// the store's memory, and a file by whose lock workers have that memory one after the other.
+    Start {
+        /// The daemon's command line, without the program: each build reads it for itself.
+        args: Vec<String>,
+        /// Threads that serve virtqueues at most; 0: as many as are good.
+        threads: u32,
+        /// Whether there is an operator's socket.
+        control: bool,
+        /// The numbers of the guests, in the order of the command line.
+        numbers: Vec<GuestId>,
+        /// The guests whose pages are still wanted. What a worker before kept for any other goes.
+        known: Vec<GuestId>,
+    },
+    /// A front-end is connected.
+    AddGuest {
+        /// Whose it is.
+        guest: GuestId,
+        /// The guest's name.
+        name: String,
+        /// The epoch, new with each connection.
+        epoch: u64,
+        /// The virtio features that the driver accepted.
+        features: u64,
+    },
+    /// The connection ended: the guest's pages go, also if the guest was not added. Answered by
+    /// [`FromWorker::Removed`].
+    RemoveGuest {
+        /// Whose it was.
+        guest: GuestId,
+    },
+    /// All of the guest's memory. Descriptors: a file for each region.
+    SetMemory {
+        /// The guest.
+        guest: GuestId,
+        /// Its memory.
+        regions: Vec<MemoryRegion>,
+    },
+    /// The driver accepted virtio features.
+    SetFeatures {
+        /// The guest.
+        guest: GuestId,
+        /// The features.
+        features: u64,
+    },
+    /// A virtqueue is to run. Descriptors: what it is notified by if `kick`, and what the driver is
+    /// interrupted by if `call`.
+    StartRing {
+        /// The guest.
+        guest: GuestId,
+        /// The virtqueue.
+        ring: u16,
+        /// Where it is.
+        layout: RingLayout,
+        /// The available index to begin at; `None`: the index of the used ring, where a worker
+        /// before was.
+        base: Option<u16>,
+        /// Whether it is notified by a descriptor; it is looked at all the time otherwise.
+        kick: bool,
+        /// Whether the driver is interrupted.
+        call: bool,
+    },
+    /// The driver is to be interrupted in another way. Descriptors: one if `call`.
+    SetCall {
+        /// The guest.
+        guest: GuestId,
+        /// The virtqueue.
+        ring: u16,
+        /// Whether the driver is interrupted.
+        call: bool,
+    },
+    /// A virtqueue is to stop. Answered by [`FromWorker::RingStopped`] once nothing of the guest's
+    /// memory is touched any more on its behalf.
+    StopRing {
+        /// The guest.
+        guest: GuestId,
+        /// The virtqueue.
+        ring: u16,
+    },
+    /// The device was reset: pools that a reset releases are freed.
+    ResetGuest {
+        /// The guest.
+        guest: GuestId,
+    },
+    /// The guest has had no virtqueue for so long that it seems not to want its pages any more.
+    /// Ephemeral pages go.
+    AbandonGuest {
+        /// The guest.
+        guest: GuestId,
+    },
+    /// Are you there? Answered by [`FromWorker::Pong`], when all before it is done.
+    Ping {
+        /// Goes with the answer.
+        token: u64,
+    },
+    /// Finish what is being copied, answer [`FromWorker::Stopped`], and exit.
+    Stop,
+}
+
+/// What the worker says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromWorker {
+    /// The first message, before it was told anything.
+    Hello {
+        /// Its [`LINK_VERSION`].
+        version: u32,
+        /// The version of the program, for the log.
+        program: String,
+    },
+    /// It has begun: the store is as the worker before left it.
+    Ready {
+        /// Descriptions of pages that were damaged. Whose they were nobody knows: if there are
+        /// some, no guest may believe any more in what it has stored.
+        lost: u64,
+    },
+    /// It cannot begin, and exits.
+    Failed {
+        /// Why, and what to do.
+        why: String,
+    },
+    /// To [`ToWorker::StopRing`].
+    RingStopped {
+        /// The guest.
+        guest: GuestId,
+        /// The virtqueue.
+        ring: u16,
+        /// The available index of the first chain that was not carried out.
+        base: u16,
+    },
+    /// To [`ToWorker::RemoveGuest`].
+    Removed {
+        /// The guest.
+        guest: GuestId,
+        /// Its pages.
+        dropped: Dropped,
+    },
+    /// To [`ToWorker::Ping`].
+    Pong {
+        /// As it came.
+        token: u64,
+        /// Persistent pages that it holds, of all guests.
+        persistent: u64,
+    },
+    /// To [`ToWorker::Stop`].
+    Stopped,
+    /// The worker serves a guest no more: its memory is not what it was said to be, or the like.
+    /// The others go on.
+    GuestFailed {
+        /// The guest.
+        guest: GuestId,
+        /// Why, for the log.
+        why: String,
+    },
+    /// An operator asked for something that only the supervisor can do.
+    Operator(OperatorRequest),
+}
+
+/// What an operator can ask the supervisor for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperatorRequest {
+    /// Replace the worker by one of the program that is now where this one was started from.
+    Upgrade,
+    /// Stop the daemon, whatever is lost by it: the operator knows.
+    Stop,
+}

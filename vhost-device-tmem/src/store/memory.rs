@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The files in memory that hold the pages and their descriptions, and outlive the process.
+
+use std::{
+    fs::File,
+    hash::{BuildHasher, RandomState},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::FileExt,
+    },
+    sync::Arc,
+};
+
+use rustix::fs::{fcntl_add_seals, fcntl_get_seals, memfd_create, MemfdFlags, SealFlags};
+use zerocopy::{
+    little_endian::{U32, U64},
+    FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout,
+};
+
+use super::{
+    budget::Budget,
+    entry::{Move, Object, Page},
+    records::{PoolRecord, MAX_POOLS},
+    spans::SPAN_SIZE,
+    Compression, Config, StoreError, PAGE_SIZE,
+};
+
+/// What both files begin or end with.
+const MAGIC: [u8; 8] = *b"tmemstor";
+
+/// The layout of both files. Whoever changes what an entry means changes this.
+const FORMAT: u32 = 1;
+
+/// Says what a file is, and whose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Header {
+    magic: [u8; 8],
+    format: U32,
+    /// [`Compression`], as contents can only be read back in the same way.
+    compression: U32,
+    capacity: U64,
+    spans: U64,
+    pages: U64,
+    span_size: U32,
+    entry_size: U32,
+    /// Drawn at random: both files have the same.
+    id: U64,
+    reserved: U32,
+    check: U32,
+}
+
+impl Header {
+    fn new(config: &Config, budget: &Budget, id: u64) -> Self {
+        let mut this = Self {
+            magic: MAGIC,
+            format: FORMAT.into(),
+            compression: match config.compression {
+                Compression::None => 0,
+                Compression::Lz4 => 1,
+                Compression::Zstd => 2,
+            }
+            .into(),
+            capacity: config.capacity.into(),
+            spans: (budget.max_spans() as u64).into(),
+            pages: (budget.max_pages() as u64).into(),
+            span_size: (SPAN_SIZE as u32).into(),
+            entry_size: (size_of::<Page>() as u32).into(),
+            id: id.into(),
+            reserved: 0.into(),
+            check: 0.into(),
+        };
+        this.check = this.computed_check().into();
+        this
+    }
+
+    fn computed_check(&self) -> u32 {
+        let bytes = self.as_bytes();
+        crc32c::crc32c(&bytes[..bytes.len() - size_of::<U32>()])
+    }
+
+    /// Reads the header of a file, and compares it with what it has to be.
+    fn read(file: &File, name: &'static str, at: u64, wanted: &Self) -> Result<Self, StoreError> {
+        let foreign = |why: String| StoreError::Foreign { name, why };
+        let mut found = Self::new_zeroed();
+        file.read_exact_at(found.as_mut_bytes(), at)
+            .map_err(|error| foreign(format!("it cannot be read: {error}")))?;
+        if found.magic != MAGIC {
+            return Err(foreign("it was not made by this daemon".into()));
+        }
+        if found.format != wanted.format || found.entry_size != wanted.entry_size {
+            let (found, wanted) = (found.format.get(), wanted.format.get());
+            return Err(foreign(format!(
+                "it has format {found}, and this version of the daemon reads {wanted}"
+            )));
+        }
+        if found.check.get() != found.computed_check() {
+            return Err(foreign("its header is damaged".into()));
+        }
+        if found.compression != wanted.compression {
+            return Err(foreign(
+                "its pages are compressed in another way than --compression says".into(),
+            ));
+        }
+        if found.capacity != wanted.capacity {
+            let (found, wanted) = (found.capacity.get(), wanted.capacity.get());
+            return Err(foreign(format!(
+                "it was made for a capacity of {found} bytes, and --capacity is {wanted}"
+            )));
+        }
+        let id = found.id;
+        if found
+            != (Self {
+                id,
+                check: found.check,
+                ..*wanted
+            })
+        {
+            return Err(foreign("its pages are laid out in another way".into()));
+        }
+        Ok(found)
+    }
+}
+
+/// Where the tables are in the file of descriptions, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout {
+    pub(super) moves: u64,
+    pub(super) pools: u64,
+    pub(super) objects: u64,
+    pub(super) pages: u64,
+    /// The length of that file.
+    end: u64,
+    /// The length of the spans, after which the header of the other file follows.
+    spans: u64,
+}
+
+impl Layout {
+    pub(super) fn new(budget: &Budget) -> Self {
+        let after = |at: u64, count: usize, size: usize| {
+            (at + count as u64 * size as u64).next_multiple_of(PAGE_SIZE as u64)
+        };
+        let entries = budget.max_pages().max(1);
+        let moves = after(0, 1, size_of::<Header>());
+        let pools = after(moves, 1, size_of::<Move>());
+        let objects = after(pools, MAX_POOLS, size_of::<PoolRecord>());
+        let pages = after(objects, entries, size_of::<Object>());
+        Self {
+            moves,
+            pools,
+            objects,
+            pages,
+            end: after(pages, entries, size_of::<Page>()),
+            spans: budget.max_spans() as u64 * SPAN_SIZE as u64,
+        }
+    }
+}
+
+/// The memory of a store: two sealed memfds, of which one holds the contents of pages and the other
+/// what describes them. As long as somebody keeps both, [`Store::recover`](super::Store::recover)
+/// finds all pages again, whatever became of the process that served them.
+#[derive(Debug)]
+pub struct Memory {
+    index: OwnedFd,
+    pages: OwnedFd,
+}
+
+impl Memory {
+    /// Makes the memory of a store without pages. It takes none of the host's memory yet.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::TooSmall`], and [`StoreError::Memory`] where the operating system refuses.
+    pub fn create(config: &Config) -> Result<Self, StoreError> {
+        let budget = Budget::of(config)?;
+        let layout = Layout::new(&budget);
+        let id = RandomState::new().hash_one(std::process::id());
+        let header = Header::new(config, &budget, id);
+        let index = create("tmem-index", layout.end, 0, &header);
+        let end = layout.spans + PAGE_SIZE as u64;
+        let pages = create("tmem-pages", end, layout.spans, &header);
+        let failed = |name| move |error| StoreError::Memory { name, error };
+        Ok(Self {
+            index: index.map_err(failed("index"))?,
+            pages: pages.map_err(failed("pages"))?,
+        })
+    }
+
+    /// Takes over memory of another process, in the order of [`Self::descriptors`].
+    pub fn from_descriptors([index, pages]: [OwnedFd; 2]) -> Self {
+        Self { index, pages }
+    }
+
+    /// Returns what another process needs to take the memory over.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.index.as_fd(), self.pages.as_fd()]
+    }
+
+    /// Returns another handle of the same memory.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Memory`] where the process has no descriptor left.
+    pub fn try_clone(&self) -> Result<Self, StoreError> {
+        let failed = |name| move |error| StoreError::Memory { name, error };
+        Ok(Self {
+            index: self.index.try_clone().map_err(failed("index"))?,
+            pages: self.pages.try_clone().map_err(failed("pages"))?,
+        })
+    }
+
+    /// Returns both files, once they were found to be those of a store as `config` says.
+    pub(super) fn open(self, config: &Config, budget: &Budget) -> Result<Files, StoreError> {
+        let layout = Layout::new(budget);
+        let wanted = Header::new(config, budget, 0);
+        let open = |fd: OwnedFd, name, at, end| {
+            let file = File::from(fd);
+            let header = Header::read(&file, name, at, &wanted)?;
+            let len = file.metadata().map(|metadata| metadata.len());
+            let why = match (len, fcntl_get_seals(&file)) {
+                (Ok(len), _) if len != end => format!("it has {len} bytes, and not {end}"),
+                (Ok(_), Ok(seals)) if seals.contains(SealFlags::SHRINK) => {
+                    return Ok((Arc::new(file), header.id));
+                }
+                // A file that shrinks while it is used would be the end of the process.
+                _ => "it is not a sealed file in memory".into(),
+            };
+            Err(StoreError::Foreign { name, why })
+        };
+        let (index, one) = open(self.index, "index", 0, layout.end)?;
+        let end = layout.spans + PAGE_SIZE as u64;
+        let (pages, other) = open(self.pages, "pages", layout.spans, end)?;
+        if one != other {
+            return Err(StoreError::Foreign {
+                name: "pages",
+                why: "it belongs to another index".into(),
+            });
+        }
+        Ok(Files {
+            index,
+            pages,
+            layout,
+        })
+    }
+}
+
+fn create(name: &str, len: u64, header_at: u64, header: &Header) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // A kernel before 6.3 does not know that a file is never to be executed.
+    let fd = memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL)
+        .or_else(|_| memfd_create(name, flags))?;
+    let file = File::from(fd);
+    file.set_len(len)?;
+    file.write_all_at(header.as_bytes(), header_at)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(file.into())
+}
+
+/// The opened files of a store.
+#[derive(Clone, Debug)]
+pub(super) struct Files {
+    pub(super) index: Arc<File>,
+    pub(super) pages: Arc<File>,
+    pub(super) layout: Layout,
+}
+
+/// Returns the bytes of memory that a file takes.
+pub(super) fn taken(file: &File) -> u64 {
+    rustix::fs::fstat(file).map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0) * 512)
+}
+
+/// Returns the parts of a range of a file that were ever written, rounded to pages. Reading the
+/// rest would make it take memory.
+pub(super) fn written(file: &File, from: u64, to: u64) -> io::Result<Vec<(u64, u64)>> {
+    use rustix::fs::{seek, SeekFrom};
+    let mut parts = Vec::new();
+    let mut at = from;
+    while at < to {
+        let first = match seek(file, SeekFrom::Data(at)) {
+            Ok(first) if first < to => first,
+            // There is nothing any more.
+            Ok(_) | Err(rustix::io::Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(file, SeekFrom::Hole(first))?.min(to);
+        parts.push((first, end));
+        at = end;
+    }
+    Ok(parts)
+}

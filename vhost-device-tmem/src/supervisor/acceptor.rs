@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The thread that front-ends connect to.
+
+use std::{
+    io,
+    os::{
+        fd::AsFd,
+        unix::net::{UnixListener, UnixStream},
+    },
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use nix::poll::{PollFd, PollFlags};
+
+use super::{
+    connection::{self, Past},
+    guest::GuestState,
+    hub::{Connection, Hub},
+};
+use crate::{
+    backoff::Backoff,
+    device::{queue_count, random_epoch, Limits},
+    link::GuestId,
+    stop::{wait_ready, Running, StopToken},
+};
+
+/// How long a front-end that has gone may take to be known for it.
+const GONE: Duration = Duration::from_secs(2);
+
+/// What is needed to serve front-ends.
+#[derive(Debug)]
+pub(super) struct Acceptor {
+    hub: Arc<Hub>,
+    limits: Limits,
+    listeners: Vec<(GuestId, UnixListener)>,
+    /// Connections of another supervisor, of which the hub knows already.
+    resumed: Mutex<Vec<(GuestId, UnixStream, Past)>>,
+}
+
+impl Acceptor {
+    /// Makes one that listens for guests of the hub, and goes on with connections that another
+    /// supervisor had, of which the hub knows already.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub(super) fn new(
+        hub: Arc<Hub>,
+        limits: Limits,
+        listeners: Vec<(GuestId, UnixListener)>,
+        resumed: Vec<(GuestId, UnixStream, Past)>,
+    ) -> io::Result<Self> {
+        for (_, listener) in &listeners {
+            listener.set_nonblocking(true)?;
+        }
+        Ok(Self {
+            hub,
+            limits,
+            listeners,
+            resumed: Mutex::new(resumed),
+        })
+    }
+
+    /// Accepts front-ends until it is asked to stop.
+    pub(super) fn run(&self, stop: &StopToken) {
+        let resumed =
+            std::mem::take(&mut *self.resumed.lock().unwrap_or_else(PoisonError::into_inner));
+        for (guest, socket, past) in resumed {
+            tracing::info!(
+                "guest {:?}: going on with its connection",
+                self.hub.name(guest)
+            );
+            if let Err(error) = self.serve(guest, socket, Some(past), stop) {
+                tracing::error!("guest {:?} cannot be served: {error}", self.hub.name(guest));
+            }
+        }
+        let mut backoff = Backoff::default();
+        while !stop.is_asked() {
+            if let Err(error) = self.wait(stop, &mut backoff) {
+                tracing::error!("guests cannot connect any more: {error}");
+                return;
+            }
+        }
+    }
+
+    fn wait(&self, stop: &StopToken, backoff: &mut Backoff) -> io::Result<()> {
+        let pause = backoff.until(Instant::now());
+        let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        if pause.is_none() {
+            let sockets = self.listeners.iter().map(|(_, listener)| listener.as_fd());
+            fds.extend(sockets.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        }
+        wait_ready(&mut fds, pause)?;
+        let ready: Vec<_> = fds[1..]
+            .iter()
+            .map(|fd| fd.any().unwrap_or(false))
+            .collect();
+        for ((guest, listener), ready) in self.listeners.iter().zip(ready) {
+            if ready && !stop.is_asked() {
+                self.accept(*guest, listener, stop, backoff);
+            }
+        }
+        Ok(())
+    }
+
+    fn accept(
+        &self,
+        guest: GuestId,
+        listener: &UnixListener,
+        stop: &StopToken,
+        backoff: &mut Backoff,
+    ) {
+        let accepted = match listener.accept() {
+            Ok((socket, _)) => self.connect(guest, socket, stop),
+            // Who wanted to connect has gone.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted
+                ) =>
+            {
+                return
+            }
+            Err(error) => Err(error),
+        };
+        match accepted {
+            Ok(()) => {
+                let failures = backoff.succeeded();
+                if failures > 0 {
+                    tracing::info!("guests can connect again, after {failures} failures");
+                }
+            }
+            Err(error) => {
+                if backoff.failed(Instant::now()) {
+                    tracing::error!(
+                        "guest {:?} cannot be served, and it is tried again: {error}",
+                        self.hub.name(guest)
+                    );
+                }
+            }
+        }
+    }
+
+    fn connect(&self, guest: GuestId, socket: UnixStream, stop: &StopToken) -> io::Result<()> {
+        let name = self.hub.name(guest);
+        socket.set_nonblocking(false)?;
+        if !self.hub.wait_free(guest, GONE) {
+            tracing::warn!(
+                "guest {name:?} is connected already: a second front-end was turned away; give \
+                 each virtual machine a --socket-path of its own"
+            );
+            return Ok(());
+        }
+        let epoch = random_epoch();
+        let connection = Connection {
+            state: GuestState::new(guest, &name, epoch, queue_count(&self.limits)),
+            files: Default::default(),
+            socket: socket.as_fd().try_clone_to_owned()?.into(),
+        };
+        if self.hub.connect(connection) {
+            tracing::info!("guest {name:?} connected, epoch {epoch:#x}");
+            let served = self.serve(guest, socket, None, stop);
+            if served.is_err() {
+                self.hub.disconnect(guest);
+            }
+            return served;
+        }
+        Ok(())
+    }
+
+    fn serve(
+        &self,
+        guest: GuestId,
+        socket: UnixStream,
+        past: Option<Past>,
+        stop: &StopToken,
+    ) -> io::Result<()> {
+        let (hub, limits, stop) = (Arc::clone(&self.hub), self.limits, stop.clone());
+        let name = format!("guest {}", self.hub.name(guest));
+        // It ends with its connection, or with the process, for which `stop` makes it leave the
+        // connection as it is.
+        std::thread::Builder::new().name(name).spawn(move || {
+            if connection::serve(&hub, guest, limits, socket, past, &stop) {
+                hub.disconnect(guest);
+            }
+        })?;
+        Ok(())
+    }
+}
+
+/// Starts the thread of an acceptor.
+///
+/// # Errors
+///
+/// The operating system's, where there is no thread left.
+pub(super) fn start(acceptor: Arc<Acceptor>) -> io::Result<Running> {
+    Running::start("accept", move |stop| acceptor.run(stop))
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The supervisor: what must live.
+//!
+//! ```text
+//! front-ends ── acceptor ── connection (a thread each) ── frontend ─┐
+//!                                                                   ├── hub ── link ── worker
+//! signals ──────────────── manager (workers' lives) ────────────────┘
+//!                             └── policy (decides)        guest (what is known of each)
+//! ```
+//!
+//! It holds the connections, and everything that front-ends handed over, and the memory of the
+//! store. It looks into none of that memory: whatever a guest writes is for the worker to read, which
+//! may die of it. A worker that dies, hangs, or is to be replaced by a newer one is followed by
+//! another, which is told all that is known, and goes on where the one before was.
+//!
+//! The connections are never closed from here, except where the front-end speaks another protocol:
+//! to QEMU the end of one is the end of the virtual machine.
+
+mod acceptor;
+mod checks;
+mod connection;
+mod frontend;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+mod guest;
+mod hub;
+mod keep;
+mod manager;
+mod policy;
+mod process;
+mod program;
+mod takeover;
+
+use std::{
+    io,
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::sys::memfd::{memfd_create, MFdFlags};
+
+pub use takeover::Inherited;
+
+use acceptor::Acceptor;
+use hub::Hub;
+use manager::{Manager, Needs};
+use process::StartError;
+
+use crate::{device::Limits, link::GuestId, signals::Signals};
+
+/// How long connections' threads may take to come to the end of a message.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// The store's memory and the file by whose lock workers have it one after the other: so many
+/// descriptors.
+pub const MEMORY: usize = 3;
+
+/// Makes the file by whose lock workers have the store's memory one after the other.
+///
+/// # Errors
+///
+/// The operating system's.
+pub fn new_claim() -> io::Result<OwnedFd> {
+    Ok(memfd_create(c"tmem claim", MFdFlags::MFD_CLOEXEC)?)
+}
+
+/// Why the supervisor does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    /// There never was a worker.
+    #[error("{0}")]
+    Worker(String),
+    /// The operating system refused.
+    #[error("cannot supervise: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<StartError> for SupervisorError {
+    fn from(error: StartError) -> Self {
+        Self::Worker(error.to_string())
+    }
+}
+
+/// What to supervise.
+#[derive(Debug)]
+pub struct Setup {
+    /// The guests, with their numbers, names and sockets.
+    pub guests: Vec<(GuestId, String, UnixListener)>,
+    /// The operator's socket, which workers serve.
+    pub control: Option<UnixListener>,
+    /// The store's memory.
+    pub memory: Vec<OwnedFd>,
+    /// What drivers may ask for.
+    pub limits: Limits,
+    /// The daemon's command line, without the program.
+    pub args: Vec<String>,
+    /// Where an upgrade takes the program from.
+    pub program: PathBuf,
+    /// When the ephemeral pages of a guest go that has stopped its virtqueues; never if it is zero.
+    pub abandoned_after: Duration,
+    /// Stop at the first signal, whatever is lost.
+    pub stop_loses_pages: bool,
+    /// What a supervisor before has left.
+    pub inherited: Inherited,
+}
+
+/// Serves until it is time to stop. Returns whether another supervisor is to go on with the sockets.
+///
+/// # Errors
+///
+/// [`SupervisorError`].
+pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
+    let mut inherited = setup.inherited;
+    let mut guests = Vec::new();
+    let numbers = setup.guests.iter().map(|(guest, ..)| *guest).collect();
+    let (mut listeners, mut resumed) = (Vec::new(), Vec::new());
+    let mut waiting = Vec::new();
+    for (guest, name, listener) in setup.guests {
+        let connection = inherited.connections.remove(&guest);
+        if let Some(connection) = &connection {
+            let (socket, past) = takeover::resume(connection)?;
+            resumed.push((guest, socket, past));
+        }
+        let place = guest.0 as usize;
+        while guests.len() <= place {
+            guests.push((String::new(), None));
+        }
+        waiting.push((name.clone(), listener.local_addr().ok()));
+        guests[place] = (name, connection);
+        listeners.push((guest, listener));
+    }
+    inherited.keep(&listeners, setup.control.as_ref(), &setup.memory);
+    let operators = setup
+        .control
+        .as_ref()
+        .and_then(|control| control.local_addr().ok());
+    let outlived = inherited.keeper.keeps();
+    let hub = Arc::new(Hub::new(guests, inherited.keeper)?);
+    let mut manager = Manager::new(Needs {
+        hub: Arc::clone(&hub),
+        signals,
+        args: setup.args,
+        numbers,
+        control: setup.control.map(OwnedFd::from),
+        memory: setup.memory,
+        program: setup.program,
+        abandoned_after: setup.abandoned_after,
+        stop_loses_pages: setup.stop_loses_pages,
+        outlived,
+    })?;
+    match manager.start() {
+        // It is asked to stop, most likely.
+        Ok(()) | Err(StartError::Interrupted) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let acceptor = Acceptor::new(Arc::clone(&hub), setup.limits, listeners, resumed)?;
+    let accepting = acceptor::start(Arc::new(acceptor))?;
+    hub.ready();
+    for (name, address) in &waiting {
+        if let Some(path) = address.as_ref().and_then(|address| address.as_pathname()) {
+            tracing::info!("waiting for guest {name:?} on {}", path.display());
+        }
+    }
+    if let Some(path) = operators.as_ref().and_then(|address| address.as_pathname()) {
+        tracing::info!("waiting for operators on {}", path.display());
+    }
+    let ran = manager.run();
+    // Each connection's thread answers what it has taken, and takes nothing more.
+    accepting.ask();
+    hub.stopping();
+    let until = Instant::now() + PATIENCE;
+    if let Err(late) = accepting.end(until) {
+        tracing::warn!("{late}");
+    }
+    if !hub.wait_quiet(until) {
+        tracing::warn!("a front-end's message is not carried out to its end");
+    }
+    manager.end();
+    ran?;
+    Ok(outlived)
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What another supervisor has left behind for this one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::Path,
+};
+
+use super::{
+    connection::Past,
+    guest::GuestState,
+    hub::Connection,
+    keep::{received, Keeper, Name, StateFile},
+};
+use crate::link::GuestId;
+
+/// What systemd kept of a supervisor before this one, or nothing.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    things: BTreeMap<Name, OwnedFd>,
+    roster: Vec<(String, GuestId)>,
+    pub(super) connections: BTreeMap<GuestId, Connection>,
+    pub(super) keeper: Keeper,
+}
+
+impl Inherited {
+    /// Takes it. To be called once, when the process begins.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub fn take() -> io::Result<Self> {
+        let mut this = Self {
+            things: received()?,
+            keeper: Keeper::of_service(),
+            ..Self::default()
+        };
+        if let Some(file) = this.things.remove(&Name::Roster) {
+            match StateFile::open(file) {
+                Ok((file, roster)) => {
+                    this.roster = roster;
+                    this.keeper.has_roster(file);
+                }
+                Err(error) => {
+                    tracing::error!("nothing of the daemon before can be gone on with: {error}");
+                    this.things.clear();
+                }
+            }
+        }
+        let guests = this.things.keys().filter_map(|name| match name {
+            Name::State(guest) => Some(*guest),
+            _ => None,
+        });
+        for guest in guests.collect::<Vec<_>>() {
+            match this.connection(guest) {
+                Ok(connection) => {
+                    this.connections.insert(guest, connection);
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        "the connection of guest {guest} cannot be gone on with: {error}"
+                    );
+                }
+            }
+        }
+        Ok(this)
+    }
+
+    fn connection(&mut self, guest: GuestId) -> io::Result<Connection> {
+        let missing = |what: &str| io::Error::new(io::ErrorKind::NotFound, what.to_owned());
+        let file = self
+            .things
+            .remove(&Name::State(guest))
+            .ok_or_else(|| missing("no state"))?;
+        let (file, mut state) = StateFile::open::<GuestState>(file)?;
+        let socket = self.things.remove(&Name::Connection(guest));
+        let socket = socket.ok_or_else(|| missing("its front-end has gone meanwhile"))?;
+        let handed = |name: &Name| matches!(name, Name::Handed(of, _) if *of == guest);
+        let names: Vec<_> = self.things.keys().copied().filter(handed).collect();
+        let mut files = BTreeMap::new();
+        for name in names {
+            if let (Name::Handed(_, slot), Some(file)) = (name, self.things.remove(&name)) {
+                self.keeper.has(name, &file);
+                files.insert(slot, file.into());
+            }
+        }
+        self.keeper.has(Name::Connection(guest), &socket);
+        self.keeper.has_state(guest, file);
+        let lost = state
+            .slots()
+            .into_iter()
+            .find(|slot| !files.contains_key(slot));
+        if let Some(lost) = lost {
+            let why = format!(
+                "systemd has not kept {lost:?}; raise FileDescriptorStoreMax= of the service"
+            );
+            tracing::error!("guest {:?} is not served: {why}", state.name());
+            state.failed(why);
+        }
+        Ok(Connection {
+            state,
+            files,
+            socket: socket.into(),
+        })
+    }
+
+    /// Returns whether there is something to go on with.
+    pub fn is_something(&self) -> bool {
+        !self.roster.is_empty()
+    }
+
+    /// Gives guests of these names their numbers: those that they had, or free ones.
+    pub fn number(&mut self, names: &[&str]) -> Vec<GuestId> {
+        let numbers = number(names, &self.roster);
+        self.connections.retain(|guest, _| numbers.contains(guest));
+        let numbered = names
+            .iter()
+            .map(|name| (*name).to_owned())
+            .zip(numbers.clone());
+        self.roster = numbered.collect();
+        numbers
+    }
+
+    /// Returns a guest's socket, if it is the one at `path`.
+    pub fn listener(&mut self, guest: GuestId, path: &Path) -> Option<UnixListener> {
+        let name = Name::Listener(guest);
+        let listener = UnixListener::from(self.things.remove(&name)?);
+        listening_on(&listener, path).then(|| {
+            self.keeper.has(name, &listener);
+            listener
+        })
+    }
+
+    /// Returns the operator's socket, if it is the one at `path`.
+    pub fn control(&mut self, path: &Path) -> Option<UnixListener> {
+        let listener = UnixListener::from(self.things.remove(&Name::Control)?);
+        listening_on(&listener, path).then(|| {
+            self.keeper.has(Name::Control, &listener);
+            listener
+        })
+    }
+
+    /// Returns the store's memory.
+    pub fn memory(&mut self) -> Vec<OwnedFd> {
+        let mut memory = Vec::new();
+        while let Some(file) = self.things.remove(&Name::Store(memory.len() as u32)) {
+            self.keeper.has(Name::Store(memory.len() as u32), &file);
+            memory.push(file);
+        }
+        memory
+    }
+
+    /// Gives everything that guests do not change to systemd.
+    pub(super) fn keep(
+        &mut self,
+        listeners: &[(GuestId, UnixListener)],
+        control: Option<&UnixListener>,
+        memory: &[OwnedFd],
+    ) {
+        for (n, file) in memory.iter().enumerate() {
+            self.keeper.give(Name::Store(n as u32), file.as_fd());
+        }
+        for (guest, listener) in listeners {
+            self.keeper.give(Name::Listener(*guest), listener.as_fd());
+        }
+        if let Some(control) = control {
+            self.keeper.give(Name::Control, control.as_fd());
+        }
+        self.keeper.keep_roster(&self.roster);
+    }
+}
+
+/// Returns the socket of a connection, and what was said on it, for a thread to go on with.
+pub(super) fn resume(connection: &Connection) -> io::Result<(UnixStream, Past)> {
+    let socket = connection.socket.as_fd().try_clone_to_owned()?;
+    let (features, protocol) = connection.state.features();
+    Ok((socket.into(), Past { features, protocol }))
+}
+
+fn listening_on(listener: &UnixListener, path: &Path) -> bool {
+    let address = listener.local_addr().ok();
+    address.is_some_and(|address| address.as_pathname() == Some(path)) && path.exists()
+}
+
+fn number(names: &[&str], before: &[(String, GuestId)]) -> Vec<GuestId> {
+    let had = |name: &str| {
+        before
+            .iter()
+            .find(|(of, _)| of == name)
+            .map(|(_, guest)| *guest)
+    };
+    let taken: BTreeSet<_> = names.iter().filter_map(|name| had(name)).collect();
+    let mut free = (0..).map(GuestId).filter(|guest| !taken.contains(guest));
+    let numbers = names.iter().map(|name| had(name).or_else(|| free.next()));
+    numbers.flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_keep_their_numbers() {
+        let before = [("a", 0), ("b", 1), ("c", 2)];
+        let before = before.map(|(name, guest)| (name.to_owned(), GuestId(guest)));
+        let numbers = |names: &[&str]| {
+            let numbers = number(names, &before).into_iter();
+            numbers.map(|guest| guest.0).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(&["a", "b", "c"]), [0, 1, 2]);
+        assert_eq!(numbers(&["c", "d", "a", "e"]), [2, 1, 0, 3]);
+        assert_eq!(number(&["x", "y"], &[]), [GuestId(0), GuestId(1)]);
+    }
+}

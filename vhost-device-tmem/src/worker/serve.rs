@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Doing what the supervisor says.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    operated::Daemon,
+    watched::{serving, LISTENER},
+};
+use crate::{
+    control::ControlServer,
+    device::{Engine, EngineError},
+    link::{BlamePage, FromWorker, GuestId, Link, LinkError, Received, ToWorker},
+};
+
+/// How long operators may take to hear the last of this worker.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// Guests at which the worker misbehaves, to test what the supervisor does then.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ServeFaults {
+    /// The worker dies when it starts a virtqueue of this one.
+    pub(super) crash: Option<String>,
+    /// The worker hangs when it starts a virtqueue of this one.
+    pub(super) hang: Option<String>,
+}
+
+/// A worker that has begun.
+pub(super) struct Worker {
+    pub(super) link: Arc<Link>,
+    pub(super) page: Arc<BlamePage>,
+    pub(super) engine: Arc<Engine>,
+    pub(super) daemon: Arc<Daemon>,
+    pub(super) faults: ServeFaults,
+}
+
+impl Worker {
+    /// Does what the supervisor says until that says to stop.
+    ///
+    /// # Errors
+    ///
+    /// [`LinkError`], also where the supervisor is gone.
+    pub(super) fn run(&self, server: Option<ControlServer>) -> Result<(), LinkError> {
+        loop {
+            let Received {
+                message,
+                descriptors,
+            } = self.link.receive()?;
+            match message {
+                ToWorker::Ping { token } => {
+                    let persistent = self.daemon.persistent();
+                    self.link
+                        .send(&FromWorker::Pong { token, persistent }, &[])?;
+                }
+                ToWorker::Stop => break,
+                message => self.about_guest(message, descriptors)?,
+            }
+        }
+        self.engine.stop();
+        if let Some(server) = server {
+            if let Err(late) = server.end(Instant::now() + PATIENCE) {
+                tracing::warn!("{late}");
+            }
+        }
+        self.link.send(&FromWorker::Stopped, &[])
+    }
+
+    fn about_guest(&self, message: ToWorker, descriptors: Vec<OwnedFd>) -> Result<(), LinkError> {
+        let Some(guest) = guest_of(&message) else {
+            tracing::error!("the supervisor says what it should not: {message:?}");
+            return Ok(());
+        };
+        let done = serving(&self.page, LISTENER, guest, || {
+            self.obey(message, descriptors)
+        });
+        match done {
+            Ok(None) => Ok(()),
+            Ok(Some(answer)) => self.link.send(&answer, &[]),
+            Err(error) => {
+                let why = error.to_string();
+                let name = self.daemon.name(guest);
+                tracing::error!("guest {name:?} cannot be served: {why}");
+                self.link.send(&FromWorker::GuestFailed { guest, why }, &[])
+            }
+        }
+    }
+
+    /// Does something for a guest. Returns what is to be answered.
+    fn obey(
+        &self,
+        message: ToWorker,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Option<FromWorker>, EngineError> {
+        let engine = &self.engine;
+        let mut descriptors = descriptors.into_iter();
+        let mut take = |some: bool| some.then(|| descriptors.next()).flatten();
+        match message {
+            ToWorker::AddGuest {
+                guest,
+                name,
+                epoch,
+                features,
+            } => engine.add_guest(guest, &name, epoch, features)?,
+            ToWorker::RemoveGuest { guest } => {
+                let dropped = engine.remove_guest(guest)?;
+                return Ok(Some(FromWorker::Removed { guest, dropped }));
+            }
+            ToWorker::SetMemory { guest, regions } => {
+                engine.set_memory(guest, regions, descriptors.collect())?;
+            }
+            ToWorker::SetFeatures { guest, features } => engine.set_features(guest, features)?,
+            ToWorker::StartRing {
+                guest,
+                ring,
+                layout,
+                base,
+                kick,
+                call,
+            } => {
+                self.misbehave(guest);
+                let (kick, call) = (take(kick), take(call));
+                engine.start_ring(guest, ring, layout, base, kick, call)?;
+            }
+            ToWorker::SetCall { guest, ring, call } => engine.set_call(guest, ring, take(call))?,
+            ToWorker::StopRing { guest, ring } => {
+                // One that could not be started was where it was to begin.
+                let base = engine.stop_ring(guest, ring)?.unwrap_or(0);
+                return Ok(Some(FromWorker::RingStopped { guest, ring, base }));
+            }
+            ToWorker::ResetGuest { guest } => engine.reset_guest(guest)?,
+            ToWorker::AbandonGuest { guest } => engine.abandon_guest(guest)?,
+            // These are not about a guest.
+            ToWorker::Start { .. } | ToWorker::Ping { .. } | ToWorker::Stop => {}
+        }
+        Ok(None)
+    }
+}
+
+impl Worker {
+    fn misbehave(&self, guest: GuestId) {
+        let name = self.daemon.name(guest);
+        if self.faults.crash.as_ref() == Some(&name) {
+            panic!("crashing at guest {name:?} on purpose");
+        }
+        while self.faults.hang.as_ref() == Some(&name) {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+}
+
+fn guest_of(message: &ToWorker) -> Option<GuestId> {
+    match message {
+        ToWorker::AddGuest { guest, .. }
+        | ToWorker::RemoveGuest { guest }
+        | ToWorker::SetMemory { guest, .. }
+        | ToWorker::SetFeatures { guest, .. }
+        | ToWorker::StartRing { guest, .. }
+        | ToWorker::SetCall { guest, .. }
+        | ToWorker::StopRing { guest, .. }
+        | ToWorker::ResetGuest { guest }
+        | ToWorker::AbandonGuest { guest } => Some(*guest),
+        ToWorker::Start { .. } | ToWorker::Ping { .. } | ToWorker::Stop => None,
+    }
+}

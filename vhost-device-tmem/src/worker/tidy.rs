@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Doing what the store leaves for when there is nothing better to do.
+
+use std::{
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        Arc,
+    },
+    thread::{self, Thread},
+    time::Duration,
+};
+
+use crate::store::{Progress, Store};
+
+/// Pages that are looked at before others get the processor.
+const AT_ONCE: usize = 64;
+
+/// The time between two looks while guests do something all the time.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A thread that tidies up after guests did something, and sleeps otherwise.
+#[derive(Debug)]
+pub(super) struct Tidier {
+    due: Arc<AtomicBool>,
+    thread: Thread,
+}
+
+impl Tidier {
+    /// Starts the thread, which runs until the process ends.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, where there is no thread left.
+    pub(super) fn start(store: Arc<Store>) -> std::io::Result<Self> {
+        let due = Arc::new(AtomicBool::new(true));
+        let copy = Arc::clone(&due);
+        let thread = thread::Builder::new()
+            .name("tidy".to_owned())
+            .spawn(move || loop {
+                while !copy.swap(false, Ordering::Acquire) {
+                    thread::park();
+                }
+                while store.tidy_step(AT_ONCE) == Progress::More {
+                    thread::yield_now();
+                }
+                thread::sleep(PAUSE);
+            })?;
+        let thread = thread.thread().clone();
+        Ok(Self { due, thread })
+    }
+
+    /// A guest did something. Costs next to nothing where that is known.
+    pub(super) fn poke(&self) {
+        if !self.due.load(Ordering::Relaxed) && !self.due.swap(true, Ordering::Release) {
+            self.thread.unpark();
+        }
+    }
+}
