@@ -335,7 +335,8 @@ fn read_journal(path: &Path, round: u64, thread: u32) -> (Vec<(Op, Vec<u8>)>, Op
 fn get(store: &Store, guest: &Guest, place: Place, version: u64) -> PageResult {
     let mut result = [PageResult::Absent];
     let keys = [key(place, version)];
-    let mut sink = Versions(&[version]);
+    let versions = [version];
+    let mut sink = Versions(&versions);
     let got = store.get(guest, place.0, false, &keys, &mut sink, &mut result);
     drop(got.unwrap());
     result[0]

@@ -125,9 +125,9 @@ mod tests {
 
     #[test]
     fn other_descriptors_are_refused() {
-        let (reader, writer) = io::pipe().unwrap();
+        let (reader, writer) = nix::unistd::pipe().unwrap();
         let file = tempfile::tempfile().unwrap();
-        for fd in [reader.into(), writer.into(), file.into()] {
+        for fd in [reader, writer, file.into()] {
             let fd: OwnedFd = fd;
             let copy = fd.try_clone().unwrap();
             assert!(matches!(Kick::new(fd), Err(EventFdError::NoEventFd(_))));

@@ -46,8 +46,8 @@ pub(super) enum CheckError {
     NoFile(u64),
     /// A piece of memory that its file does not have.
     #[error(
-        "the piece of memory at {addr:#x} ends at byte {end} of its file, which has {len}; make \
-         the file as long as the memory is"
+        "the piece of memory at {addr:#x} ends at byte {end} of a file that has only {len}; the \
+         file is too short for the memory"
     )]
     PastEnd {
         /// Where the guest has it.
@@ -159,15 +159,15 @@ mod tests {
         let past = memory(&[region(0x2000, 0x1001)], &[file(0x3000)]);
         let message = past.unwrap_err().to_string();
         assert!(
-            message.contains("byte 12289 of its file, which has 12288"),
+            message.contains("byte 12289 of a file that has only 12288"),
             "{message}"
         );
         for wrong in [region(0, 0), region(0x2000, u64::MAX), region(u64::MAX, 0)] {
             let checked = memory(&[wrong], &[file(0x3000)]);
             assert!(matches!(checked, Err(CheckError::Bounds(0x1000))));
         }
-        let (pipe, _) = io::pipe().unwrap();
-        let checked = memory(&[region(1, 0)], &[OwnedFd::from(pipe).into()]);
+        let (pipe, _) = nix::unistd::pipe().unwrap();
+        let checked = memory(&[region(1, 0)], &[pipe.into()]);
         assert!(matches!(checked, Err(CheckError::NoFile(_))));
         let message = memory(&[region(1, 0)], &[]).unwrap_err().to_string();
         assert!(message.contains("share=on"), "{message}");
@@ -187,10 +187,8 @@ mod tests {
         event("kick", 2, &file).unwrap();
         let flags = fcntl(&file, FcntlArg::F_GETFL).unwrap();
         assert!(OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK));
-        let (pipe, _) = io::pipe().unwrap();
-        let message = event("call", 2, &OwnedFd::from(pipe).into())
-            .unwrap_err()
-            .to_string();
+        let (pipe, _) = nix::unistd::pipe().unwrap();
+        let message = event("call", 2, &pipe.into()).unwrap_err().to_string();
         assert!(
             message.starts_with("the call descriptor of virtqueue 2 is pipe:"),
             "{message}"

@@ -323,7 +323,7 @@ impl StateFile {
                 bytes
                     .iter()
                     .rev()
-                    .fold(0, |n, byte| n << 8 | u64::from(*byte))
+                    .fold(0, |n, byte| (n << 8) | u64::from(*byte))
             };
             last = last.max((number(&header[..8]), at, number(&header[8..])));
         }

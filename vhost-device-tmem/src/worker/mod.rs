@@ -29,8 +29,8 @@ use nix::fcntl::{fcntl, FcntlArg};
 
 use crate::{
     args::{Args, ArgsError, Config},
-    control::{Admitted, ControlServer},
-    device::{Engine, EngineConfig},
+    control::{Admitted, ControlServer, Operated},
+    device::{Engine, EngineConfig, Observer},
     identity::{self, IdentityError},
     limits::{Memory, MemoryOf},
     link::{BlamePage, FromWorker, GuestId, Link, LinkError, Received, ToWorker, LINK_VERSION},
@@ -172,7 +172,8 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     let (store, lost) = recover(&config, memory, &known)?;
     let store = Arc::new(store);
     let tidier = Tidier::start(Arc::clone(&store))?;
-    let watched = Arc::new(Watched::new(Arc::clone(&page), Arc::clone(link), tidier));
+    let watched = Arc::new(Watched::new(page, Arc::clone(link), tidier));
+    let observer: Arc<dyn Observer> = watched.clone();
     let engine = Engine::start(
         Arc::clone(&store),
         EngineConfig {
@@ -185,7 +186,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
             poll: config.poll,
             limits: config.limits,
         },
-        watched,
+        observer,
     )?;
     let engine = Arc::new(engine);
     let names = config.guests.iter().map(|guest| guest.name.clone());
@@ -194,18 +195,15 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     let server = match control {
         Some(listener) => {
             let admitted = Admitted::new(operators);
-            Some(ControlServer::start(
-                listener.into(),
-                admitted,
-                Arc::clone(&daemon) as _,
-            )?)
+            let operated: Arc<dyn Operated> = daemon.clone();
+            Some(ControlServer::start(listener.into(), admitted, operated)?)
         }
         None => None,
     };
     link.send(&FromWorker::Ready { lost }, &[])?;
     Worker {
         link: Arc::clone(link),
-        page,
+        watched,
         engine,
         daemon,
         faults: ServeFaults {

@@ -4,7 +4,6 @@
 
 use std::{
     fs::File,
-    io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::mpsc,
 };
@@ -344,8 +343,7 @@ fn what_cannot_be_notified_by_is_refused() {
     let (engine, _failed) = engine(1);
     let guest = Guest::connect(&engine, 0);
     let eventfd = || duplicate(&EventFd::new(libc::EFD_NONBLOCK).unwrap());
-    let (reader, writer) = io::pipe().unwrap();
-    let (reader, writer) = (OwnedFd::from(reader), OwnedFd::from(writer));
+    let (reader, writer) = nix::unistd::pipe().unwrap();
     for (kick, call, what) in [
         (reader, eventfd(), "the kick descriptor"),
         (eventfd(), writer, "the call descriptor"),
@@ -354,8 +352,8 @@ fn what_cannot_be_notified_by_is_refused() {
         assert!(refused.to_string().contains(what), "{refused}");
         assert!(refused.to_string().contains("no eventfd"), "{refused}");
     }
-    let (_, writer) = io::pipe().unwrap();
-    let refused = engine.set_call(guest.id, DATA, Some(writer.into()));
+    let (_, writer) = nix::unistd::pipe().unwrap();
+    let refused = engine.set_call(guest.id, DATA, Some(writer));
     assert!(refused.is_err());
     let refused = guest
         .engine

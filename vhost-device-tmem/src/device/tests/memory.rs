@@ -4,7 +4,6 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io,
     os::fd::OwnedFd,
 };
 
@@ -78,8 +77,8 @@ fn bounds_that_are_none_are_refused() {
 #[test]
 fn descriptors_that_are_no_memory_are_refused() {
     let one = [region(0, LEN, 0)];
-    let (reader, _writer) = io::pipe().unwrap();
-    let pipe = File::from(OwnedFd::from(reader));
+    let (reader, _writer) = nix::unistd::pipe().unwrap();
+    let pipe = File::from(reader);
     let error = map(&one, vec![pipe]).unwrap_err();
     assert!(matches!(error, MemoryError::NotAFile(0)), "{error}");
     let device = OpenOptions::new().read(true).write(true).open("/dev/zero");

@@ -9,7 +9,7 @@ use super::*;
 const GUEST: GuestId = GuestId(3);
 const EPOCH: u64 = 77;
 const RINGS: u16 = 4;
-const FEATURES: u64 = 1 << 32 | 1 << 30;
+const FEATURES: u64 = (1 << 32) | (1 << 30);
 
 const ADDRESS: RingAddress = RingAddress {
     desc: 0x1000,
