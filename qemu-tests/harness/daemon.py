@@ -164,6 +164,13 @@ class Device:
         qmp.ask("chardev-remove", id=self.name)
 
 
+class Place(Device):
+    """A further guest's place at a daemon, which runs as long as that does."""
+
+    def __init__(self, folder: Path, name: str, data_queues: int) -> None:
+        super().__init__(folder, name, data_queues)
+
+
 class Daemon(Device):
     """The real one."""
 
@@ -176,10 +183,13 @@ class Daemon(Device):
         refuse_percent: int = 0,
         slot: int | None = None,
         options: Sequence[str] = (),
+        others: Sequence[str] = (),
         **properties: str | int,
     ) -> None:
         super().__init__(folder, name, data_queues, slot, **properties)
         self._options = options
+        # Where further guests find it.
+        self.others = [Place(folder, other, data_queues) for other in others]
         self.control = folder / f"{name}.control"
         self._capacity = capacity
         self._refuse_percent = refuse_percent
@@ -198,12 +208,23 @@ class Daemon(Device):
             # Tests end it whatever its guests have put.
             "--stop-loses-pages",
         ]
+        for other in self.others:
+            command += ["--socket-path", f"{other.name}={other.socket}"]
         if self._refuse_percent:
             command += ["--fault-refuse-percent", str(self._refuse_percent)]
         return [*command, *self._options]
 
     def ready(self) -> bool:
-        return super().ready() and self.control.exists()
+        places = (self, *self.others)
+        return self.control.exists() and all(place.socket.exists() for place in places)
+
+    @property
+    def worker(self) -> int:
+        """The process that does the work; 0 while there is none."""
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
+        children = [int(child) for task in tasks for child in task.read_text().split()]
+        assert len(children) <= 1, f"{self.name} has the children {children}"
+        return children[0] if children else 0
 
     def stat(self) -> Stat:
         """Asks for the counters."""
