@@ -142,8 +142,7 @@ fn memory_that_the_host_has_no_room_for_stops_one_guest() {
     wait_until("it is gone", || {
         stat(&control)["guests"][0]["connected"] == false
     });
-    daemon.signal(libc::SIGTERM);
-    assert!(daemon.child.wait().unwrap().success());
+    daemon.stop();
 }
 
 #[test]

@@ -46,8 +46,8 @@ pub(super) enum CheckError {
     NoFile(u64),
     /// A piece of memory that its file does not have.
     #[error(
-        "the piece of memory at {addr:#x} ends at byte {end} of its file, which has {len}; make \
-         the file as long as the memory is"
+        "the piece of memory at {addr:#x} ends at byte {end} of a file that has only {len}; the \
+         file is too short for the memory"
     )]
     PastEnd {
         /// Where the guest has it.
@@ -159,7 +159,7 @@ mod tests {
         let past = memory(&[region(0x2000, 0x1001)], &[file(0x3000)]);
         let message = past.unwrap_err().to_string();
         assert!(
-            message.contains("byte 12289 of its file, which has 12288"),
+            message.contains("byte 12289 of a file that has only 12288"),
             "{message}"
         );
         for wrong in [region(0, 0), region(0x2000, u64::MAX), region(u64::MAX, 0)] {

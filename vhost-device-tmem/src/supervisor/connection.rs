@@ -291,7 +291,7 @@ impl Handler {
             }
             error => error.to_string(),
         };
-        tracing::error!("guest {name:?}: {request} is refused: {error}");
+        tracing::error!("guest {name:?} cannot be served: {request} is refused: {error}");
         if self.lines == most {
             tracing::error!("guest {name:?}: further refusals are not told for a while");
         }

@@ -58,7 +58,7 @@ pub(super) struct FrontEnd {
     limits: Limits,
     /// The log was told that the configuration space does not fit.
     told: AtomicBool,
-    /// Virtqueues that the front-end has told of; QEMU tells of all before it enables one.
+    /// Virtqueues that the front-end has told of.
     rings: u16,
     /// The log was told that these are too few.
     warned: bool,
@@ -114,17 +114,18 @@ impl FrontEnd {
         self.change(|connection| change(connection).map(|orders| (orders, ())))
     }
 
-    /// Says so if there are fewer virtqueues than the driver will look for.
+    /// Says so if there are fewer virtqueues than the driver will look for. QEMU tells of each
+    /// before it reads the configuration space; who tells of none has not come so far.
     fn warn_of_few(&mut self) {
-        let count = queue_count(&self.limits);
-        if (1..count).contains(&self.rings) && !std::mem::replace(&mut self.warned, true) {
-            tracing::warn!(
-                "guest {:?} has {} virtqueues, and its driver looks for {count}; give QEMU's device \
-                 num_vqs={count} if it finds no host",
-                self.hub.name(self.guest),
-                self.rings
-            );
+        let (told, count) = (self.rings, queue_count(&self.limits));
+        if told == 0 || told >= count || std::mem::replace(&mut self.warned, true) {
+            return;
         }
+        tracing::warn!(
+            "guest {:?} has {told} virtqueues, and its driver needs {count}; give QEMU's device \
+             num_vqs={count}",
+            self.hub.name(self.guest)
+        );
     }
 
     /// Returns the number of a virtqueue that nobody is at any more.
@@ -289,7 +290,6 @@ impl VhostUserBackendReqHandlerMut for FrontEnd {
 
     fn set_vring_enable(&mut self, ring: u32, enable: bool) -> Result<()> {
         if enable {
-            self.warn_of_few();
             return self.order(|connection| connection.state.enable(ring));
         }
         self.stop(ring)?;
@@ -302,6 +302,7 @@ impl VhostUserBackendReqHandlerMut for FrontEnd {
         size: u32,
         _flags: VhostUserConfigFlags,
     ) -> Result<Vec<u8>> {
+        self.warn_of_few();
         // QEMU reads all that it has, always.
         if offset == 0 && size < CONFIG_SIZE && size > 8 && !self.told.swap(true, Ordering::Relaxed)
         {

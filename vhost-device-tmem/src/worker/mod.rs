@@ -172,7 +172,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     let (store, lost) = recover(&config, memory, &known)?;
     let store = Arc::new(store);
     let tidier = Tidier::start(Arc::clone(&store))?;
-    let watched = Arc::new(Watched::new(Arc::clone(&page), Arc::clone(link), tidier));
+    let watched = Arc::new(Watched::new(page, Arc::clone(link), tidier));
     let engine = Engine::start(
         Arc::clone(&store),
         EngineConfig {
@@ -185,7 +185,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
             poll: config.poll,
             limits: config.limits,
         },
-        watched,
+        Arc::clone(&watched) as _,
     )?;
     let engine = Arc::new(engine);
     let names = config.guests.iter().map(|guest| guest.name.clone());
@@ -205,7 +205,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     link.send(&FromWorker::Ready { lost }, &[])?;
     Worker {
         link: Arc::clone(link),
-        page,
+        watched,
         engine,
         daemon,
         faults: ServeFaults {

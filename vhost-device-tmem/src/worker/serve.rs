@@ -8,14 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    operated::Daemon,
-    watched::{serving, LISTENER},
-};
+use super::{operated::Daemon, watched::Watched};
 use crate::{
     control::ControlServer,
     device::{Engine, EngineError},
-    link::{BlamePage, FromWorker, GuestId, Link, LinkError, Received, ToWorker},
+    link::{FromWorker, GuestId, Link, LinkError, Received, ToWorker},
 };
 
 /// How long operators may take to hear the last of this worker.
@@ -33,7 +30,7 @@ pub(super) struct ServeFaults {
 /// A worker that has begun.
 pub(super) struct Worker {
     pub(super) link: Arc<Link>,
-    pub(super) page: Arc<BlamePage>,
+    pub(super) watched: Arc<Watched>,
     pub(super) engine: Arc<Engine>,
     pub(super) daemon: Arc<Daemon>,
     pub(super) faults: ServeFaults,
@@ -57,6 +54,7 @@ impl Worker {
                     self.link
                         .send(&FromWorker::Pong { token, persistent }, &[])?;
                 }
+                ToWorker::Summarise => self.daemon.summarise(),
                 ToWorker::Stop => break,
                 message => self.about_guest(message, descriptors)?,
             }
@@ -75,9 +73,9 @@ impl Worker {
             tracing::error!("the supervisor says what it should not: {message:?}");
             return Ok(());
         };
-        let done = serving(&self.page, LISTENER, guest, || {
-            self.obey(message, descriptors)
-        });
+        let done = self
+            .watched
+            .serving(guest, || self.obey(message, descriptors));
         match done {
             Ok(None) => Ok(()),
             Ok(Some(answer)) => self.link.send(&answer, &[]),
@@ -135,7 +133,10 @@ impl Worker {
             ToWorker::ResetGuest { guest } => engine.reset_guest(guest)?,
             ToWorker::AbandonGuest { guest } => engine.abandon_guest(guest)?,
             // These are not about a guest.
-            ToWorker::Start { .. } | ToWorker::Ping { .. } | ToWorker::Stop => {}
+            ToWorker::Start { .. }
+            | ToWorker::Ping { .. }
+            | ToWorker::Summarise
+            | ToWorker::Stop => {}
         }
         Ok(None)
     }
@@ -164,6 +165,8 @@ fn guest_of(message: &ToWorker) -> Option<GuestId> {
         | ToWorker::StopRing { guest, .. }
         | ToWorker::ResetGuest { guest }
         | ToWorker::AbandonGuest { guest } => Some(*guest),
-        ToWorker::Start { .. } | ToWorker::Ping { .. } | ToWorker::Stop => None,
+        ToWorker::Start { .. } | ToWorker::Ping { .. } | ToWorker::Summarise | ToWorker::Stop => {
+            None
+        }
     }
 }

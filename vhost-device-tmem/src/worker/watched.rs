@@ -55,19 +55,14 @@ fn confess() {
     }
 }
 
-/// Serves a guest in the thread of this place.
-pub(super) fn serving<R>(
-    page: &BlamePage,
-    thread: usize,
-    guest: GuestId,
-    serve: impl FnOnce() -> R,
-) -> R {
-    THREAD.set(Some(thread));
-    page.begin(thread, guest);
-    let result = serve();
-    page.end(thread);
-    THREAD.set(None);
-    result
+impl Watched {
+    /// Serves a guest in the thread that listens to the supervisor.
+    pub(super) fn serving<R>(&self, guest: GuestId, serve: impl FnOnce() -> R) -> R {
+        self.begin(LISTENER, guest);
+        let result = serve();
+        self.end(LISTENER);
+        result
+    }
 }
 
 impl Observer for Watched {
