@@ -18,7 +18,7 @@ use super::{
 use crate::store::{Held, PoolError, PoolKind, PoolReport, Progress, Store, Walk};
 
 /// Entries of a table of keys to flush that are as much work as copying a page.
-const FLUSHES: usize = 4;
+const FLUSHES: usize = 2;
 
 /// Memory that a worker uses for one group of requests after the other. It is bounded by the limits
 /// in the configuration space.
