@@ -3,14 +3,7 @@
 //! What the next process finds, had this one ended just before or after a store that counts. Such
 //! moments are too short for a signal to meet them: here the files are copied at each.
 
-use std::{
-    cell::RefCell,
-    collections::BTreeMap,
-    fs::File,
-    os::{fd::OwnedFd, unix::fs::FileExt},
-    rc::Rc,
-    thread,
-};
+use std::{cell::RefCell, collections::BTreeMap, fs::File, os::unix::fs::FileExt, rc::Rc, thread};
 
 use virtio_tmem_abi::{Key, ObjectId, PageResult, Range};
 
@@ -351,7 +344,7 @@ fn a_copy_of_the_files_is_a_store() {
     copied(&memory, &copy);
     let fds = copy
         .descriptors()
-        .map(|fd| OwnedFd::from(fd.try_clone_to_owned().unwrap()));
+        .map(|fd| fd.try_clone_to_owned().unwrap());
     let (store, _) = Store::recover(&config, Memory::from_descriptors(fds)).unwrap();
     assert_eq!(get(&store, &store.guest(5), (0, 3), 9), PageResult::Hit);
 }

@@ -108,7 +108,7 @@ mod tests {
         ) {
             let each = capacity / (2 * u64::from(guests));
             let promise = Promise { guests, each };
-            let mut held = vec![0; 6];
+            let mut held = [0; 6];
             for (guest, put) in wants {
                 let unmet = |guest: u32| promise.unmet(guest, holding(held[guest as usize], 0));
                 let others: u64 = (0..6).filter(|other| *other != guest).map(unmet).sum();
