@@ -104,7 +104,7 @@ impl Link {
     /// The operating system's.
     pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
         let patience = TimeVal::new(
-            patience.as_secs() as _,
+            i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
             patience.subsec_micros().max(1).into(),
         );
         Ok(setsockopt(&self.0, sockopt::SendTimeout, &patience)?)

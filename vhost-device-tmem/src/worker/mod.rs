@@ -29,15 +29,15 @@ use nix::fcntl::{fcntl, FcntlArg};
 
 use crate::{
     args::{Args, ArgsError, Config},
-    control::{Admitted, ControlServer},
-    device::{Engine, EngineConfig},
+    control::{Admitted, ControlServer, Operated},
+    device::{Engine, EngineConfig, Observer},
     identity::{self, IdentityError},
     limits::{Memory, MemoryOf},
     link::{BlamePage, FromWorker, GuestId, Link, LinkError, Received, ToWorker, LINK_VERSION},
     log::Log,
     sandbox::{self, Places, Role, Sandbox, SandboxError},
     signals::Signals,
-    store::{Memory as StoreMemory, Store, StoreError, Walk},
+    store::{self, Memory as StoreMemory, Store, StoreError, Walk},
 };
 
 use operated::Daemon;
@@ -169,7 +169,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     log.background()?;
     // For as long as this process is there.
     std::mem::forget(claimed(claim)?);
-    let (store, lost) = recover(&config, memory, &known)?;
+    let (store, lost) = recover(&config, memory, &numbers, &known)?;
     let store = Arc::new(store);
     let tidier = Tidier::start(Arc::clone(&store))?;
     let watched = Arc::new(Watched::new(page, Arc::clone(link), tidier));
@@ -185,7 +185,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
             poll: config.poll,
             limits: config.limits,
         },
-        Arc::clone(&watched) as _,
+        Arc::clone(&watched) as Arc<dyn Observer>,
     )?;
     let engine = Arc::new(engine);
     let names = config.guests.iter().map(|guest| guest.name.clone());
@@ -197,7 +197,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
             Some(ControlServer::start(
                 listener.into(),
                 admitted,
-                Arc::clone(&daemon) as _,
+                Arc::clone(&daemon) as Arc<dyn Operated>,
             )?)
         }
         None => None,
@@ -237,9 +237,16 @@ fn claimed(claim: OwnedFd) -> io::Result<OwnedFd> {
 fn recover(
     config: &Config,
     memory: StoreMemory,
+    numbers: &[GuestId],
     known: &[GuestId],
 ) -> Result<(Store, u64), WorkerError> {
-    let (store, recovered) = Store::recover(&config.store(), memory)?;
+    // Guests may have had their numbers before others went.
+    let numbers = numbers.iter().map(|guest| guest.0 + 1);
+    let config = store::Config {
+        guests: numbers.max().unwrap_or(0),
+        ..config.store()
+    };
+    let (store, recovered) = Store::recover(&config, memory)?;
     let mut gone = 0;
     for guest in &recovered.guests {
         if !known.contains(&GuestId(guest.guest)) {
