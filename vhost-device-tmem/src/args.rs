@@ -46,6 +46,16 @@ pub struct Args {
     #[arg(long, value_name = "WHETHER", value_enum, default_value_t)]
     pub huge_pages: HugePages,
 
+    /// Keep pages out of the host's swap. It takes a limit of locked memory (LimitMEMLOCK= of the
+    /// service, or ulimit -l) that is as large as the capacity.
+    #[arg(long)]
+    pub lock_memory: bool,
+
+    /// Give persistent pages a check of their contents, with which they are compared when another
+    /// worker has taken over. It takes up to three quarters of the time of the copy.
+    #[arg(long)]
+    pub check_contents: bool,
+
     /// Socket that tmemctl connects to.
     #[arg(long, value_name = "PATH")]
     pub control_path: Option<PathBuf>,
@@ -152,6 +162,10 @@ pub struct Config {
     pub compression: Compression,
     /// Whether pages are kept in huge pages.
     pub huge_pages: HugePages,
+    /// Whether pages are kept out of the host's swap.
+    pub lock_memory: bool,
+    /// Whether persistent pages get a check of their contents.
+    pub check_contents: bool,
     /// The operator's socket.
     pub control_path: Option<PathBuf>,
     /// What drivers may ask for.
@@ -195,6 +209,8 @@ impl Config {
         store::Config {
             compression: self.compression,
             huge_pages: self.huge_pages,
+            lock_memory: self.lock_memory,
+            check_contents: self.check_contents,
             faults: self.faults,
             ..store::Config::shared(self.capacity, self.guests.len() as u32)
         }
@@ -308,6 +324,8 @@ impl Args {
             capacity,
             compression: self.compression,
             huge_pages: self.huge_pages,
+            lock_memory: self.lock_memory,
+            check_contents: self.check_contents,
             control_path: self.control_path.clone(),
             limits: Limits::new(self.data_queues),
             threads: self.threads.into(),

@@ -7,7 +7,8 @@ mod support;
 use std::{
     ffi::CString,
     fs::OpenOptions,
-    os::unix::{ffi::OsStrExt, fs::OpenOptionsExt},
+    io::{Read, Write},
+    os::unix::{ffi::OsStrExt, fs::OpenOptionsExt, net::UnixStream},
     path::Path,
 };
 
@@ -159,5 +160,75 @@ fn a_front_end_with_too_few_virtqueues_is_told_how_many() {
     connection.read_config(0, 64).unwrap();
     let line = daemon.wait_for("num_vqs=4");
     assert!(line.contains("\"evil\" has 2 virtqueues"), "{line}");
+    assert_unharmed(&mut victim);
+}
+
+#[test]
+fn a_second_front_end_is_turned_away_at_once() {
+    let place = Place::new();
+    let (mut daemon, mut victim) = start(&place);
+    let mut second = UnixStream::connect(place.path("victim.sock")).unwrap();
+    assert_eq!(second.read(&mut [0]).unwrap(), 0);
+    let line = daemon.wait_for("a second front-end was turned away");
+    assert!(line.contains("\"victim\""), "{line}");
+    assert_unharmed(&mut victim);
+    // One that comes when the first has gone is served, however soon that is.
+    for _ in 0..10 {
+        drop(victim);
+        victim = Guest::connect(&place.path("victim.sock"));
+        assert_eq!(victim.create_pool(0, 0), Status::Ok);
+    }
+}
+
+/// Sends a message of the protocol without descriptors, and returns the payload of the answer, if
+/// one is wanted.
+fn say(stream: &mut UnixStream, request: u32, flags: u32, payload: &[u8], answer: bool) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for word in [request, flags, payload.len() as u32] {
+        bytes.extend(word.to_ne_bytes());
+    }
+    bytes.extend(payload);
+    stream.write_all(&bytes).unwrap();
+    if !answer {
+        return Vec::new();
+    }
+    let mut header = [0; 12];
+    stream.read_exact(&mut header).unwrap();
+    let len = u32::from_ne_bytes(header[8..].try_into().unwrap());
+    let mut payload = vec![0; len as usize];
+    stream.read_exact(&mut payload).unwrap();
+    payload
+}
+
+#[test]
+fn memory_that_is_not_shared_is_refused_with_what_to_do() {
+    const GET_FEATURES: u32 = 1;
+    const SET_FEATURES: u32 = 2;
+    const SET_MEM_TABLE: u32 = 5;
+    const GET_PROTOCOL_FEATURES: u32 = 15;
+    const SET_PROTOCOL_FEATURES: u32 = 16;
+    const REPLY_ACK: u64 = 1 << 3;
+    let place = Place::new();
+    let (mut daemon, mut victim) = start(&place);
+    let mut evil = UnixStream::connect(place.path("evil.sock")).unwrap();
+    let features = say(&mut evil, GET_FEATURES, 1, &[], true);
+    say(&mut evil, GET_PROTOCOL_FEATURES, 1, &[], true);
+    let ack = REPLY_ACK.to_ne_bytes();
+    say(&mut evil, SET_PROTOCOL_FEATURES, 1, &ack, false);
+    say(&mut evil, SET_FEATURES, 1, &features, false);
+    let mut table = Vec::new();
+    table.extend(1u64.to_ne_bytes());
+    for word in [0, MEMORY as u64, 0x7000_0000, 0] {
+        table.extend(word.to_ne_bytes());
+    }
+    // It wants to be told, and is.
+    let told = say(&mut evil, SET_MEM_TABLE, 1 | 1 << 3, &table, true);
+    assert_eq!(told, 1u64.to_ne_bytes());
+    let line = daemon.wait_for("\"evil\" cannot be served");
+    assert!(line.contains("share=on"), "{line}");
+    // The connection is still of use.
+    assert_eq!(say(&mut evil, GET_FEATURES, 1, &[], true), features);
+    // Half a message keeps nobody waiting.
+    evil.write_all(&table[..7]).unwrap();
     assert_unharmed(&mut victim);
 }

@@ -143,7 +143,7 @@ fn signals_do_what_they_are_for() {
     let said = [
         (libc::SIGHUP, "SIGHUP: there is nothing to read again"),
         (libc::SIGUSR1, "0 of 1 guests connected"),
-        (libc::SIGUSR2, "SIGUSR2"),
+        (libc::SIGUSR2, "upgraded"),
     ];
     for (signal, words) in said {
         daemon.signal(signal);
@@ -151,7 +151,8 @@ fn signals_do_what_they_are_for() {
     }
     daemon.signal(libc::SIGPIPE);
     let (success, said) = tmemctl(&["upgrade", "--control-path", &place.arg("control.sock")]);
-    assert!(!success && said.contains("binary"), "{said}");
+    assert!(success && said.contains("upgrading"), "{said}");
+    daemon.wait_for("upgraded");
     daemon.signal(libc::SIGINT);
     ends(&mut daemon);
 }

@@ -301,3 +301,28 @@ fn stopping_waits_for_no_worker() {
     assert!(log.contains("does not stop, and is killed"), "{log}");
     assert!(!place.path("a.sock").exists());
 }
+
+/// A connection may end, and another begin, while no worker is there to be told.
+#[test]
+fn a_new_front_end_finds_nothing_of_the_old_whoever_died_meanwhile() {
+    let place = Place::new();
+    let mut daemon = start(&place, &["a"], &[]);
+    let mut epochs = std::collections::HashSet::new();
+    for round in 0..20 {
+        let mut guest = Guest::connect(&place.path("a.sock"));
+        assert!(epochs.insert(guest.epoch()));
+        // It knows nothing of pools that it did not create.
+        let got = guest.get(DATA, 0, 0, &[key(1, 1, 1)]);
+        assert_eq!(got.status(), Status::NoPool, "round {round}");
+        assert_eq!(guest.create_pool(0, pool_flags::PERSISTENT), Status::Ok);
+        let got = guest.get(DATA, 0, 0, &[key(1, 1, 1)]);
+        assert_eq!(got.results(), [PageResult::Miss], "round {round}");
+        let put = guest.put(DATA, 0, &[(key(1, 1, 1), 7)]);
+        assert_eq!(put.results(), [PageResult::Stored]);
+        support::kill(daemon.worker(), libc::SIGKILL);
+        if round % 2 == 0 {
+            daemon.wait_for("a new worker has taken over");
+        }
+        drop(guest);
+    }
+}

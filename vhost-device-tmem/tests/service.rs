@@ -170,6 +170,7 @@ fn a_restart_of_the_service_goes_unnoticed() {
                 assert_eq!(put.results(), [PageResult::Stored]);
                 let before = index / 2;
                 let got = guest.get(DATA + 1, 0, 0, &[key(1, before, 1)]);
+                assert_eq!(got.status(), Status::Ok);
                 assert_eq!(got.results(), [PageResult::Hit]);
                 assert_eq!(got.page(0), [before as u8; 4096]);
                 index += 1;

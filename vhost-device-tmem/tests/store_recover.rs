@@ -665,7 +665,10 @@ proptest! {
 #[test]
 fn contents_that_are_damaged_are_never_returned() {
     for compression in COMPRESSIONS {
-        let config = config(CAPACITY, compression);
+        let config = Config {
+            check_contents: true,
+            ..config(CAPACITY, compression)
+        };
         let (memory, put) = filled(&config);
         let pages = File::from(memory.descriptors()[1].try_clone_to_owned().unwrap());
         // A bit of each slot of pages as they are, and of some of the others.
@@ -697,5 +700,40 @@ fn contents_that_are_damaged_are_never_returned() {
             assert_eq!(get(&store, &guest, *place, 5), PageResult::Hit);
         }
         assert!(damaged > 10, "{damaged}");
+    }
+}
+
+/// A process that wants checks takes over pages that have none, and the other way round.
+#[test]
+fn contents_with_and_without_checks_are_read_by_either() {
+    for compression in COMPRESSIONS {
+        let [with, without] = [true, false].map(|check_contents| Config {
+            check_contents,
+            ..config(CAPACITY, compression)
+        });
+        for (one, other) in [(&with, &without), (&without, &with)] {
+            let (memory, put) = filled(one);
+            for config in [other, one, other] {
+                let (store, _) = Store::recover(config, memory.try_clone().unwrap()).unwrap();
+                let guest = store.guest(3);
+                for (place, version) in &put {
+                    assert_eq!(get(&store, &guest, *place, *version), PageResult::Hit);
+                    // Both pools' entries are used by turns.
+                    let (keys, mut result) = ([key(*place, *version)], [PageResult::Absent]);
+                    store
+                        .flush_pages(&guest, place.0, &keys, &mut result)
+                        .unwrap();
+                }
+                for (place, version) in put.iter().rev() {
+                    let mut result = [PageResult::Absent];
+                    let keys = [key(*place, *version)];
+                    let mut source = Stamps(std::slice::from_ref(version));
+                    store
+                        .put(&guest, place.0, &keys, &mut source, &mut result)
+                        .unwrap();
+                    assert_eq!(result, [PageResult::Stored]);
+                }
+            }
+        }
     }
 }

@@ -287,7 +287,7 @@ impl<'a, 'p> Runner<'a, 'p> {
                 std::hint::spin_loop();
             }
         }
-        let ended = deadline.map_or_else(Instant::now, |deadline| deadline);
+        let ended = deadline.unwrap_or_else(Instant::now);
         let tallies = self
             .streams
             .into_iter()

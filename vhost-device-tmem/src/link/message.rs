@@ -113,6 +113,8 @@ pub enum ToWorker {
         /// Goes with the answer.
         token: u64,
     },
+    /// Say in the log what there is.
+    Summarise,
     /// Finish what is being copied, answer [`FromWorker::Stopped`], and exit.
     Stop,
 }

@@ -96,7 +96,7 @@ pub(super) struct Page {
     pub(super) object_prev: Link,
     pub(super) object_next: Link,
     /// The neighbours of an ephemeral page in its list. Of a persistent one, a check of its
-    /// contents, and whether this process knows that they are right.
+    /// contents if it has one, and whether this process knows that they are right.
     pub(super) lru_prev: Link,
     pub(super) lru_next: Link,
     /// A check of 16 bits, the state, the form of the body, and the pins: gets that are copying
@@ -169,9 +169,9 @@ impl Page {
         self.word -= 1 << PIN;
     }
 
-    /// Notes the check of a persistent page's contents, which were just written.
-    pub(super) fn set_contents(&mut self, check: Check) {
-        self.lru_prev = Some(check);
+    /// Notes the check of a persistent page's contents, which were just written, if it has one.
+    pub(super) fn set_contents(&mut self, check: Option<Check>) {
+        self.lru_prev = check;
         self.set_verified(true);
     }
 

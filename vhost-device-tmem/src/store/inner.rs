@@ -366,9 +366,10 @@ impl Inner {
         pool.objects += 1;
     }
 
-    /// Makes a page be found that a put has filled, with contents of this check; or forgets it, if that failed. Nothing of both
+    /// Makes a page be found that a put has filled, with the check of its contents if it is a
+    /// persistent one; or forgets it, if that failed. Nothing of both
     /// is to be done if it was forgotten meanwhile.
-    pub(super) fn filled(&mut self, id: PageId, successful: bool, check: Option<Check>) {
+    pub(super) fn filled(&mut self, id: PageId, successful: bool, check: Option<Option<Check>>) {
         let page = &mut self.index.pages[id.index()];
         if page.state() == PageState::Filling {
             if successful {

@@ -40,11 +40,12 @@
 //! first its entry. No entry is in force beside an older one with its key, so that none needs a
 //! number to say which is newer.
 //!
-//! Entries have a check, and so have the contents of persistent pages, in place of the links of the
-//! list that they are not in. It is made when they are put, which takes a sixth of the time of the
-//! copy (`cargo bench --bench store -- page/`), and compared once in each process that takes them
-//! over, when they are asked for first. Ephemeral contents have none: a put writes all of them
-//! before their entry is in force.
+//! Entries always have a check. Contents of persistent pages have one where
+//! [`Config::check_contents`] says so, in place of the links of the list that they are not in: it
+//! takes up to three quarters of the time of the copy (`cargo bench --bench store -- page/`), to find
+//! what no order of writes leads to. It is compared once in each process that takes them over, when
+//! they are asked for first. Without it, compressed contents are still known by whether they come to
+//! a page, and the lengths of all are checked.
 //!
 //! # Locking
 //!
@@ -220,6 +221,10 @@ pub struct Config {
     pub huge_pages: HugePages,
     /// Whether its memory is kept out of the host's swap.
     pub lock_memory: bool,
+    /// Whether persistent pages get a check of their contents when they are put, which the next
+    /// process compares them with. That takes up to three quarters of
+    /// the time of the copy.
+    pub check_contents: bool,
     /// How many guests share the capacity. Those with numbers below this are promised something.
     pub guests: u32,
     /// The bytes that each of these is promised for its persistent pages, whatever the others put.
@@ -246,6 +251,7 @@ impl Config {
             compression: Compression::default(),
             huge_pages: HugePages::default(),
             lock_memory: false,
+            check_contents: false,
             guests: 0,
             guaranteed: 0,
             faults: Faults::default(),
@@ -268,6 +274,7 @@ pub struct Store {
     arena: Arc<Arena>,
     files: Files,
     compression: Compression,
+    check_contents: bool,
     useful_credits: u32,
     watchers: Mutex<Vec<Watching>>,
     /// The length of `watchers`, to be read without its lock.
@@ -329,6 +336,7 @@ impl Store {
             arena,
             files,
             compression: config.compression,
+            check_contents: config.check_contents,
             useful_credits: useful_credits.clamp(1, 256),
             inner: Mutex::new(inner),
             watchers: Mutex::default(),

@@ -83,6 +83,11 @@ impl Store {
         Ok(())
     }
 
+    /// Returns whether contents of pages of such pools get a check.
+    fn checks(&self, kind: PoolKind) -> bool {
+        self.check_contents && kind == PoolKind::Persistent
+    }
+
     /// Stores pages as they are, which are copied to where they stay. Returns whether there is much
     /// memory to give back.
     fn put_batch(
@@ -103,10 +108,10 @@ impl Store {
                     *contents = Encoded::Failed;
                 }
                 // While it is in the processor's cache.
-                batch.checks[n] = (kind == PoolKind::Persistent).then(|| check_of(bytes));
+                batch.checks[n] = self.checks(kind).then(|| check_of(bytes));
             }
         }
-        Ok(self.lock().filled_batch(batch))
+        Ok(self.lock().filled_batch(batch, kind))
     }
 
     /// As [`Self::put_batch`], compressed. That is done before there is room, as only then it is
@@ -134,10 +139,10 @@ impl Store {
                 unsafe { self.arena.fill(slot, len) }.copy_from_slice(bytes);
                 // SAFETY: See above.
                 unsafe { self.arena.scrub_behind(slot, len) };
-                batch.checks[n] = (kind == PoolKind::Persistent).then(|| check_of(bytes));
+                batch.checks[n] = self.checks(kind).then(|| check_of(bytes));
             }
         }
-        Ok(self.lock().filled_batch(batch))
+        Ok(self.lock().filled_batch(batch, kind))
     }
 }
 
@@ -148,7 +153,7 @@ struct Batch<'b> {
     keys: &'b [Key],
     /// What the pages came to.
     contents: &'b mut [Encoded],
-    /// The checks of those that are in slots of persistent pages.
+    /// The checks of those that are in slots, where such are wanted.
     checks: [Option<Check>; BATCH],
     /// The entries that they got.
     pages: &'b mut [Result<PageId, Refusal>],
@@ -204,10 +209,13 @@ impl Inner {
 
     /// Makes the pages be found, but for those whose contents could not be had. Returns whether
     /// there is much memory to give back.
-    fn filled_batch(&mut self, batch: &Batch<'_>) -> bool {
+    fn filled_batch(&mut self, batch: &Batch<'_>, kind: PoolKind) -> bool {
         for (n, page) in batch.pages.iter().enumerate() {
             if let Ok(id) = page {
-                self.filled(*id, batch.contents[n] != Encoded::Failed, batch.checks[n]);
+                let successful = batch.contents[n] != Encoded::Failed;
+                // What is in the place of a check is something else's in an ephemeral page.
+                let check = (kind == PoolKind::Persistent).then_some(batch.checks[n]);
+                self.filled(*id, successful, check);
             }
         }
         self.much_to_release()

@@ -256,6 +256,17 @@ impl GuestState {
         }
     }
 
+    /// Returns what another process is to go on with. By then a worker may have begun with each
+    /// virtqueue that runs, and carried out any number of requests: only the virtqueue itself says
+    /// where it is.
+    pub(super) fn resumable(&self) -> Self {
+        let mut this = self.clone();
+        for ring in this.rings.iter_mut().filter(|ring| ring.runs) {
+            ring.base = None;
+        }
+        this
+    }
+
     /// `SET_FEATURES`.
     pub(super) fn set_features(&mut self, features: u64) -> Vec<Order> {
         self.features = features;

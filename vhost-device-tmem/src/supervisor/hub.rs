@@ -413,6 +413,13 @@ impl Hub {
         self.check(&mut inner, sent);
     }
 
+    /// Has the worker say in the log what there is.
+    pub(super) fn summarise(&self) {
+        let mut inner = self.inner();
+        let sent = inner.tell(&ToWorker::Summarise, &[]);
+        self.check(&mut inner, sent);
+    }
+
     /// Takes note of what the worker of this number said.
     pub(super) fn heard(&self, number: u64, message: &FromWorker) {
         let mut inner = self.inner();

@@ -169,7 +169,7 @@ impl Keeper {
             self.give(Name::Handed(guest, *slot), file.as_fd());
         }
         self.give(Name::Connection(guest), connection.socket.as_fd());
-        let written = self.write(guest, &connection.state);
+        let written = self.write(guest, &connection.state.resumable());
         self.check(written);
         for name in self.names(guest).into_iter().filter(|name| !wanted(name)) {
             self.take_back(name);

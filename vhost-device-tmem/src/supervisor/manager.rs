@@ -408,7 +408,7 @@ impl Manager {
             Signal::Terminate | Signal::Interrupt => return self.stops(signal),
             Signal::Upgrade => self.upgrade(),
             Signal::Reload => {
-                tracing::info!("nothing is read again: the command line is all there is");
+                tracing::info!("{signal}: there is nothing to read again");
             }
             Signal::Statistics => self.tell(),
         }
@@ -416,14 +416,15 @@ impl Manager {
     }
 
     fn tell(&mut self) {
-        self.count();
         match &self.worker {
-            Some(worker) => tracing::info!(
-                "worker {} serves (process {}) and holds {} persistent pages",
-                worker.number(),
-                worker.id(),
-                self.persistent
-            ),
+            Some(worker) => {
+                tracing::info!(
+                    "worker {} serves (process {})",
+                    worker.number(),
+                    worker.id()
+                );
+                self.needs.hub.summarise();
+            }
             None => tracing::info!("there is no worker at the moment"),
         }
     }

@@ -37,7 +37,7 @@ use crate::{
     log::Log,
     sandbox::{self, Places, Role, Sandbox, SandboxError},
     signals::Signals,
-    store::{Memory as StoreMemory, Store, StoreError, Walk},
+    store::{self, Memory as StoreMemory, Store, StoreError, Walk},
 };
 
 use operated::Daemon;
@@ -169,11 +169,10 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     log.background()?;
     // For as long as this process is there.
     std::mem::forget(claimed(claim)?);
-    let (store, lost) = recover(&config, memory, &known)?;
+    let (store, lost) = recover(&config, memory, &numbers, &known)?;
     let store = Arc::new(store);
     let tidier = Tidier::start(Arc::clone(&store))?;
     let watched = Arc::new(Watched::new(page, Arc::clone(link), tidier));
-    let observer: Arc<dyn Observer> = watched.clone();
     let engine = Engine::start(
         Arc::clone(&store),
         EngineConfig {
@@ -186,7 +185,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
             poll: config.poll,
             limits: config.limits,
         },
-        observer,
+        Arc::clone(&watched) as Arc<dyn Observer>,
     )?;
     let engine = Arc::new(engine);
     let names = config.guests.iter().map(|guest| guest.name.clone());
@@ -195,8 +194,11 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     let server = match control {
         Some(listener) => {
             let admitted = Admitted::new(operators);
-            let operated: Arc<dyn Operated> = daemon.clone();
-            Some(ControlServer::start(listener.into(), admitted, operated)?)
+            Some(ControlServer::start(
+                listener.into(),
+                admitted,
+                Arc::clone(&daemon) as Arc<dyn Operated>,
+            )?)
         }
         None => None,
     };
@@ -235,9 +237,16 @@ fn claimed(claim: OwnedFd) -> io::Result<OwnedFd> {
 fn recover(
     config: &Config,
     memory: StoreMemory,
+    numbers: &[GuestId],
     known: &[GuestId],
 ) -> Result<(Store, u64), WorkerError> {
-    let (store, recovered) = Store::recover(&config.store(), memory)?;
+    // Guests may have had their numbers before others went.
+    let numbers = numbers.iter().map(|guest| guest.0 + 1);
+    let config = store::Config {
+        guests: numbers.max().unwrap_or(0),
+        ..config.store()
+    };
+    let (store, recovered) = Store::recover(&config, memory)?;
     let mut gone = 0;
     for guest in &recovered.guests {
         if !known.contains(&GuestId(guest.guest)) {

@@ -8,7 +8,8 @@ use crate::{
     control::{stat, Operated, Stat},
     device::{Engine, Slot},
     link::{FromWorker, GuestId, Link, OperatorRequest},
-    store::Store,
+    size::Bytes,
+    store::{PoolKind, Store},
 };
 
 /// The daemon, as operators see it.
@@ -42,10 +43,36 @@ impl Daemon {
         slot.map_or_else(|| guest.to_string(), |(_, slot)| slot.name().to_owned())
     }
 
-    /// Returns how many persistent pages there are.
+    /// Returns how many persistent pages guests have that are connected.
     pub(super) fn persistent(&self) -> u64 {
-        let report = self.store.report();
-        report.used_pages.saturating_sub(report.ephemeral_pages)
+        let pages = self.slots.iter().map(|(_, slot)| {
+            let state = slot.state();
+            let session = state.session.as_ref().filter(|_| state.connected);
+            let pools = session.map(|session| session.pools()).unwrap_or_default();
+            let persistent = pools
+                .iter()
+                .filter(|pool| pool.kind == PoolKind::Persistent);
+            persistent.map(|pool| pool.pages).sum::<u64>()
+        });
+        pages.sum()
+    }
+
+    /// Says in the log what there is.
+    pub(super) fn summarise(&self) {
+        let stat = Operated::stat(self);
+        let connected = stat.guests.iter().filter(|guest| guest.connected).count();
+        let requests: u64 = stat.guests.iter().map(|guest| guest.requests).sum();
+        tracing::info!(
+            "{connected} of {} guests connected, {requests} requests; {} of {} used, {} resident; \
+             {} pages, {} of them ephemeral; {} evictions",
+            stat.guests.len(),
+            Bytes(stat.used_bytes),
+            Bytes(stat.capacity_bytes),
+            Bytes(stat.resident_bytes),
+            stat.used_pages,
+            stat.ephemeral_pages,
+            stat.evictions
+        );
     }
 
     fn request(&self, request: OperatorRequest) -> Result<(), String> {

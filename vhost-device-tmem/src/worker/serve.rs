@@ -54,6 +54,7 @@ impl Worker {
                     self.link
                         .send(&FromWorker::Pong { token, persistent }, &[])?;
                 }
+                ToWorker::Summarise => self.daemon.summarise(),
                 ToWorker::Stop => break,
                 message => self.about_guest(message, descriptors)?,
             }
@@ -132,7 +133,10 @@ impl Worker {
             ToWorker::ResetGuest { guest } => engine.reset_guest(guest)?,
             ToWorker::AbandonGuest { guest } => engine.abandon_guest(guest)?,
             // These are not about a guest.
-            ToWorker::Start { .. } | ToWorker::Ping { .. } | ToWorker::Stop => {}
+            ToWorker::Start { .. }
+            | ToWorker::Ping { .. }
+            | ToWorker::Summarise
+            | ToWorker::Stop => {}
         }
         Ok(None)
     }
@@ -161,6 +165,8 @@ fn guest_of(message: &ToWorker) -> Option<GuestId> {
         | ToWorker::StopRing { guest, .. }
         | ToWorker::ResetGuest { guest }
         | ToWorker::AbandonGuest { guest } => Some(*guest),
-        ToWorker::Start { .. } | ToWorker::Ping { .. } | ToWorker::Stop => None,
+        ToWorker::Start { .. } | ToWorker::Ping { .. } | ToWorker::Summarise | ToWorker::Stop => {
+            None
+        }
     }
 }

@@ -115,6 +115,17 @@ fn a_new_worker_is_told_all_and_begins_where_the_ring_is() {
 }
 
 #[test]
+fn another_process_begins_where_the_ring_is_whatever_was_said() {
+    let mut state = running();
+    // It does not know whether a worker heard of it.
+    assert_eq!(state.bring_up().last(), Some(&start(Some(5))));
+    assert_eq!(state.resumable().bring_up().last(), Some(&start(None)));
+    // What does not run begins where it was stopped.
+    state.stopped(2, 6);
+    assert_eq!(state.resumable(), state);
+}
+
+#[test]
 fn a_virtqueue_that_is_stopped_goes_on_where_it_was() {
     let mut state = running();
     state.sent(&start(Some(5)).message);
