@@ -31,7 +31,7 @@ const TURN_SHIFT: u32 = 24;
 ///
 /// # Invariants
 ///
-/// The mapping is [`SIZE`] bytes long, and so is the file, which cannot shrink.
+/// The mapping is as long as a page of 4 KiB, and so is the file, which cannot shrink.
 #[derive(Debug)]
 pub struct BlamePage {
     file: OwnedFd,
