@@ -31,7 +31,7 @@ const TURN_SHIFT: u32 = 24;
 ///
 /// # Invariants
 ///
-/// The mapping is `SIZE` bytes long, and so is the file, which cannot shrink.
+/// The mapping is as long as a page of 4 KiB, and so is the file, which cannot shrink.
 #[derive(Debug)]
 pub struct BlamePage {
     file: OwnedFd,
@@ -103,7 +103,7 @@ impl BlamePage {
         if let Some(slot) = self.slot(thread) {
             // Nobody else writes there.
             let turn = (slot.load(Ordering::Relaxed) & !CULPRIT) >> TURN_SHIFT;
-            let next = ((turn + 1) << TURN_SHIFT) & !CULPRIT;
+            let next = (turn + 1) << TURN_SHIFT & !CULPRIT;
             slot.store(next | ((u64::from(guest.0) + 1) & GUEST), Ordering::Release);
         }
     }
