@@ -123,6 +123,12 @@ class Device:
         assert self._group is not None
         return self._group.process.pid
 
+    @property
+    def pids(self) -> list[int]:
+        """All of its processes, the one that looks after the others first."""
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
+        return [self.pid, *(int(child) for task in tasks for child in task.read_text().split())]
+
     def kill(self) -> None:
         """Ends it as a crash would."""
         assert self._group is not None
@@ -221,10 +227,9 @@ class Daemon(Device):
     @property
     def worker(self) -> int:
         """The process that does the work; 0 while there is none."""
-        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
-        children = [int(child) for task in tasks for child in task.read_text().split()]
-        assert len(children) <= 1, f"{self.name} has the children {children}"
-        return children[0] if children else 0
+        workers = self.pids[1:]
+        assert len(workers) <= 1, f"{self.name} has the workers {workers}"
+        return workers[0] if workers else 0
 
     def stat(self) -> Stat:
         """Asks for the counters."""

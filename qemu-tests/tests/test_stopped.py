@@ -87,7 +87,7 @@ class Run:
 
 def lives(guest: Guest, qmp: Qmp, daemon: Daemon, run: Run) -> None:
     """Has the daemon stand for as long as the guest needs for so many signs of life."""
-    with stopped(daemon.pid):
+    with stopped(*daemon.pids):
         before = guest.transcript.beats
         # Who needs a page that the host has, needs it from now on.
         guest.tell("reader")
@@ -120,7 +120,7 @@ def run(module_lab: Lab) -> Run:
     assert stat.ephemeral.pages > 5000
     lives(guest, qmp, daemon, run)
     guest.wait_for_mark("both may stop", 200)
-    with stopped(qmp.pid, daemon.pid):
+    with stopped(qmp.pid, *daemon.pids):
         time.sleep(SECONDS)
     guest.tell("sleeper")
     guest.wait_for_mark("nothing is out", 300)

@@ -3,12 +3,16 @@
 //! The host side of virtio-tmem: a vhost-user device that keeps pages for guests.
 //!
 //! ```text
-//! guest ── virtqueues ── device ── store          device: rings, requests, bounds
-//!                          │         │            store: pools, pages, capacity
-//! operator ── socket ── control ─────┘            control: what the operator asks for
+//! front-ends ── supervisor ── link ── worker        supervisor: connections, what must live
+//!                                        │          worker: what may die
+//! guest ── virtqueues ── device ── store            device: rings, requests, bounds
+//!                          │         │              store: pools, pages, capacity
+//! operator ── socket ── control ─────┘              control: what the operator asks for
 //! ```
 //!
-//! The store knows nothing of virtqueues, and the device nothing of the operator.
+//! The store knows nothing of virtqueues, and the device nothing of the operator. The [`supervisor`]
+//! looks into none of the memory that it holds; a [`worker`] has a device, a store, and the
+//! operator's socket.
 //!
 //! Around them is what a process needs: [`args`], [`identity`] (who it runs as), [`limits`] (what
 //! it may have), [`log`], [`sandbox`], [`signals`], [`socket`] (where it listens), and [`stop`]

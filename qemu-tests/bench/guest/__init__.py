@@ -82,7 +82,7 @@ def _watch(report: Report, guest: Guest, qmp: Qmp, daemon: Daemon) -> dict[str, 
                 case speed if speed in works.DISKS:
                     _limit(qmp, works.DISKS[speed])
                 case "begin" | "end":
-                    cpu[mark] = cpu_seconds(qmp.pid) + cpu_seconds(daemon.pid)
+                    cpu[mark] = sum(map(cpu_seconds, [qmp.pid, *daemon.pids]))
                 case _:
                     continue
             guest.tell(mark)

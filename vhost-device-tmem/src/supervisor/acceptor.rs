@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How long a front-end that has gone may take to be known for it.
-const GONE: Duration = Duration::from_secs(2);
+const GONE: Duration = Duration::from_secs(10);
 
 /// What is needed to serve front-ends.
 #[derive(Debug)]
