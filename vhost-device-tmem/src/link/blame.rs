@@ -103,7 +103,7 @@ impl BlamePage {
         if let Some(slot) = self.slot(thread) {
             // Nobody else writes there.
             let turn = (slot.load(Ordering::Relaxed) & !CULPRIT) >> TURN_SHIFT;
-            let next = (turn + 1) << TURN_SHIFT & !CULPRIT;
+            let next = ((turn + 1) << TURN_SHIFT) & !CULPRIT;
             slot.store(next | ((u64::from(guest.0) + 1) & GUEST), Ordering::Release);
         }
     }
