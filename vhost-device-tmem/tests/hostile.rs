@@ -222,7 +222,7 @@ fn memory_that_is_not_shared_is_refused_with_what_to_do() {
         table.extend(word.to_ne_bytes());
     }
     // It wants to be told, and is.
-    let told = say(&mut evil, SET_MEM_TABLE, 1 | 1 << 3, &table, true);
+    let told = say(&mut evil, SET_MEM_TABLE, 1 | (1 << 3), &table, true);
     assert_eq!(told, 1u64.to_ne_bytes());
     let line = daemon.wait_for("\"evil\" cannot be served");
     assert!(line.contains("share=on"), "{line}");
