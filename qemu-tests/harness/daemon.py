@@ -170,13 +170,6 @@ class Device:
         qmp.ask("chardev-remove", id=self.name)
 
 
-class Place(Device):
-    """A further guest's place at a daemon, which runs as long as that does."""
-
-    def __init__(self, folder: Path, name: str, data_queues: int) -> None:
-        super().__init__(folder, name, data_queues)
-
-
 class Daemon(Device):
     """The real one."""
 
@@ -194,8 +187,8 @@ class Daemon(Device):
     ) -> None:
         super().__init__(folder, name, data_queues, slot, **properties)
         self._options = options
-        # Where further guests find it.
-        self.others = [Place(folder, other, data_queues) for other in others]
+        # Where further guests find it; nothing of their own is to be started.
+        self.others = [Device(folder, other, data_queues) for other in others]
         self.control = folder / f"{name}.control"
         self._capacity = capacity
         self._refuse_percent = refuse_percent

@@ -5,8 +5,10 @@
 
 use std::{
     fs, io,
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
+
+use nix::fcntl::{fcntl, FcntlArg, OFlag};
 
 /// Why a descriptor is not taken.
 #[derive(Debug, thiserror::Error)]
@@ -29,12 +31,34 @@ struct EventFd(OwnedFd);
 
 impl EventFd {
     fn new(fd: OwnedFd) -> Result<Self, EventFdError> {
-        let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
-        if link.as_os_str() != "anon_inode:[eventfd]" {
-            return Err(EventFdError::NoEventFd(link.display().to_string()));
-        }
+        check_eventfd(fd.as_fd())?;
         Ok(Self(fd))
     }
+}
+
+/// Checks that a descriptor is one of an eventfd.
+///
+/// # Errors
+///
+/// [`EventFdError`].
+pub(crate) fn check_eventfd(fd: BorrowedFd<'_>) -> Result<(), EventFdError> {
+    // There is no other way to ask the kernel.
+    let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    if link.as_os_str() != "anon_inode:[eventfd]" {
+        return Err(EventFdError::NoEventFd(link.display().to_string()));
+    }
+    Ok(())
+}
+
+/// Has nobody who reads or writes have to wait. (Whoever has the other end can take that back.)
+///
+/// # Errors
+///
+/// The operating system's.
+pub(crate) fn never_wait(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
 }
 
 /// What a driver notifies the device by. It is never read: who waits for it waits for the edges,
@@ -73,16 +97,7 @@ impl Call {
     /// [`EventFdError`].
     pub(super) fn new(fd: OwnedFd) -> Result<Self, EventFdError> {
         let fd = EventFd::new(fd)?;
-        // SAFETY: Plain calls on a descriptor that is ours.
-        let done = unsafe {
-            let flags = libc::fcntl(fd.0.as_raw_fd(), libc::F_GETFL);
-            flags >= 0 && {
-                libc::fcntl(fd.0.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) >= 0
-            }
-        };
-        if !done {
-            return Err(io::Error::last_os_error().into());
-        }
+        never_wait(fd.0.as_fd())?;
         Ok(Self(fd))
     }
 

@@ -41,6 +41,7 @@ pub use config::{
 };
 pub use engine::{Engine, EngineConfig, EngineError, GuestId, Observer};
 pub use eventfd::EventFdError;
+pub(crate) use eventfd::{check_eventfd, never_wait};
 pub use memory::{MemoryError, MemoryRegion, MAX_REGIONS};
 pub use ring::{RingError, RingLayout};
 pub use session::{Counter, Counters, Session};

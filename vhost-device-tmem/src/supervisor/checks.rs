@@ -2,18 +2,12 @@
 
 //! Looking at what a front-end hands over, before anybody uses it.
 
-use std::{
-    fs::{self, File},
-    io,
-    os::fd::{AsFd, AsRawFd},
-};
+use std::{fs::File, io, os::fd::AsFd};
 
-use nix::{
-    errno::Errno,
-    fcntl::{fcntl, FcntlArg, OFlag},
+use crate::{
+    device::{check_eventfd, never_wait, EventFdError},
+    link::{MemoryRegion, MAX_DESCRIPTORS},
 };
-
-use crate::link::{MemoryRegion, MAX_DESCRIPTORS};
 
 /// The most pieces that a guest's memory may have.
 pub(super) const MAX_REGIONS: usize = 32;
@@ -72,12 +66,6 @@ pub(super) enum CheckError {
     Io(#[from] io::Error),
 }
 
-impl From<Errno> for CheckError {
-    fn from(error: Errno) -> Self {
-        Self::Io(error.into())
-    }
-}
-
 /// Checks that pieces of memory lie within their files. (A file can shrink later: whoever uses the
 /// memory has to bear that.)
 ///
@@ -119,22 +107,21 @@ pub(super) fn memory(regions: &[MemoryRegion], files: &[File]) -> Result<(), Che
 ///
 /// [`CheckError`].
 pub(super) fn event(what: &'static str, ring: u32, file: &File) -> Result<(), CheckError> {
-    // There is no other way to ask the kernel.
-    let found = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-    if found.as_os_str() != "anon_inode:[eventfd]" {
-        let found = found.display().to_string();
-        return Err(CheckError::NoEvent { what, ring, found });
-    }
-    let flags = OFlag::from_bits_retain(fcntl(file.as_fd(), FcntlArg::F_GETFL)?);
-    fcntl(file.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    Ok(())
+    check_eventfd(file.as_fd()).map_err(|error| match error {
+        EventFdError::NoEventFd(found) => CheckError::NoEvent { what, ring, found },
+        EventFdError::Examine(error) => error.into(),
+    })?;
+    Ok(never_wait(file.as_fd())?)
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::fd::OwnedFd;
 
-    use nix::sys::eventfd::{EfdFlags, EventFd};
+    use nix::{
+        fcntl::{fcntl, FcntlArg, OFlag},
+        sys::eventfd::{EfdFlags, EventFd},
+    };
 
     use super::*;
 
