@@ -14,6 +14,8 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -31,6 +33,10 @@ pub const MAX_PATH: usize = 107;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
+
+/// How long a path may be in use by a daemon that is dying. One that was killed while it started a
+/// worker leaves a child behind, which has its descriptors until the kernel has killed it as well.
+const DYING: Duration = Duration::from_secs(1);
 
 /// Who may connect to a socket: its mode and group in the file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,15 +214,18 @@ impl OwnedSocket {
                 error,
             }
         };
-        let lock = Lock::take(path, purpose)?;
+        let lock = unless_dying(|| Lock::take(path, purpose))?;
         if let Ok(metadata) = fs::symlink_metadata(path) {
             if !metadata.file_type().is_socket() {
                 return Err(SocketError::NoSocket(path.to_owned()));
             }
-            // A daemon of another kind knows nothing of the lock file.
-            if answers(path) {
-                return Err(SocketError::InUse(path.to_owned()));
-            }
+            unless_dying(|| {
+                // A daemon of another kind knows nothing of the lock file.
+                if answers(path) {
+                    return Err(SocketError::InUse(path.to_owned()));
+                }
+                Ok(())
+            })?;
             tracing::info!("taking over the stale socket {}", path.display());
             fs::remove_file(path).map_err(failed("remove the stale socket"))?;
         }
@@ -241,7 +250,7 @@ impl OwnedSocket {
     ///
     /// [`SocketError`], which says what to do.
     pub fn adopt(path: &Path, purpose: &str) -> Result<Self, SocketError> {
-        let lock = Lock::take(path, purpose)?;
+        let lock = unless_dying(|| Lock::take(path, purpose))?;
         let node = node(path).map_err(|error| SocketError::Io {
             what: "examine",
             path: path.to_owned(),
@@ -278,6 +287,19 @@ impl Drop for OwnedSocket {
     fn drop(&mut self) {
         if node(&self.path).is_ok_and(|node| node == self.node) {
             let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Repeats what finds a path in use, until nobody can be dying any more who has it.
+fn unless_dying<T>(mut take: impl FnMut() -> Result<T, SocketError>) -> Result<T, SocketError> {
+    let until = Instant::now() + DYING;
+    loop {
+        match take() {
+            Err(SocketError::InUse(_)) if Instant::now() < until => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            taken => return taken,
         }
     }
 }
@@ -370,6 +392,22 @@ mod tests {
         let _other = UnixListener::bind(&path).unwrap();
         drop((socket, listener));
         assert!(UnixStream::connect(&path).is_ok());
+    }
+
+    #[test]
+    fn whoever_is_dying_is_waited_for() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("a.sock");
+        // Of a daemon that was killed: its files are there, and a child has its descriptors.
+        let mut lock = Lock::take(&path, "test").unwrap();
+        lock.path = PathBuf::new();
+        let listener = listen_on(&path).unwrap();
+        let dies = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            drop((lock, listener));
+        });
+        OwnedSocket::bind(&path, Rights::default(), "test").unwrap();
+        dies.join().unwrap();
     }
 
     #[test]
