@@ -16,7 +16,7 @@ FILESYSTEMS = ["ext4", "xfs", "btrfs"]
 SWAP_MIB = 64
 
 # Long enough for no filesystem to write anything of its own while the disk fails.
-OPTIONS = {"ext4": "commit=600", "xfs": "", "btrfs": "commit=600"}
+OPTIONS = {"ext4": "commit=300", "xfs": "", "btrfs": "commit=300"}
 
 # The disk's table is replaced while the filesystem is in use, and not told.
 SCRIPT = f"""
