@@ -41,8 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "METHOD", value_enum, default_value_t)]
     pub compression: Compression,
 
-    /// Whether pages are kept in huge pages of 2 MiB, if the host has such
-    /// (/sys/kernel/mm/transparent_hugepage).
+    /// Whether pages are kept in huge pages of 2 MiB, if the host has such.
     #[arg(long, value_name = "WHETHER", value_enum, default_value_t)]
     pub huge_pages: HugePages,
 

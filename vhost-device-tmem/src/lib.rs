@@ -15,8 +15,8 @@
 //! operator's socket.
 //!
 //! Around them is what a process needs: [`args`], [`identity`] (who it runs as), [`limits`] (what
-//! it may have), [`log`], [`sandbox`], [`signals`], [`socket`] (where it listens), and [`stop`]
-//! (how its threads end).
+//! it may have), [`log`], [`sandbox`], [`signals`], [`socket`] (where it listens), [`stop`] (how
+//! its threads end), and [`tmpfs`] (where its memory outlives it).
 
 pub mod args;
 pub mod backoff;
@@ -35,4 +35,5 @@ pub mod stop;
 pub mod stop_policy;
 pub mod store;
 pub mod supervisor;
+pub mod tmpfs;
 pub mod worker;

@@ -19,8 +19,9 @@ use vhost_device_tmem::{
     sandbox::{self, Places, Role, Sandbox, SandboxError},
     signals::Signals,
     socket::{OwnedSocket, Rights, SocketError},
-    store::{Memory, StoreError},
+    store::{HugePages, Memory, StoreError},
     supervisor::{self, Inherited, Setup, SupervisorError},
+    tmpfs::Tmpfs,
     worker,
 };
 
@@ -75,6 +76,8 @@ fn run(args: &Args) -> Result<(), Failure> {
     let mut inherited = Inherited::take().map_err(cannot("take over from the daemon before"))?;
     reckon(&config)?;
     let groups = groups(&config)?;
+    // With the privileges that are left.
+    let memory = memory(&config, &mut inherited)?;
     if let Some(identity) = Identity::resolve(config.user.as_deref(), config.group.as_deref())? {
         let also: Vec<_> = groups.0.into_iter().chain(groups.1).collect();
         identity.assume(&also)?;
@@ -84,7 +87,6 @@ fn run(args: &Args) -> Result<(), Failure> {
     }
     let names: Vec<_> = config.guests.iter().map(|guest| &*guest.name).collect();
     let numbers = inherited.number(&names);
-    let memory = memory(&config, &mut inherited)?;
     let mut sockets = Vec::new();
     let mut guests = Vec::new();
     let rights = Rights {
@@ -185,7 +187,22 @@ fn memory(config: &Config, inherited: &mut Inherited) -> Result<Vec<OwnedFd>, Fa
     if memory.len() == supervisor::MEMORY {
         return Ok(memory);
     }
-    let memory = Memory::create(&config.store())?;
+    let tmpfs = Tmpfs::mount().or_else(|_| Tmpfs::mount_in_namespace());
+    let memory = Memory::create(&config.store(), tmpfs.as_ref().ok())?;
+    if config.huge_pages == HugePages::On && !memory.has_huge_pages() {
+        let why = match tmpfs {
+            Ok(_) => "the kernel has none to give for files in memory".to_owned(),
+            Err(error) => format!(
+                "no file system for them can be mounted ({error}); start the daemon as root \
+                 (--user), or let it have user namespaces, or set \
+                 /sys/kernel/mm/transparent_hugepage/shmem_enabled to advise"
+            ),
+        };
+        tracing::warn!(
+            "the store has no huge pages, so that a page that is put into new memory takes about \
+             three times as long: {why}; --huge-pages off is content with that"
+        );
+    }
     let copies = memory.descriptors().map(|file| file.try_clone_to_owned());
     let mut files = copies.into_iter().collect::<Result<Vec<_>, _>>();
     if let Ok(files) = &mut files {

@@ -235,7 +235,7 @@ fn the_capacity_is_a_ceiling_of_what_the_process_takes() {
                 .next()
                 .is_some_and(|word| word.contains('-'))
             {
-                store = line.contains("/memfd:tmem-");
+                store = line.contains("/tmem-") && line.ends_with(" (deleted)");
             } else if line.starts_with("Rss:") && store || line.starts_with("Anonymous:") && !store
             {
                 bytes += kib(line) * 1024;

@@ -36,6 +36,7 @@ use vhost_device_tmem::{
     sandbox::{enter, Places, Role},
     stop::{wait_ready, Running, StopToken},
     store::{Compression, Config, Memory, Store},
+    tmpfs::Tmpfs,
 };
 
 /// Names the case that this process is.
@@ -57,6 +58,7 @@ type Case = (&'static str, fn(), End);
 const CASES: &[Case] = &[
     ("a_worker_serves", worker_serves, Well),
     ("a_worker_opens_no_file", worker_opens_no_file, Well),
+    ("a_worker_shortens_no_file", worker_shortens_no_file, Killed),
     ("a_worker_runs_no_program", || worker(run_program), Killed),
     ("a_worker_makes_no_socket", || worker(make_socket), Killed),
     ("a_worker_forks_not", || worker(fork), Killed),
@@ -82,6 +84,11 @@ const CASES: &[Case] = &[
     (
         "a_worker_is_started_in_the_sandbox",
         worker_of_supervisor,
+        Well,
+    ),
+    (
+        "huge_pages_need_no_privileges",
+        huge_pages_unprivileged,
         Well,
     ),
     (
@@ -179,7 +186,8 @@ fn worker_serves() {
         compression: Compression::Lz4,
         ..Config::new(16 << 20)
     };
-    let pages = Memory::create(&config).unwrap();
+    let tmpfs = Tmpfs::mount().ok();
+    let pages = Memory::create(&config, tmpfs.as_ref()).unwrap();
     worker(|| ());
     let (store, _) = Store::recover(&config, pages).unwrap();
     // Memory that is shared.
@@ -254,6 +262,13 @@ fn worker_opens_no_file() {
     denied(fs::read(place().join("file")));
     denied(fs::write(place().join("new"), "text"));
     denied(fs::metadata("/"));
+}
+
+fn worker_shortens_no_file() {
+    let memory = fs::File::from(memfd());
+    memory.set_len(8192).unwrap();
+    worker(|| ());
+    let _ = memory.set_len(4096);
 }
 
 fn run_program() {
@@ -380,6 +395,29 @@ fn worker_of_supervisor() {
         .status()
         .unwrap();
     assert_eq!(status.signal(), Some(libc::SIGSYS));
+}
+
+/// A user who may not mount anything has a file system with huge pages all the same, which another
+/// process than the one that mounted it uses.
+fn huge_pages_unprivileged() {
+    if nix::unistd::geteuid().is_root() {
+        const NOBODY: u32 = 65534;
+        nix::unistd::setgid(NOBODY.into()).unwrap();
+        nix::unistd::setuid(NOBODY.into()).unwrap();
+        // A program that is run by this user is so from the start.
+        prctl::set_dumpable(true).unwrap();
+    }
+    denied(Tmpfs::mount());
+    let tmpfs = match Tmpfs::mount_in_namespace() {
+        Ok(tmpfs) => tmpfs,
+        // The setting of the host, and of what this runs in.
+        Err(error) => return eprintln!("not tested: there are no user namespaces ({error})"),
+    };
+    let config = Config::new(16 << 20);
+    let memory = Memory::create(&config, Some(&tmpfs)).unwrap();
+    drop(tmpfs);
+    assert!(memory.has_huge_pages());
+    Store::recover(&config, memory).unwrap();
 }
 
 fn threads_are_refused() {

@@ -14,9 +14,12 @@ use std::{
 };
 
 use pages::{config, contents, key, random_page, Stamped, COMPRESSIONS, KINDS};
-use vhost_device_tmem::store::{
-    Compression, Config, Guest, HugePages, PageBytes, PageSource, PoolKind, Progress, Store,
-    PAGE_SIZE,
+use vhost_device_tmem::{
+    store::{
+        Compression, Config, Guest, HugePages, PageBytes, PageSource, PoolKind, Progress, Store,
+        PAGE_SIZE,
+    },
+    tmpfs::Tmpfs,
 };
 use virtio_tmem_abi::PageResult;
 
@@ -155,6 +158,32 @@ fn what_is_taken_follows_what_is_used_whatever_was_flushed() {
                 assert_eq!(result, [PageResult::Hit]);
             }
         }
+    }
+}
+
+/// Memory is taken in huge pages where there can be such, and goes back as whole ones.
+#[test]
+fn huge_pages_are_taken_and_given_back() {
+    const HUGE: u64 = 2 << 20;
+    if let Err(error) = Tmpfs::mount() {
+        return eprintln!("not tested: nothing can be mounted ({error})");
+    }
+    for (huge_pages, first) in [(HugePages::On, HUGE), (HugePages::Off, 4096)] {
+        let world = World::new(&Config {
+            huge_pages,
+            ..config(64 << 20, Compression::None)
+        });
+        let before = world.taken();
+        world.put(1, false, random_page);
+        let took = world.taken() - before;
+        // The entry, and the object's.
+        assert!((first..=first + 3 * 4096).contains(&took), "{took}");
+        world.put(10 * 512, false, random_page);
+        world.flush(0..10 * 512, false);
+        world.tidy();
+        let left = world.taken();
+        assert!(left <= before + SLACK, "{left}");
+        assert_eq!(world.store.report().used_pages, 0);
     }
 }
 

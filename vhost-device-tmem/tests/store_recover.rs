@@ -400,7 +400,7 @@ fn check(
 fn kill_at_random(compression: usize, rounds: u64) {
     let folder = tempfile::tempdir().unwrap();
     let config = config(CAPACITY, COMPRESSIONS[compression]);
-    let memory = Memory::create(&config).unwrap();
+    let memory = Memory::create(&config, None).unwrap();
     let mut models = vec![Model::new(); THREADS as usize];
     let mut dice = Dice(0x1234_5678_9abc + compression as u64);
     let mut answered_in_all = 0;
@@ -457,7 +457,7 @@ fn so_has_one_that_compresses() {
 
 /// Puts a page of each kind of contents, more than once, and returns what there is.
 fn filled(config: &Config) -> (Memory, Vec<(Place, u64)>) {
-    let memory = Memory::create(config).unwrap();
+    let memory = Memory::create(config, None).unwrap();
     let (store, _) = Store::recover(config, memory.try_clone().unwrap()).unwrap();
     let guest = store.guest(3);
     let mut put = Vec::new();
@@ -512,7 +512,7 @@ fn memory_that_is_not_the_stores_is_refused() {
         assert!(matches!(error, StoreError::Foreign { .. }), "{error}");
         assert!(error.to_string().contains(why), "{error}");
     };
-    let memory = || Memory::create(&config).unwrap();
+    let memory = || Memory::create(&config, None).unwrap();
     let other = |capacity, compression| Config {
         compression,
         ..Config::new(capacity)

@@ -60,7 +60,6 @@ const SERVE: &[i64] = &[
     SYS_fstat,
     SYS_lseek,
     SYS_fallocate,
-    SYS_ftruncate,
     SYS_fadvise64,
     // Sockets, but not new ones.
     SYS_accept,
@@ -190,8 +189,10 @@ const SUPERVISE: &[i64] = &[
     SYS_landlock_restrict_self,
     SYS_capget,
     SYS_capset,
-    // Descriptors.
+    // Descriptors. Who truncates a file kills who has it mapped, which is the worker itself, and with
+    // it the next one.
     SYS_memfd_create,
+    SYS_ftruncate,
     SYS_pipe2,
     SYS_dup2,
     SYS_dup3,

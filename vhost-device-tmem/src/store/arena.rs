@@ -2,17 +2,14 @@
 
 //! The memory of the spans.
 
-use std::{
-    fs::{self, File},
-    io,
-    sync::Arc,
-};
+use std::{fs::File, io, sync::Arc};
 
 use clap::ValueEnum;
 
 use super::{
     id::SpanId,
     mapping::Mapping,
+    memory::taken,
     spans::{CHUNK_SPANS, SPAN_SIZE},
     PAGE_SIZE,
 };
@@ -48,18 +45,13 @@ pub(super) struct Arena {
 }
 
 impl Arena {
-    /// Maps the `spans` spans that a file in memory has, in huge pages if they are wanted and there
-    /// are such, and out of the host's swap with `lock`.
+    /// Maps the `spans` spans that a file in memory has, in huge pages with `huge`, which it can have
+    /// then, and out of the host's swap with `lock`.
     ///
     /// # Errors
     ///
     /// The operating system's, where it has no address space left.
-    pub(super) fn new(
-        file: &Arc<File>,
-        spans: usize,
-        huge_pages: HugePages,
-        lock: bool,
-    ) -> io::Result<Self> {
+    pub(super) fn new(file: &Arc<File>, spans: usize, huge: bool, lock: bool) -> io::Result<Self> {
         let len = spans * SPAN_SIZE;
         let map = Mapping::shared(file, 0, len.max(PAGE_SIZE), CHUNK_SIZE)?;
         if lock {
@@ -69,9 +61,7 @@ impl Arena {
         // Where there are huge pages that nobody asked for, more would take memory than is
         // accounted for. A kernel that knows of none refuses.
         let _ = map.advise_huge_pages(0, len, false);
-        let huge = huge_pages == HugePages::On
-            && huge_pages_fit()
-            && map.advise_huge_pages(0, whole, true).is_ok();
+        let huge = huge && map.advise_huge_pages(0, whole, true).is_ok();
         Ok(Self { map, spans, huge })
     }
 
@@ -132,17 +122,28 @@ impl Arena {
     }
 }
 
-/// Returns whether the operating system has huge pages for files in memory where they are asked
-/// for, and they are as large as a chunk.
-fn huge_pages_fit() -> bool {
-    let setting = |name| {
-        let path = format!("/sys/kernel/mm/transparent_hugepage/{name}");
-        fs::read_to_string(path).unwrap_or_default()
-    };
-    let enabled = setting("shmem_enabled");
-    let size = setting("hpage_pmd_size").trim().parse();
-    let refused = ["[never]", "[deny]"].iter().any(|no| enabled.contains(no));
-    !enabled.is_empty() && !refused && size == Ok(CHUNK_SIZE)
+/// Returns whether the whole chunks of a file in memory that has `spans` spans, none of which was
+/// ever touched, can be huge pages. What the kernel promises differs between its versions: one is
+/// tried.
+///
+/// # Errors
+///
+/// The operating system's, where it has no address space left.
+pub(super) fn has_huge_pages(file: &Arc<File>, spans: usize) -> io::Result<bool> {
+    if spans < CHUNK_SPANS {
+        return Ok(true);
+    }
+    let chunk = Mapping::shared(file, 0, CHUNK_SIZE, CHUNK_SIZE)?;
+    if chunk.advise_huge_pages(0, CHUNK_SIZE, true).is_err() {
+        return Ok(false);
+    }
+    let before = taken(file);
+    // SAFETY: In bounds, and nobody else has the file yet.
+    unsafe { chunk.addr().as_ptr().write_volatile(0) };
+    let took = taken(file) - before;
+    // SAFETY: No reference into it was ever made.
+    unsafe { chunk.release(0, CHUNK_SIZE)? };
+    Ok(took == CHUNK_SIZE as u64)
 }
 
 fn note(released: io::Result<()>) {

@@ -173,7 +173,7 @@ fn run(compression: Compression) {
         compression,
         ..Config::new(1 << 20)
     };
-    let memory = Memory::create(&config).unwrap();
+    let memory = Memory::create(&config, None).unwrap();
     let (store, _) = Store::recover(&config, memory.try_clone().unwrap()).unwrap();
     let guest = store.guest(0);
     for (pool, kind) in POOLS {
@@ -195,7 +195,7 @@ fn run(compression: Compression) {
         // Each is like many others.
         skip = (skip + 1) % 7;
         if skip == 0 {
-            let copy = Memory::create(&config).unwrap();
+            let copy = Memory::create(&config, None).unwrap();
             copied(&memory, &copy);
             // This thread may be at something that only one can be at.
             let known = &*known;
@@ -327,7 +327,7 @@ fn so_it_does_where_pages_are_compressed() {
 #[test]
 fn a_copy_of_the_files_is_a_store() {
     let config = Config::new(1 << 20);
-    let memory = Memory::create(&config).unwrap();
+    let memory = Memory::create(&config, None).unwrap();
     let (store, _) = Store::recover(&config, memory.try_clone().unwrap()).unwrap();
     let guest = store.guest(5);
     store.create_pool(&guest, 0, PoolKind::Persistent).unwrap();
@@ -341,7 +341,7 @@ fn a_copy_of_the_files_is_a_store() {
             &mut result,
         )
         .unwrap();
-    let copy = Memory::create(&config).unwrap();
+    let copy = Memory::create(&config, None).unwrap();
     copied(&memory, &copy);
     let fds = copy
         .descriptors()

@@ -13,19 +13,23 @@ use std::{
     sync::Arc,
 };
 
-use rustix::fs::{fcntl_add_seals, fcntl_get_seals, memfd_create, MemfdFlags, SealFlags};
+use rustix::fs::{
+    fcntl_add_seals, fcntl_get_seals, fstat, fstatfs, memfd_create, MemfdFlags, SealFlags,
+};
 use zerocopy::{
     little_endian::{U32, U64},
     FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout,
 };
 
 use super::{
+    arena::has_huge_pages,
     budget::Budget,
     entry::{Move, Object, Page},
     records::{PoolRecord, MAX_POOLS},
     spans::SPAN_SIZE,
     Compression, Config, StoreError, PAGE_SIZE,
 };
+use crate::tmpfs::Tmpfs;
 
 /// What both files begin or end with.
 const MAGIC: [u8; 8] = *b"tmemstor";
@@ -48,12 +52,13 @@ struct Header {
     entry_size: U32,
     /// Drawn at random: both files have the same.
     id: U64,
-    reserved: U32,
+    /// Not zero where contents can be in huge pages, which whoever takes them over cannot find out.
+    huge: U32,
     check: U32,
 }
 
 impl Header {
-    fn new(config: &Config, budget: &Budget, id: u64) -> Self {
+    fn new(config: &Config, budget: &Budget, id: u64, huge: bool) -> Self {
         let mut this = Self {
             magic: MAGIC,
             format: FORMAT.into(),
@@ -69,7 +74,7 @@ impl Header {
             span_size: (SPAN_SIZE as u32).into(),
             entry_size: (size_of::<Page>() as u32).into(),
             id: id.into(),
-            reserved: 0.into(),
+            huge: u32::from(huge).into(),
             check: 0.into(),
         };
         this.check = this.computed_check().into();
@@ -110,14 +115,13 @@ impl Header {
                 "it was made for a capacity of {found} bytes, and --capacity is {wanted}"
             )));
         }
-        let id = found.id;
-        if found
-            != (Self {
-                id,
-                check: found.check,
-                ..*wanted
-            })
-        {
+        let own = Self {
+            id: found.id,
+            huge: found.huge,
+            check: found.check,
+            ..*wanted
+        };
+        if found != own {
             return Err(foreign("its pages are laid out in another way".into()));
         }
         Ok(found)
@@ -158,9 +162,14 @@ impl Layout {
     }
 }
 
-/// The memory of a store: two sealed memfds, of which one holds the contents of pages and the other
-/// what describes them. As long as somebody keeps both, [`Store::recover`](super::Store::recover)
-/// finds all pages again, whatever became of the process that served them.
+/// The memory of a store: two files in memory, of which one holds the contents of pages and the
+/// other what describes them. As long as somebody keeps both,
+/// [`Store::recover`](super::Store::recover) finds all pages again, whatever became of the process
+/// that served them.
+///
+/// A file that became shorter would be the end of whoever has it mapped. Memfds are sealed against
+/// that. A file on a tmpfs cannot be; but who has no descriptor cannot open it, as it has no name,
+/// and the worker, which has one, is not allowed to truncate files.
 #[derive(Debug)]
 pub struct Memory {
     index: OwnedFd,
@@ -168,23 +177,33 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Makes the memory of a store without pages. It takes none of the host's memory yet.
+    /// Makes the memory of a store without pages: on `tmpfs`, or as memfds if there is none. It takes
+    /// next to none of the host's memory yet.
     ///
     /// # Errors
     ///
     /// [`StoreError::TooSmall`], and [`StoreError::Memory`] where the operating system refuses.
-    pub fn create(config: &Config) -> Result<Self, StoreError> {
+    pub fn create(config: &Config, tmpfs: Option<&Tmpfs>) -> Result<Self, StoreError> {
         let budget = Budget::of(config)?;
         let layout = Layout::new(&budget);
-        let id = RandomState::new().hash_one(std::process::id());
-        let header = Header::new(config, &budget, id);
-        let index = create("tmem-index", layout.end, 0, &header);
-        let end = layout.spans + PAGE_SIZE as u64;
-        let pages = create("tmem-pages", end, layout.spans, &header);
+        let create = |name, len| match tmpfs {
+            Some(tmpfs) => tmpfs.create(&format!("tmem-{name}"), len),
+            None => memfd(&format!("tmem-{name}"), len),
+        };
         let failed = |name| move |error| StoreError::Memory { name, error };
+        let index = create("index", layout.end).map_err(failed("index"))?;
+        let end = layout.spans + PAGE_SIZE as u64;
+        let pages = Arc::new(create("pages", end).map_err(failed("pages"))?);
+        let huge = has_huge_pages(&pages, budget.max_spans()).map_err(failed("pages"))?;
+        let id = RandomState::new().hash_one(std::process::id());
+        let header = Header::new(config, &budget, id, huge);
+        let write = |file: &File, at| file.write_all_at(header.as_bytes(), at);
+        write(&index, 0).map_err(failed("index"))?;
+        write(&pages, layout.spans).map_err(failed("pages"))?;
+        let pages = Arc::into_inner(pages).expect("the mapping is gone");
         Ok(Self {
-            index: index.map_err(failed("index"))?,
-            pages: pages.map_err(failed("pages"))?,
+            index: index.into(),
+            pages: pages.into(),
         })
     }
 
@@ -196,6 +215,13 @@ impl Memory {
     /// Returns what another process needs to take the memory over.
     pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         [self.index.as_fd(), self.pages.as_fd()]
+    }
+
+    /// Returns whether contents can be in huge pages, as was found when it was made.
+    pub fn has_huge_pages(&self) -> bool {
+        let mut header = Header::new_zeroed();
+        let read = rustix::io::pread(&self.index, header.as_mut_bytes(), 0);
+        read == Ok(size_of::<Header>()) && header.magic == MAGIC && header.huge != 0
     }
 
     /// Returns another handle of the same memory.
@@ -214,25 +240,22 @@ impl Memory {
     /// Returns both files, once they were found to be those of a store as `config` says.
     pub(super) fn open(self, config: &Config, budget: &Budget) -> Result<Files, StoreError> {
         let layout = Layout::new(budget);
-        let wanted = Header::new(config, budget, 0);
+        let wanted = Header::new(config, budget, 0, false);
         let open = |fd: OwnedFd, name, at, end| {
             let file = File::from(fd);
             let header = Header::read(&file, name, at, &wanted)?;
             let len = file.metadata().map(|metadata| metadata.len());
-            let why = match (len, fcntl_get_seals(&file)) {
-                (Ok(len), _) if len != end => format!("it has {len} bytes, and not {end}"),
-                (Ok(_), Ok(seals)) if seals.contains(SealFlags::SHRINK) => {
-                    return Ok((Arc::new(file), header.id));
-                }
-                // A file that shrinks while it is used would be the end of the process.
-                _ => "it is not a sealed file in memory".into(),
+            let why = match len {
+                Ok(len) if len != end => format!("it has {len} bytes, and not {end}"),
+                Ok(_) if keeps_its_length(&file) => return Ok((Arc::new(file), header)),
+                _ => "it is not a sealed file in memory, nor one without a name".into(),
             };
             Err(StoreError::Foreign { name, why })
         };
         let (index, one) = open(self.index, "index", 0, layout.end)?;
         let end = layout.spans + PAGE_SIZE as u64;
         let (pages, other) = open(self.pages, "pages", layout.spans, end)?;
-        if one != other {
+        if one.id != other.id {
             return Err(StoreError::Foreign {
                 name: "pages",
                 why: "it belongs to another index".into(),
@@ -242,20 +265,29 @@ impl Memory {
             index,
             pages,
             layout,
+            huge: other.huge != 0,
         })
     }
 }
 
-fn create(name: &str, len: u64, header_at: u64, header: &Header) -> io::Result<OwnedFd> {
+/// Makes a memfd that keeps its length.
+fn memfd(name: &str, len: u64) -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // A kernel before 6.3 does not know that a file is never to be executed.
     let fd = memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL)
         .or_else(|_| memfd_create(name, flags))?;
     let file = File::from(fd);
     file.set_len(len)?;
-    file.write_all_at(header.as_bytes(), header_at)?;
     fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    Ok(file.into())
+    Ok(file)
+}
+
+/// Returns whether nobody makes a file shorter: it is sealed, or it is in memory and has no name by
+/// which anybody could open it.
+fn keeps_its_length(file: &File) -> bool {
+    let sealed = fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
+    let in_memory = || fstatfs(file).is_ok_and(|about| about.f_type == libc::TMPFS_MAGIC);
+    sealed || (in_memory() && fstat(file).is_ok_and(|about| about.st_nlink == 0))
 }
 
 /// The opened files of a store.
@@ -264,11 +296,13 @@ pub(super) struct Files {
     pub(super) index: Arc<File>,
     pub(super) pages: Arc<File>,
     pub(super) layout: Layout,
+    /// Contents can be in huge pages.
+    pub(super) huge: bool,
 }
 
 /// Returns the bytes of memory that a file takes.
 pub(super) fn taken(file: &File) -> u64 {
-    rustix::fs::fstat(file).map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0) * 512)
+    fstat(file).map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0) * 512)
 }
 
 /// Returns the parts of a range of a file that were ever written, rounded to pages. Reading the

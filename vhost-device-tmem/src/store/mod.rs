@@ -121,6 +121,8 @@ use memory::{taken, Files};
 use recover::extent;
 use spans::CHUNK_SPANS;
 
+use crate::tmpfs::Tmpfs;
+
 /// The binary logarithm of the page size.
 pub const PAGE_SHIFT: u8 = 12;
 
@@ -288,13 +290,15 @@ struct Watching {
 }
 
 impl Store {
-    /// Makes a store without pages, and memory for it.
+    /// Makes a store without pages, and memory for it: that can be huge pages where this process may
+    /// mount a file system for them.
     ///
     /// # Errors
     ///
     /// [`StoreError`] where the capacity is too small, or the operating system refuses.
     pub fn new(config: &Config) -> Result<Self, StoreError> {
-        let (store, _) = Self::recover(config, Memory::create(config)?)?;
+        let tmpfs = Tmpfs::mount().ok();
+        let (store, _) = Self::recover(config, Memory::create(config, tmpfs.as_ref())?)?;
         Ok(store)
     }
 
@@ -316,7 +320,8 @@ impl Store {
         let objects = extent::<Object>(&files, files.layout.objects, max).map_err(map)?;
         let budget = budget.grown_to(pages, objects);
         let (file, spans) = (&files.pages, budget.max_spans());
-        let arena = Arena::new(file, spans, config.huge_pages, config.lock_memory);
+        let huge = files.huge && config.huge_pages == HugePages::On;
+        let arena = Arena::new(file, spans, huge, config.lock_memory);
         let arena = Arc::new(arena.map_err(map)?);
         let useful_credits = u32::try_from(budget.raw_pages() / 32).unwrap_or(u32::MAX);
         let promise = Promise {
