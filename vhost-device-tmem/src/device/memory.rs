@@ -19,8 +19,8 @@ use vm_memory::{
 
 use super::fault::Watch;
 
-/// The most pieces that a guest's memory may have.
-pub const MAX_REGIONS: usize = 64;
+/// The most pieces that a guest's memory may have. Each has a descriptor that has to be kept.
+pub const MAX_REGIONS: usize = 32;
 
 /// A piece of a guest's memory, as a front-end tells of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +39,9 @@ pub struct MemoryRegion {
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// More than [`MAX_REGIONS`], or more than the process can watch.
-    #[error("it has {0} pieces, more than can be kept; plug in fewer and larger DIMMs")]
+    #[error(
+        "it has {0} pieces, more than can be kept ({MAX_REGIONS}); plug in fewer, larger DIMMs"
+    )]
     TooMany(usize),
     /// A piece without a descriptor, or a descriptor without a piece.
     #[error(
@@ -107,16 +109,11 @@ impl GuestMap {
         mut regions: Vec<MemoryRegion>,
         fds: Vec<OwnedFd>,
     ) -> Result<Self, MemoryError> {
-        if regions.len() > MAX_REGIONS {
-            return Err(MemoryError::TooMany(regions.len()));
-        }
-        if regions.len() != fds.len() {
-            let (regions, fds) = (regions.len(), fds.len());
-            return Err(MemoryError::NotShared { regions, fds });
-        }
+        let files: Vec<_> = fds.into_iter().map(File::from).collect();
+        check(&regions, &files)?;
         let mut mapped = Vec::new();
-        for (region, fd) in regions.iter().zip(fds) {
-            mapped.push(map(region, File::from(fd))?);
+        for (region, file) in regions.iter().zip(files) {
+            mapped.push(map(region, file)?);
         }
         mapped.sort_by_key(GuestMemoryRegion::start_addr);
         let mappings: Vec<_> = mapped
@@ -181,7 +178,25 @@ impl GuestMap {
     }
 }
 
-fn map(region: &MemoryRegion, file: File) -> Result<GuestRegionMmap, MemoryError> {
+/// Checks that pieces of memory are few, and that each lies within a file that can be mapped, the one
+/// at the same place. (A file can shrink later: whoever uses the memory has to bear that.)
+///
+/// # Errors
+///
+/// [`MemoryError`].
+pub(crate) fn check(regions: &[MemoryRegion], files: &[File]) -> Result<(), MemoryError> {
+    if regions.len() > MAX_REGIONS {
+        return Err(MemoryError::TooMany(regions.len()));
+    }
+    if regions.len() != files.len() {
+        let (regions, fds) = (regions.len(), files.len());
+        return Err(MemoryError::NotShared { regions, fds });
+    }
+    let mut pieces = regions.iter().zip(files);
+    pieces.try_for_each(|(region, file)| check_one(region, file))
+}
+
+fn check_one(region: &MemoryRegion, file: &File) -> Result<(), MemoryError> {
     let addr = region.guest_addr;
     let bounds = MemoryError::Bounds(addr);
     let (Some(_), Some(_), Some(end), Ok(size)) = (
@@ -201,7 +216,7 @@ fn map(region: &MemoryRegion, file: File) -> Result<GuestRegionMmap, MemoryError
     if !kind.is_file() {
         return Err(MemoryError::NotAFile(addr));
     }
-    if size % huge_page(&file).map_err(failed)? != 0 {
+    if size % huge_page(file).map_err(failed)? != 0 {
         return Err(bounds);
     }
     if end > metadata.size() {
@@ -220,6 +235,14 @@ fn map(region: &MemoryRegion, file: File) -> Result<GuestRegionMmap, MemoryError
             message,
         )));
     }
+    Ok(())
+}
+
+/// Maps a piece that was checked.
+fn map(region: &MemoryRegion, file: File) -> Result<GuestRegionMmap, MemoryError> {
+    let addr = region.guest_addr;
+    let size = usize::try_from(region.size).map_err(|_| MemoryError::Bounds(addr))?;
+    let failed = |error| MemoryError::Map { addr, error };
     // The descriptor is closed after this: the mapping is enough.
     let mapping = {
         let file = FileOffset::new(file, region.offset);
