@@ -361,12 +361,9 @@ impl Worker {
         let count = match self.epoll.wait(wait, &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
-            Err(error) => {
-                // It cannot happen; if it does, it is not to take the processor.
-                tracing::error!("cannot wait for notifications: {error}");
-                thread::sleep(Duration::from_secs(1));
-                return;
-            }
+            // It cannot happen. If it does, no guest of this thread is ever served again: the panic
+            // ends the process, and another one takes over.
+            Err(error) => panic!("cannot wait for notifications: {error}"),
         };
         for event in &events[..count] {
             if event.data() == MAIL {
