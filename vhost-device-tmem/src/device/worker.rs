@@ -206,6 +206,7 @@ impl Worker {
 
     /// Serves until it is told to end.
     pub(super) fn run(mut self) {
+        let mut rested = false;
         loop {
             if self.mail.any.load(Ordering::Acquire) && !self.read_mail() {
                 return;
@@ -216,9 +217,14 @@ impl Worker {
                 self.look(now);
                 if self.turns.is_empty() {
                     self.rest();
+                    rested = true;
                     continue;
                 }
+                rested = false;
                 self.meter.pause(now);
+            } else if std::mem::take(&mut rested) {
+                // Whoever comes first did not take the time in which nobody came.
+                self.meter.pause(Instant::now());
             } else if self.meter.last() >= self.glance {
                 self.tell();
                 let start = Instant::now();
