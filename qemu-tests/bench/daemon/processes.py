@@ -19,6 +19,9 @@ PAGES = 131072
 # What the daemon has room for: all pages, with what it needs to find them.
 CAPACITY = "768MiB"
 
+# What it has room for where any of many guests puts all pages.
+MANY_CAPACITY = "1536MiB"
+
 # Requests in flight, unless a table says otherwise.
 DEPTH = 32
 
@@ -43,7 +46,10 @@ class PinnedDaemon(Daemon):
     def __init__(
         self, folder: Path, name: str, guests: int = 1, options: Sequence[str] = ()
     ) -> None:
-        super().__init__(folder, name, capacity=CAPACITY)
+        # Half of what there is is promised to all guests in equal parts. One beside others, who put
+        # nothing, has the other half, and its own part.
+        capacity = CAPACITY if guests == 1 else MANY_CAPACITY
+        super().__init__(folder, name, capacity=capacity)
         self.sockets = [folder / f"{name}-{n}.sock" for n in range(guests)]
         self.socket = self.sockets[-1]
         self._options = list(options)
@@ -52,7 +58,7 @@ class PinnedDaemon(Daemon):
         command: list[str | Path] = [binary("vhost-device-tmem")]
         for socket in self.sockets:
             command += ["--socket-path", socket]
-        command += ["--control-path", self.control, "--capacity", CAPACITY]
+        command += ["--control-path", self.control, "--capacity", self._capacity]
         command += ["--data-queues", str(self.data_queues), "--stop-loses-pages", *self._options]
         return _on(processors()[1], command)
 
