@@ -178,6 +178,17 @@ fn huge_pages_are_taken_and_given_back() {
         let took = world.taken() - before;
         // The entry, and the object's.
         assert!((first..=first + 3 * 4096).contains(&took), "{took}");
+        // The next one is there before it is needed, and no more than that.
+        let ahead = if huge_pages == HugePages::On { HUGE } else { 0 };
+        assert_eq!(world.store.wants_memory(), ahead > 0);
+        for _ in 0..2 {
+            world.store.prepare();
+            assert!(!world.store.wants_memory());
+            assert_eq!(world.taken() - before - took, ahead);
+            assert!(world.store.report().resident_bytes >= first + ahead);
+        }
+        while world.store.tidy_step(100) == Progress::More {}
+        assert_eq!(world.taken() - before - took, ahead);
         world.put(10 * 512, false, random_page);
         world.flush(0..10 * 512, false);
         world.tidy();

@@ -2,7 +2,14 @@
 
 //! The memory of the spans.
 
-use std::{fs::File, io, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        Arc,
+    },
+};
 
 use clap::ValueEnum;
 
@@ -42,6 +49,8 @@ pub(super) struct Arena {
     spans: usize,
     /// Whole chunks are huge pages.
     huge: bool,
+    /// Memory will be wanted soon.
+    wanted: AtomicBool,
 }
 
 impl Arena {
@@ -62,7 +71,22 @@ impl Arena {
         // accounted for. A kernel that knows of none refuses.
         let _ = map.advise_huge_pages(0, len, false);
         let huge = huge && map.advise_huge_pages(0, whole, true).is_ok();
-        Ok(Self { map, spans, huge })
+        Ok(Self {
+            map,
+            spans,
+            huge,
+            wanted: AtomicBool::new(false),
+        })
+    }
+
+    /// Says that another chunk will be wanted soon, or that who prepares it has heard.
+    pub(super) fn want(&self, another: bool) {
+        self.wanted.store(another, Ordering::Relaxed);
+    }
+
+    /// Returns whether another chunk will be wanted soon.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
     }
 
     /// Returns whether a whole chunk takes memory as soon as a part of it is touched.
@@ -90,6 +114,11 @@ impl Arena {
         assert!(end.is_some_and(|end| end <= self.spans * SPAN_SIZE));
         // SAFETY: The offset is within the mapping.
         unsafe { self.map.addr().as_ptr().add(offset) }
+    }
+
+    /// Takes a chunk's memory before it is touched. Where there is none, whoever touches it finds out.
+    pub(super) fn populate_chunk(&self, chunk: usize) {
+        self.map.populate(chunk * CHUNK_SIZE, CHUNK_SIZE);
     }
 
     /// Gives a chunk's memory back to the operating system.

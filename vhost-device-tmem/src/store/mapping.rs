@@ -204,6 +204,12 @@ impl Mapping {
         self.advise(offset, len, advice)
     }
 
+    /// Takes the memory behind a range, which is as it was after. Where that cannot be had, it is for
+    /// who touches it to find out.
+    pub(super) fn populate(&self, offset: usize, len: usize) {
+        let _ = self.advise(offset, len, libc::MADV_POPULATE_WRITE);
+    }
+
     fn advise(&self, offset: usize, len: usize, advice: libc::c_int) -> io::Result<()> {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));
         // SAFETY: The range lies within the mapping.

@@ -316,6 +316,9 @@ impl Slots {
                 let span = self
                     .spans
                     .alloc(limit, |chunk| self.arena.split_chunk(chunk))?;
+                if self.spans.is_opened() {
+                    self.arena.want(true);
+                }
                 self.begin(span, class);
                 span
             }

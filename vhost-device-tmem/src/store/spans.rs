@@ -14,6 +14,9 @@ pub(super) const CHUNK_SPANS: usize = 64;
 /// call.
 const IDLE_CHUNKS: usize = 2;
 
+/// Chunks with free spans among which the next is looked for that has no memory yet.
+const AHEAD: usize = 4;
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Chunk {
     /// A bit for each span.
@@ -105,6 +108,8 @@ pub(super) struct Spans {
     past: (usize, u64),
     /// Chunks take memory whole where that is possible.
     huge: bool,
+    /// Of the last empty chunk with memory a span was taken since [`Self::prepare`] was asked last.
+    opened: bool,
     used: usize,
     resident: usize,
 }
@@ -124,6 +129,7 @@ impl Spans {
             idle: Vec::with_capacity(count),
             past: (count.wrapping_sub(1), past),
             huge,
+            opened: false,
             used: 0,
             resident: 0,
         };
@@ -193,10 +199,12 @@ impl Spans {
             self.resident += more.count_ones() as usize;
             chunk.touched |= more;
         }
+        let opened = chunk.used == 0;
         chunk.used |= 1 << bit;
         if std::mem::take(&mut chunk.idle) {
             self.idle.retain(|idle| *idle as usize != at);
         }
+        self.opened |= opened && self.huge && self.idle.is_empty();
         self.used += 1;
         self.file(at);
         Some(SpanId::from_index(at * CHUNK_SPANS + bit as usize))
@@ -298,6 +306,43 @@ impl Spans {
         chunk.draining = false;
         self.resident -= chunk.touched.count_ones() as usize;
         chunk.touched = 0;
+        self.file(at);
+    }
+
+    /// Returns whether it is worth asking [`Self::prepare`].
+    pub(super) fn is_opened(&self) -> bool {
+        self.opened
+    }
+
+    /// Takes the chunk out of use that will be wanted next, so that its memory can be had without a
+    /// lock and before somebody waits for it; to be followed by [`Self::prepared`]. It counts as
+    /// taken at once. [`None`] where an empty one has memory already, where no more than `limit`
+    /// spans may, or where memory is not taken by whole chunks.
+    pub(super) fn prepare(&mut self, limit: usize) -> Option<usize> {
+        self.opened = false;
+        if !self.huge || !self.idle.is_empty() || self.resident + 2 * CHUNK_SPANS > limit {
+            return None;
+        }
+        let at = self.roomy.lowest()?;
+        // Chunks in use are before those that are not, as the lowest is always taken.
+        let next = (at..self.chunks.len()).take(AHEAD).find(|at| {
+            let chunk = &self.chunks[*at];
+            !chunk.draining && !chunk.piecemeal && chunk.used | chunk.touched == 0
+        })?;
+        let chunk = &mut self.chunks[next];
+        chunk.draining = true;
+        chunk.touched = u64::MAX;
+        self.resident += CHUNK_SPANS;
+        self.file(next);
+        Some(next)
+    }
+
+    /// Puts a chunk that was prepared back into use.
+    pub(super) fn prepared(&mut self, at: usize) {
+        let chunk = &mut self.chunks[at];
+        chunk.draining = false;
+        chunk.idle = true;
+        self.idle.push(at as u32);
         self.file(at);
     }
 
@@ -426,6 +471,42 @@ mod tests {
         while spans.alloc(limit, |at| split.push(at)).is_some() {}
         assert_eq!((spans.used(), spans.resident()), (limit, limit));
         assert_eq!(split, [2]);
+    }
+
+    #[test]
+    fn the_next_chunk_is_prepared_once_one_is_begun() {
+        let mut spans = Spans::new(4 * CHUNK_SPANS, true);
+        assert!(!spans.is_opened());
+        assert_eq!(spans.alloc(ALL, |_| ()).map(SpanId::index), Some(0));
+        assert!(spans.is_opened());
+        assert_eq!(spans.prepare(3 * CHUNK_SPANS), Some(1));
+        assert_eq!(spans.resident(), 2 * CHUNK_SPANS);
+        // Nobody gets it before it is there, and none is prepared beside it.
+        assert!(!spans.is_opened());
+        while spans.used() < CHUNK_SPANS {
+            spans.alloc(ALL, |_| ()).unwrap();
+        }
+        assert_eq!(
+            spans.alloc(ALL, |_| ()).map(SpanId::index),
+            Some(2 * CHUNK_SPANS)
+        );
+        spans.prepared(1);
+        assert_eq!(spans.prepare(ALL), None);
+        assert_eq!(
+            spans.alloc(ALL, |_| ()).map(SpanId::index),
+            Some(CHUNK_SPANS)
+        );
+        assert_eq!(spans.resident(), 3 * CHUNK_SPANS);
+        // There has to be room for it and another one.
+        assert_eq!(spans.prepare(4 * CHUNK_SPANS), None);
+        assert_eq!(spans.prepare(5 * CHUNK_SPANS), Some(3));
+    }
+
+    #[test]
+    fn nothing_is_prepared_where_memory_is_taken_piecemeal() {
+        let mut spans = Spans::new(4 * CHUNK_SPANS, false);
+        alloc(&mut spans, ALL).unwrap();
+        assert_eq!(spans.prepare(ALL), None);
     }
 
     #[test]

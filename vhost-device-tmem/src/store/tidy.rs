@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! What can wait until there is nothing else to do: scrubbing what was freed, moving pages together,
-//! and giving memory back.
+//! and giving memory back; and what is not to be waited for, taking it.
 
-use super::{inner::Inner, spans::SPAN_SIZE, walk::Progress, Store};
+use super::{
+    inner::Inner,
+    spans::{CHUNK_SPANS, SPAN_SIZE},
+    walk::Progress,
+    Store,
+};
 
 /// Pages that are forgotten, moved or scrubbed under one hold of the lock, about.
 const HOLD: usize = 64;
@@ -61,6 +66,31 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Returns whether [`Self::prepare`] may have something to do. It costs next to nothing.
+    pub fn wants_memory(&self) -> bool {
+        self.arena.is_wanted()
+    }
+
+    /// Takes the memory that will be wanted next, up to 2 MiB, from the operating system, which has
+    /// to find and clear it, so that no put waits for that. Holds no lock meanwhile.
+    pub fn prepare(&self) {
+        self.arena.want(false);
+        let mut inner = self.lock();
+        // What is too much would only go back again.
+        let limit = match inner.has_excess(CHUNK_SPANS) {
+            true => 0,
+            false => inner.budget.span_limit(),
+        };
+        let Some(chunk) = inner.slots.spans_mut().prepare(limit) else {
+            return;
+        };
+        drop(inner);
+        self.arena.populate_chunk(chunk);
+        self.lock().slots.spans_mut().prepared(chunk);
+    }
+}
+
 impl Inner {
     fn tidy(&mut self, budget: usize) -> Done {
         let mut spent = 0;
@@ -74,7 +104,7 @@ impl Inner {
         while spent < budget && self.slots.scrub() {
             spent += SPAN_COST;
         }
-        while spent < budget && self.has_excess() && self.slots.compact(&mut self.index, true) {
+        while spent < budget && self.has_excess(0) && self.slots.compact(&mut self.index, true) {
             spent += SPAN_COST;
         }
         if spent == 0 {
@@ -84,15 +114,17 @@ impl Inner {
         }
     }
 
-    fn has_excess(&self) -> bool {
+    /// Returns whether too much memory would be taken if it were `more` spans.
+    fn has_excess(&self, more: usize) -> bool {
         let used = usize::try_from(self.contents.slot_bytes).unwrap_or(usize::MAX);
-        is_too_much(used, self.slots.spans().resident() * SPAN_SIZE)
+        let spans = self.slots.spans().resident() + more;
+        is_too_much(used, spans * SPAN_SIZE)
     }
 
     /// Gives the memory of one free span back, if too much is taken; false if not.
     fn trim_excess(&mut self) -> bool {
         let resident = self.slots.spans().resident();
-        resident > self.slots.spans().used() && self.has_excess() && self.trim(resident - 1)
+        resident > self.slots.spans().used() && self.has_excess(0) && self.trim(resident - 1)
     }
 }
 
