@@ -12,7 +12,7 @@ use std::{
     path::Path,
 };
 
-use support::{key, stat, wait_until, Daemon, Guest, Place, BUFFERS, MEMORY, PAGE};
+use support::{key, nobody_starts, stat, wait_until, Daemon, Guest, Place, BUFFERS, MEMORY, PAGE};
 use tmem_driver::{Connection, Part, TmemDevice, EVENT_IDX, FEATURES};
 use virtio_tmem_abi::{pool_flags, Opcode, PageResult, Status};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -173,6 +173,7 @@ fn a_second_front_end_is_turned_away_at_once() {
     assert!(line.contains("\"victim\""), "{line}");
     assert_unharmed(&mut victim);
     // One that comes when the first has gone is served, however soon that is.
+    let _closed = nobody_starts();
     for _ in 0..10 {
         drop(victim);
         victim = Guest::connect(&place.path("victim.sock"));

@@ -10,7 +10,7 @@ use std::{
     ops::{Deref, DerefMut},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::Ordering,
+    sync::{atomic::Ordering, PoisonError, RwLock, RwLockReadGuard},
     time::{Duration, Instant},
 };
 
@@ -24,6 +24,15 @@ const QUEUE_SIZE: u16 = 64;
 pub(crate) const MEMORY: usize = 16 << 20;
 pub(crate) const BUFFERS: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Held by whoever starts a process. Until that is another program it has all descriptors of this
+/// one, so that a socket which is closed here meanwhile is not closed for the other side.
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// Has no daemon started by another test as long as the guard lives.
+pub(crate) fn nobody_starts() -> RwLockReadGuard<'static, ()> {
+    STARTING.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Waits until `done`, and panics if that takes a minute.
 pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
@@ -62,7 +71,9 @@ impl Daemon {
 
     /// Starts what [`Self::command`] returned.
     pub(crate) fn spawn(mut command: Command) -> Self {
+        let starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
         let mut child = command.spawn().unwrap();
+        drop(starting);
         let log = BufReader::new(child.stderr.take().unwrap());
         Self {
             child,
