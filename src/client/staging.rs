@@ -98,15 +98,18 @@ impl Fifo {
         }
     }
 
-    fn pop(&mut self) -> Option<Staged> {
-        if self.len == 0 {
-            return None;
-        }
-        let staged = self.items.get_mut(self.head)?.take();
+    /// Takes the pages that have waited longest, as many as there is room for; returns how many.
+    fn pop(&mut self, into: &mut [Option<Staged>]) -> usize {
+        let count = into.len().min(self.len);
 
-        self.head = self.wrap(self.head.wrapping_add(1));
-        self.len -= 1;
-        staged
+        for place in into.iter_mut().take(count) {
+            if let Some(item) = self.items.get_mut(self.head) {
+                *place = item.take();
+            }
+            self.head = self.wrap(self.head.wrapping_add(1));
+        }
+        self.len -= count;
+        count
     }
 }
 
@@ -216,15 +219,8 @@ impl Staging {
             return;
         };
         let mut fifo = fifo.lock();
-        let mut count = 0;
+        let count = fifo.pop(into);
 
-        for place in into {
-            *place = fifo.pop();
-            if place.is_none() {
-                break;
-            }
-            count += 1;
-        }
         self.waiting.fetch_sub(count, Relaxed);
     }
 
