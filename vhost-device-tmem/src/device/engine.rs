@@ -31,7 +31,7 @@ use super::{
     worker::{Mail, Order, RingId, Worker},
     Limits,
 };
-use crate::store::{Dropped, Store};
+use crate::store::{Dropped, Store, Walk};
 
 /// The number of a guest. It is the same for all processes that serve it.
 #[derive(
@@ -248,14 +248,12 @@ impl Engine {
         Ok(())
     }
 
-    /// A guest is not connected any more. Forgets all that it put, and returns what that was.
-    ///
-    /// # Errors
-    ///
-    /// [`EngineError::NoGuest`].
-    pub fn remove_guest(&self, guest: GuestId) -> Result<Dropped, EngineError> {
-        let removed = lock(&self.guests).remove(&guest);
-        let removed = removed.ok_or(EngineError::NoGuest(guest))?;
+    /// A guest is not connected any more. Forgets all that it put, be it by way of another engine on
+    /// the same store, and returns what that was.
+    pub fn remove_guest(&self, guest: GuestId) -> Dropped {
+        let Some(removed) = lock(&self.guests).remove(&guest) else {
+            return Walk::remove_guest(&*self.store, &self.store.guest(guest.0)).1;
+        };
         let mut it = lock(&removed);
         let rings: Vec<_> = it.rings.keys().copied().collect();
         for ring in rings {
@@ -266,7 +264,7 @@ impl Engine {
         }
         let dropped = it.session.end();
         it.slot.disconnect();
-        Ok(dropped)
+        dropped
     }
 
     /// A guest's memory is here from now on, and nowhere else. Each region has a descriptor.

@@ -105,7 +105,7 @@ impl Worker {
                 features,
             } => engine.add_guest(guest, &name, epoch, features)?,
             ToWorker::RemoveGuest { guest } => {
-                let dropped = engine.remove_guest(guest)?;
+                let dropped = engine.remove_guest(guest);
                 return Ok(Some(FromWorker::Removed { guest, dropped }));
             }
             ToWorker::SetMemory { guest, regions } => {

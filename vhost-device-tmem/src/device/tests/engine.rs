@@ -14,8 +14,11 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
-use crate::device::{
-    Engine, EngineConfig, EngineError, GuestId, MemoryError, MemoryRegion, Observer, RingLayout,
+use crate::{
+    device::{
+        Engine, EngineConfig, EngineError, GuestId, MemoryError, MemoryRegion, Observer, RingLayout,
+    },
+    store::PoolKind,
 };
 
 const DATA: u16 = FIRST_DATA_QUEUE;
@@ -34,7 +37,10 @@ impl Observer for Told {
 }
 
 fn engine(threads: usize) -> (Arc<Engine>, mpsc::Receiver<(GuestId, String)>) {
-    let store = Store::new(&StoreConfig::new(32 << 20)).unwrap();
+    engine_on(Store::new(&StoreConfig::new(32 << 20)).unwrap(), threads)
+}
+
+fn engine_on(store: Store, threads: usize) -> (Arc<Engine>, mpsc::Receiver<(GuestId, String)>) {
     let config = EngineConfig {
         threads,
         poll: Duration::from_micros(50),
@@ -226,7 +232,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        let _ = self.engine.remove_guest(self.id);
+        self.engine.remove_guest(self.id);
     }
 }
 
@@ -274,9 +280,30 @@ fn a_few_threads_serve_many_guests() {
         assert_eq!(state.session.as_ref().unwrap().pools()[0].pages, 24);
     }
     let gone = guests.pop().unwrap();
-    let dropped = engine.remove_guest(gone.id).unwrap();
+    let dropped = engine.remove_guest(gone.id);
     assert_eq!(dropped.persistent.pages, 24);
     guests[0].assert_works(DATA);
+}
+
+/// Its connection ended while a worker began, which has the pages of one before it.
+#[test]
+fn a_guest_that_an_engine_never_served_leaves_nothing_either() {
+    let store = Store::new(&StoreConfig::new(32 << 20)).unwrap();
+    store
+        .create_pool(&store.guest(3), 0, PoolKind::Persistent)
+        .unwrap();
+    let (engine, _failed) = engine_on(store, 1);
+    engine.remove_guest(GuestId(3));
+    let mut next = Guest::connect(&engine, 3);
+    let pools = |guest: &Guest| {
+        let slot = engine.slot(guest.id, "");
+        let state = slot.state();
+        state.session.as_ref().unwrap().pools().len()
+    };
+    assert_eq!(pools(&next), 0);
+    next.create(0, 0);
+    next.assert_works(DATA);
+    assert_eq!(pools(&next), 1);
 }
 
 #[test]
@@ -468,7 +495,7 @@ fn a_file_that_shrinks_stops_one_guest() {
         guest.vring(DATA).kick_now();
         victim.assert_works(DATA);
         assert_eq!(session.pools()[0].pages, 1);
-        assert_eq!(engine.remove_guest(guest.id).unwrap().persistent.pages, 1);
+        assert_eq!(engine.remove_guest(guest.id).persistent.pages, 1);
         let mut again = Guest::connect(&engine, 0);
         again.create(0, 0);
         again.assert_works(DATA);
@@ -549,5 +576,5 @@ fn nobody_waits_for_threads_that_have_ended() {
     assert!(guest.start(DATA, None).is_err());
     assert_eq!(engine.stop_ring(guest.id, DATA + 1).unwrap(), None);
     assert!(guest.set_memory().is_err());
-    engine.remove_guest(guest.id).unwrap();
+    engine.remove_guest(guest.id);
 }
