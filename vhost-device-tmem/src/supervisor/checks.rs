@@ -65,6 +65,54 @@ mod tests {
 
     use super::*;
 
+    fn region(size: u64, offset: u64) -> MemoryRegion {
+        MemoryRegion {
+            guest_addr: 0x1000,
+            size,
+            user_addr: 0x7000_0000,
+            offset,
+        }
+    }
+
+    fn file(len: u64) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(len).unwrap();
+        file
+    }
+
+    #[test]
+    fn memory_lies_within_its_file() {
+        memory(&[region(0x2000, 0x1000)], &[file(0x3000)]).unwrap();
+        let past = memory(&[region(0x2000, 0x1001)], &[file(0x3000)]);
+        let message = past.unwrap_err().to_string();
+        assert!(
+            message.contains("byte 12289 of a file that has only 12288"),
+            "{message}"
+        );
+        for wrong in [region(0, 0), region(0x2000, u64::MAX), region(u64::MAX, 0)] {
+            let checked = memory(&[wrong], &[file(0x3000)]);
+            assert!(matches!(
+                checked,
+                Err(CheckError::Memory(MemoryError::Bounds(0x1000)))
+            ));
+        }
+        let (pipe, _) = nix::unistd::pipe().unwrap();
+        let checked = memory(&[region(1, 0)], &[pipe.into()]);
+        assert!(matches!(
+            checked,
+            Err(CheckError::Memory(MemoryError::NotAFile(_)))
+        ));
+        let message = memory(&[region(1, 0)], &[]).unwrap_err().to_string();
+        assert!(message.contains("share=on"), "{message}");
+        let many = vec![region(1, 0); MAX_REGIONS + 1];
+        let files: Vec<_> = many.iter().map(|_| file(1)).collect();
+        assert!(matches!(
+            memory(&many, &files),
+            Err(CheckError::Memory(MemoryError::TooMany(33)))
+        ));
+        memory(&many[1..], &files[1..]).unwrap();
+    }
+
     #[test]
     fn only_eventfds_that_never_block_are_taken() {
         let blocking = EventFd::from_flags(EfdFlags::empty()).unwrap();
