@@ -320,7 +320,7 @@ impl Spans {
     /// spans may, or where memory is not taken by whole chunks.
     pub(super) fn prepare(&mut self, limit: usize) -> Option<usize> {
         self.opened = false;
-        if !self.huge || !self.idle.is_empty() || self.resident + 2 * CHUNK_SPANS > limit {
+        if !self.idle.is_empty() || self.resident + 2 * CHUNK_SPANS > limit {
             return None;
         }
         let at = self.roomy.lowest()?;
@@ -506,6 +506,7 @@ mod tests {
     fn nothing_is_prepared_where_memory_is_taken_piecemeal() {
         let mut spans = Spans::new(4 * CHUNK_SPANS, false);
         alloc(&mut spans, ALL).unwrap();
+        assert!(!spans.is_opened());
         assert_eq!(spans.prepare(ALL), None);
     }
 
