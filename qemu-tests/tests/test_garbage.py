@@ -9,6 +9,8 @@ from harness.fake import FakeDevice
 from harness.guest import Guest, Machine
 from harness.lab import Lab
 
+pytestmark = pytest.mark.long
+
 # A device is left alone from when it first talks nonsense. It is honest for a while before, so that
 # there is something to lose.
 HONEST = "--honest-answers=300"
