@@ -33,7 +33,7 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"TMEM");
 pub const ABI_MAJOR: u16 = 1;
 
 /// The minor ABI version; a driver accepts any.
-pub const ABI_MINOR: u16 = 1;
+pub const ABI_MINOR: u16 = 2;
 
 /// No epoch: the value of [`Config::epoch`] where a driver reads past the end of what it was given.
 pub const EPOCH_NONE: u64 = u64::MAX;
@@ -62,8 +62,10 @@ pub mod cap {
     /// The device knows [`Opcode::PoolKeep`](crate::Opcode::PoolKeep) and
     /// [`RELEASED_BY_RESET`](crate::pool_flags::RELEASED_BY_RESET).
     pub const KEEP: u64 = 1 << 4;
+    /// The device has a window: [`Config::window`](crate::Config::window) says which.
+    pub const WINDOW: u64 = 1 << 5;
     /// Every bit that has a meaning.
-    pub const ALL: u64 = EPHEMERAL | PERSISTENT | SHARED | DURABLE | KEEP;
+    pub const ALL: u64 = EPHEMERAL | PERSISTENT | SHARED | DURABLE | KEEP | WINDOW;
 }
 
 /// The device configuration space.
@@ -94,8 +96,10 @@ pub struct Config {
     pub max_pools: Le32,
     /// The epoch: a changed one means that no page put before may be got. Never [`EPOCH_NONE`].
     pub epoch: Le64,
+    /// What the window is known by, drawn at random; zero where there is none.
+    pub window: [u8; 16],
     /// Zero.
-    pub reserved1: [u8; 23],
+    pub reserved1: [u8; 7],
     /// Zero in every version: it tells a driver that the space was not cut short, since some VMMs
     /// answer ones for what lies past its end.
     pub end: u8,

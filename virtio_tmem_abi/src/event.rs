@@ -30,6 +30,9 @@ wire_enum! {
         Shrink = 2,
         /// The epoch changed.
         Epoch = 3,
+        /// The device asks for persistent chunks of the window back, which have [`Event::pages`]
+        /// slots.
+        Recall = 4,
     }
 }
 
@@ -51,7 +54,7 @@ pub struct Event {
     pub ephemeral_credits: Le32,
     /// The device's epoch.
     pub epoch: Le64,
-    /// Pages asked for by [`EventKind::Shrink`], otherwise zero.
+    /// Pages asked for by [`EventKind::Shrink`], or slots by [`EventKind::Recall`], otherwise zero.
     pub pages: Le64,
 }
 

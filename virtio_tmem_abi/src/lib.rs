@@ -26,6 +26,7 @@ mod control;
 mod event;
 mod request;
 mod response;
+mod window;
 mod wire;
 
 pub use config::{
@@ -63,6 +64,26 @@ pub use response::{
     ResponseHeader,
     Status,
     CREDITS_UNLIMITED, //
+};
+pub use window::{
+    window_flags,
+    Chunk,
+    ChunkGrant,
+    ChunkKind,
+    ChunkReport,
+    Chunks,
+    SlotKey,
+    WindowHeader,
+    WindowOpen,
+    WindowReport,
+    CHUNK_REPORTS,
+    CHUNK_SHIFT,
+    FIRST_CHUNK,
+    GENERATIONS,
+    MAX_CHUNKS,
+    MAX_GRANT,
+    WINDOW_MAGIC,
+    WINDOW_VERSION, //
 };
 
 /// A 16-bit little-endian integer of any alignment.

@@ -37,6 +37,9 @@ wire_enum! {
         FlushObject = 5,
         /// Forget all pages of a pool. No table. Control virtqueue.
         FlushPool = 6,
+        /// Store pages that are in the window. Table of [`SlotKey`](crate::SlotKey). Data
+        /// virtqueues.
+        PutSlot = 7,
         /// Create a pool. Table of one [`PoolCreate`](crate::PoolCreate). Control virtqueue.
         PoolCreate = 16,
         /// Forget all pages of a pool, and the pool. No table. Control virtqueue.
@@ -46,6 +49,17 @@ wire_enum! {
         PoolStats = 18,
         /// Keep a pool over device resets, until it is created again. No table. Control virtqueue.
         PoolKeep = 19,
+        /// Begin to use the window. Table of one [`WindowOpen`](crate::WindowOpen). Control
+        /// virtqueue.
+        WindowOpen = 32,
+        /// Keep what was granted over device resets, until the window is opened again. No table.
+        /// Control virtqueue.
+        WindowKeep = 33,
+        /// Ask for chunks. Table of one [`ChunkGrant`](crate::ChunkGrant); answered by a
+        /// [`Chunks`](crate::Chunks). Control virtqueue.
+        ChunkGrant = 34,
+        /// Give chunks back. Table of [`Chunk`](crate::Chunk). Control virtqueue.
+        ChunkReturn = 35,
     }
 }
 

@@ -38,8 +38,10 @@ wire_enum! {
         NotAllowed = 6,
         /// [`RequestHeader::epoch`](crate::RequestHeader::epoch) is not the device's.
         StaleEpoch = 7,
-        /// The device cannot hold another pool.
+        /// The device cannot hold another pool, or has no memory for the window.
         NoMemory = 8,
+        /// The driver has not opened the window.
+        NoWindow = 9,
     }
 }
 
@@ -64,6 +66,9 @@ wire_enum! {
         Pool = 8,
         /// The page size of the pool is not the device's.
         PageShift = 9,
+        /// The kind of a chunk is not known, or its number or the number of chunks is not within
+        /// the bounds.
+        Chunk = 10,
     }
 }
 

@@ -6,6 +6,11 @@ use std::fmt::Debug;
 
 use proptest::prelude::*;
 use virtio_tmem_abi::{
+    Chunk,
+    ChunkGrant,
+    ChunkKind,
+    ChunkReport,
+    Chunks,
     Config,
     Event,
     EventKind,
@@ -19,7 +24,11 @@ use virtio_tmem_abi::{
     Range,
     RequestHeader,
     ResponseHeader,
-    Status, //
+    SlotKey,
+    Status,
+    WindowHeader,
+    WindowOpen,
+    WindowReport, //
 };
 use zerocopy::{
     FromBytes,
@@ -46,7 +55,11 @@ where
 proptest! {
     /// Every pattern of bits is a value, and none of them is lost.
     #[test]
-    fn any_bytes_are_a_value(bytes in prop::collection::vec(any::<u8>(), 129)) {
+    fn any_bytes_are_a_value(bytes in prop::collection::vec(any::<u8>(), 513)) {
+        bytes_survive::<Chunk>(&bytes);
+        bytes_survive::<ChunkGrant>(&bytes);
+        bytes_survive::<ChunkReport>(&bytes);
+        bytes_survive::<Chunks>(&bytes);
         bytes_survive::<Config>(&bytes);
         bytes_survive::<Event>(&bytes);
         bytes_survive::<Key>(&bytes);
@@ -56,6 +69,10 @@ proptest! {
         bytes_survive::<Range>(&bytes);
         bytes_survive::<RequestHeader>(&bytes);
         bytes_survive::<ResponseHeader>(&bytes);
+        bytes_survive::<SlotKey>(&bytes);
+        bytes_survive::<WindowHeader>(&bytes);
+        bytes_survive::<WindowOpen>(&bytes);
+        bytes_survive::<WindowReport>(&bytes);
     }
 
     /// What is written into the fields of a request is read from them.
@@ -80,6 +97,25 @@ proptest! {
         prop_assert_eq!(header.reserved.get(), reserved);
         prop_assert_eq!(header.epoch.get(), epoch);
         prop_assert_eq!(header.reserved1.get(), reserved1);
+    }
+
+    /// What is written into an entry of a put from the window is read from it.
+    #[test]
+    fn slot_key_round_trip(index: u64, version: u64, slot: u32, generation: u32) {
+        let entry = SlotKey {
+            key: Key {
+                object: ObjectId::default(),
+                index: index.into(),
+                version: version.into(),
+            },
+            slot: slot.into(),
+            generation: generation.into(),
+        };
+        let entry = SlotKey::read_from_bytes(entry.as_bytes()).unwrap();
+        prop_assert_eq!(entry.key.index.get(), index);
+        prop_assert_eq!(entry.key.version.get(), version);
+        prop_assert_eq!(entry.slot.get(), slot);
+        prop_assert_eq!(entry.generation.get(), generation);
     }
 
     /// What is written into the fields of a response is read from them.
@@ -139,6 +175,11 @@ proptest! {
     fn malformed_is_total(value: u32) {
         check(value, Malformed::ALL, Malformed::from_wire, Malformed::to_wire);
     }
+
+    #[test]
+    fn chunk_kind_is_total(value: u32) {
+        check(value, ChunkKind::ALL, ChunkKind::from_wire, ChunkKind::to_wire);
+    }
 }
 
 /// Checks that `from_wire()` answers the member of value `value` if `ALL` has it, else nothing.
@@ -176,6 +217,7 @@ fn every_member_round_trips() {
     check_members(Status::ALL, Status::from_wire, Status::to_wire);
     check_members(Malformed::ALL, Malformed::from_wire, Malformed::to_wire);
     check_members(PageResult::ALL, PageResult::from_wire, PageResult::to_wire);
+    check_members(ChunkKind::ALL, ChunkKind::from_wire, ChunkKind::to_wire);
 }
 
 #[test]
@@ -205,6 +247,12 @@ fn every_number_is_answered() {
             Malformed::ALL,
             Malformed::from_wire,
             Malformed::to_wire,
+        );
+        check(
+            value,
+            ChunkKind::ALL,
+            ChunkKind::from_wire,
+            ChunkKind::to_wire,
         );
     }
 }

@@ -108,7 +108,13 @@ pub(crate) fn honest(
             results = Vec::new();
         }
         Opcode::PoolCreate | Opcode::PoolKeep => results = Vec::new(),
-        Opcode::PoolStats => return None,
+        // It has no window.
+        Opcode::PoolStats
+        | Opcode::PutSlot
+        | Opcode::WindowOpen
+        | Opcode::WindowKeep
+        | Opcode::ChunkGrant
+        | Opcode::ChunkReturn => return None,
     }
     let response = response(Status::Ok, u32::try_from(results.len()).ok()?, epoch);
     let mut bytes = response.as_bytes().to_vec();

@@ -83,7 +83,8 @@ impl Lies {
             max_flushes: self.max_flushes.into(),
             max_pools: self.max_pools.into(),
             epoch: epoch.into(),
-            reserved1: [0; 23],
+            window: [0; 16],
+            reserved1: [0; 7],
             end: 0,
         }
     }

@@ -72,7 +72,8 @@ fn config(limits: &Limits, epoch: u64) -> Config {
         max_flushes: limits.max_flushes.into(),
         max_pools: limits.max_pools.into(),
         epoch: epoch.into(),
-        reserved1: [0; 23],
+        window: [0; 16],
+        reserved1: [0; 7],
         end: 0,
     }
 }

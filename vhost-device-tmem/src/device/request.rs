@@ -73,7 +73,8 @@ struct Shape {
     reply: usize,
 }
 
-fn shape(opcode: Opcode, limits: &Limits) -> Shape {
+/// Returns the shape of an operation's requests, [`None`] if the device does not have it.
+fn shape(opcode: Opcode, limits: &Limits) -> Option<Shape> {
     let none = Shape {
         queue: QueueKind::Control,
         flags: 0,
@@ -93,7 +94,7 @@ fn shape(opcode: Opcode, limits: &Limits) -> Shape {
         answer: 1,
         ..none
     };
-    match opcode {
+    Some(match opcode {
         Opcode::Put => Shape {
             payload: PAGE_SIZE,
             ..data(limits.max_pages, size_of::<Key>())
@@ -117,7 +118,13 @@ fn shape(opcode: Opcode, limits: &Limits) -> Shape {
             ..none
         },
         Opcode::FlushPool | Opcode::PoolDestroy | Opcode::PoolKeep => none,
-    }
+        // There is no window.
+        Opcode::PutSlot
+        | Opcode::WindowOpen
+        | Opcode::WindowKeep
+        | Opcode::ChunkGrant
+        | Opcode::ChunkReturn => return None,
+    })
 }
 
 /// A request of which header, lengths and table were checked.
@@ -158,6 +165,11 @@ impl Request {
                 let create = PoolCreate::read_from_bytes(table).map_err(|_| Malformed::Short)?;
                 Command::PoolCreate(create)
             }
+            Opcode::PutSlot
+            | Opcode::WindowOpen
+            | Opcode::WindowKeep
+            | Opcode::ChunkGrant
+            | Opcode::ChunkReturn => return Err(Reject::Status(Status::Unsupported)),
         })
     }
 
@@ -221,7 +233,7 @@ pub(super) fn parse(
     }
     let unsupported = Reject::Status(Status::Unsupported);
     let opcode = Opcode::from_wire(header.opcode.get()).ok_or(unsupported)?;
-    let shape = shape(opcode, limits);
+    let shape = shape(opcode, limits).ok_or(unsupported)?;
     if shape.queue != queue {
         return Err(unsupported);
     }

@@ -6,6 +6,7 @@
 
 mod requests;
 mod structures;
+mod window;
 
 use std::fmt::Debug;
 

@@ -18,6 +18,7 @@ use std::{
 
 use virtio_tmem_abi::{
     cap,
+    Chunks,
     EventKind,
     Malformed,
     Opcode,
@@ -25,7 +26,8 @@ use virtio_tmem_abi::{
     PoolStats,
     RequestHeader,
     ResponseHeader,
-    Status, //
+    Status,
+    MAX_GRANT, //
 };
 
 use text::{
@@ -200,7 +202,7 @@ fn everything_declared_is_compared() {
 
 #[test]
 fn bits_are_single_and_distinct() {
-    for title in ["Capability", "Request flag", "Pool flag"] {
+    for title in ["Capability", "Request flag", "Pool flag", "Window flag"] {
         let table = table(title);
         let mut all = 0;
         for cell in table.column("Value") {
@@ -235,6 +237,14 @@ fn lengths_agree() {
                 (response + size_of::<PoolStats>()).to_string(),
             ),
             (None, "0") => (request.to_string(), response.to_string()),
+            (Some(size), "1") if code(opcode) == "ChunkGrant" => (
+                (request + size).to_string(),
+                (response + size_of::<Chunks>()).to_string(),
+            ),
+            (Some(size), bounds) if code(opcode) == "ChunkReturn" => {
+                assert_eq!(bounds, format!("1 to {MAX_GRANT}"));
+                (format!("{request} + {size} *n*"), response.to_string())
+            }
             (Some(size), "1") => ((request + size).to_string(), response.to_string()),
             (Some(size), _) => {
                 let readable = format!("{request} + {size} *n*");

@@ -8,6 +8,12 @@ use virtio_tmem_abi::{
     cap,
     pool_flags,
     request_flags,
+    window_flags,
+    Chunk,
+    ChunkGrant,
+    ChunkKind,
+    ChunkReport,
+    Chunks,
     Config,
     Event,
     EventKind,
@@ -24,16 +30,28 @@ use virtio_tmem_abi::{
     Range,
     RequestHeader,
     ResponseHeader,
+    SlotKey,
     Status,
+    WindowHeader,
+    WindowOpen,
+    WindowReport,
     ABI_MAJOR,
     ABI_MINOR,
+    CHUNK_REPORTS,
+    CHUNK_SHIFT,
     CREDITS_UNLIMITED,
     DEVICE_ID,
     EPOCH_NONE,
+    FIRST_CHUNK,
     FIRST_DATA_QUEUE,
+    GENERATIONS,
     MAGIC,
+    MAX_CHUNKS,
+    MAX_GRANT,
     QUEUE_CONTROL,
-    QUEUE_EVENT, //
+    QUEUE_EVENT,
+    WINDOW_MAGIC,
+    WINDOW_VERSION, //
 };
 
 use crate::{
@@ -65,6 +83,14 @@ impl ListingType for Le64 {
 
 impl ListingType for ObjectId {
     const ELEMENT: &'static str = "struct virtio_tmem_object_id";
+}
+
+impl ListingType for Key {
+    const ELEMENT: &'static str = "struct virtio_tmem_key";
+}
+
+impl ListingType for Chunk {
+    const ELEMENT: &'static str = "struct virtio_tmem_chunk";
 }
 
 impl<T: ListingType, const N: usize> ListingType for [T; N] {
@@ -117,6 +143,7 @@ pub(crate) fn structs_of_types() -> Vec<Struct> {
             max_flushes,
             max_pools,
             epoch,
+            window,
             reserved1,
             end,
         }),
@@ -175,6 +202,50 @@ pub(crate) fn structs_of_types() -> Vec<Struct> {
             pages_evicted,
             reserved,
         }),
+        describe!(WindowHeader {
+            magic,
+            version,
+            page_shift,
+            chunk_shift,
+            chunks,
+            identity,
+            epoch,
+            reserved,
+        }),
+        describe!(WindowOpen { flags, reserved }),
+        describe!(ChunkGrant {
+            kind,
+            count,
+            ticket,
+        }),
+        describe!(Chunk { number, generation }),
+        describe!(Chunks {
+            count,
+            reserved,
+            chunks,
+        }),
+        describe!(SlotKey {
+            key,
+            slot,
+            generation,
+        }),
+        describe!(WindowReport {
+            puts,
+            refused,
+            gets,
+            hits,
+            replaced,
+            moved,
+            ephemeral_free,
+            persistent_free,
+            reserved,
+            hits_by_age,
+        }),
+        describe!(ChunkReport {
+            used,
+            reserved,
+            hits,
+        }),
     ]
 }
 
@@ -200,13 +271,15 @@ macro_rules! members {
 }
 
 /// The titles of the tables of constants, each with the module whose constants they are.
-pub(crate) const CONSTANT_TABLES: [(&str, &str); 6] = [
+pub(crate) const CONSTANT_TABLES: [(&str, &str); 8] = [
     ("Virtqueue", ""),
     ("Constant", ""),
     ("Credits", ""),
     ("Capability", "cap"),
     ("Request flag", "request_flags"),
     ("Pool flag", "pool_flags"),
+    ("Window constant", ""),
+    ("Window flag", "window_flags"),
 ];
 
 /// Returns every table of numbers, as the types have them.
@@ -220,7 +293,8 @@ pub(crate) fn numbers_of_types() -> Vec<Numbers> {
             cap::PERSISTENT,
             cap::SHARED,
             cap::DURABLE,
-            cap::KEEP
+            cap::KEEP,
+            cap::WINDOW
         ),
         members!(EventKind),
         constants!("Credits", CREDITS_UNLIMITED),
@@ -235,6 +309,19 @@ pub(crate) fn numbers_of_types() -> Vec<Numbers> {
             pool_flags::SHARED,
             pool_flags::RELEASED_BY_RESET
         ),
+        constants!(
+            "Window constant",
+            WINDOW_MAGIC,
+            WINDOW_VERSION,
+            CHUNK_SHIFT,
+            FIRST_CHUNK,
+            MAX_CHUNKS,
+            MAX_GRANT,
+            GENERATIONS,
+            CHUNK_REPORTS
+        ),
+        constants!("Window flag", window_flags::RESUME),
+        members!(ChunkKind),
     ]
 }
 

@@ -7,6 +7,21 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use super::*;
 use crate::device::protocol_features;
 
+/// Operations on the window.
+const WINDOW: [Opcode; 5] = [
+    Opcode::PutSlot,
+    Opcode::WindowOpen,
+    Opcode::WindowKeep,
+    Opcode::ChunkGrant,
+    Opcode::ChunkReturn,
+];
+
+/// Operations that each device has.
+fn opcodes() -> impl Iterator<Item = Opcode> {
+    let all = Opcode::ALL.iter().copied();
+    all.filter(|opcode| !WINDOW.contains(opcode))
+}
+
 fn writable(opcode: Opcode, count: usize) -> usize {
     match opcode {
         Opcode::Get => 32 + count * (1 + PAGE_SIZE),
@@ -53,14 +68,14 @@ fn each_opcode(
     change: impl Fn(&mut RequestHeader, &mut Vec<u8>, &mut usize),
     expect: impl Fn(Opcode, &Response),
 ) {
-    for opcode in Opcode::ALL {
+    for opcode in opcodes() {
         let mut device = Device::new();
-        let (mut header, mut table) = valid(&device, *opcode);
-        let mut writable = writable(*opcode, 1);
+        let (mut header, mut table) = valid(&device, opcode);
+        let mut writable = writable(opcode, 1);
         change(&mut header, &mut table, &mut writable);
         let request = [header.as_bytes(), &table].concat();
-        let response = device.send(queue_of(*opcode), &request, writable);
-        expect(*opcode, &response);
+        let response = device.send(queue_of(opcode), &request, writable);
+        expect(opcode, &response);
         let malformed = response.len == 0 || response.status() != Status::Ok;
         let counted = matches!(response.len, 0) || response.status() == Status::Malformed;
         assert_eq!(device.session.counters.malformed.get(), u64::from(counted));
@@ -266,23 +281,37 @@ fn a_stale_epoch_is_refused() {
 
 #[test]
 fn an_operation_belongs_to_its_kind_of_virtqueue() {
-    for opcode in Opcode::ALL {
+    for opcode in opcodes() {
         let mut device = Device::new();
-        let (header, table) = valid(&device, *opcode);
-        let other = match queue_of(*opcode) {
+        let (header, table) = valid(&device, opcode);
+        let other = match queue_of(opcode) {
             QueueKind::Control => QueueKind::Data,
             QueueKind::Data => QueueKind::Control,
         };
         let request = [header.as_bytes(), &table].concat();
-        let response = device.send(other, &request, writable(*opcode, 1));
+        let response = device.send(other, &request, writable(opcode, 1));
         response.assert_status(Status::Unsupported, 0);
     }
     let mut device = Device::new();
-    for unknown in [0u16, 7, 15, 20, 0xffff] {
+    for unknown in [0u16, 8, 15, 20, 36, 0xffff] {
         let mut header = device.header(Opcode::Put, 0, 1);
         header.opcode = unknown.into();
         for kind in [QueueKind::Control, QueueKind::Data] {
             let response = device.send(kind, header.as_bytes(), 33);
+            response.assert_status(Status::Unsupported, 0);
+        }
+    }
+    device.assert_works();
+}
+
+#[test]
+fn a_device_without_a_window_knows_no_operation_on_one() {
+    let mut device = Device::new();
+    for opcode in WINDOW {
+        let header = device.header(opcode, 0, 1);
+        let request = [header.as_bytes(), &[0; 48]].concat();
+        for kind in [QueueKind::Control, QueueKind::Data] {
+            let response = device.send(kind, &request, 33);
             response.assert_status(Status::Unsupported, 0);
         }
     }
