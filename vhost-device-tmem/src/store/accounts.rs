@@ -18,6 +18,8 @@ pub(super) type AccountId = usize;
 struct Account {
     guest: u32,
     holding: Holding,
+    /// What of the holding is lent.
+    lent: Holding,
     lru: Lru,
     /// Pools that are counted here, those that are being emptied included.
     pools: usize,
@@ -101,6 +103,22 @@ impl Accounts {
                 }
             }
         }
+    }
+
+    /// Counts that a guest is lent so many bytes more.
+    pub(super) fn lend(&mut self, id: AccountId, kind: PoolKind, bytes: u64) {
+        *self.accounts[id].lent.of(kind) += bytes;
+        self.hold(id, kind, bytes as i64);
+    }
+
+    /// Counts that a guest is lent so many bytes less, or all of them if it is not lent so many.
+    /// Returns how many.
+    pub(super) fn end_loan(&mut self, id: AccountId, kind: PoolKind, bytes: u64) -> u64 {
+        let lent = self.accounts[id].lent.of(kind);
+        let bytes = bytes.min(*lent);
+        *lent -= bytes;
+        self.hold(id, kind, -(bytes as i64));
+        bytes
     }
 
     /// Returns what a guest was promised and does not have yet, and what all others were.

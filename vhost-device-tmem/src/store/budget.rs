@@ -46,7 +46,7 @@ const LEAST_PER_PAGE: usize = 256;
 ///
 /// # Invariants
 ///
-/// The metadata and `span_limit()` spans are not more than the capacity.
+/// The metadata, what is lent and `span_limit()` spans are not more than the capacity.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Budget {
     capacity: usize,
@@ -56,6 +56,8 @@ pub(super) struct Budget {
     pages: usize,
     pages_peak: usize,
     objects: usize,
+    /// Bytes that guests have for pages of their own.
+    lent: usize,
     elastic: bool,
 }
 
@@ -81,6 +83,7 @@ impl Budget {
             pages: 0,
             pages_peak: 0,
             objects: 0,
+            lent: 0,
             elastic,
         };
         if !elastic {
@@ -134,7 +137,7 @@ impl Budget {
     /// Returns the most spans that may take memory now.
     pub(super) fn span_limit(&self) -> usize {
         let left = self.capacity.saturating_sub(self.metadata());
-        (left / SPAN_SIZE).min(self.max_spans)
+        (left.saturating_sub(self.lent) / SPAN_SIZE).min(self.max_spans)
     }
 
     /// Returns the bytes that are not for contents.
@@ -178,6 +181,30 @@ impl Budget {
     pub(super) fn grow_objects(&self) -> Option<Self> {
         let objects = (self.objects + STEP).min(self.max_pages);
         (objects > self.objects).then_some(Self { objects, ..*self })
+    }
+
+    /// Returns the bytes that are lent.
+    pub(super) fn lent(&self) -> usize {
+        self.lent
+    }
+
+    /// Returns the division with so many bytes more lent, [`None`] if there are not so many.
+    pub(super) fn lend(&self, bytes: usize) -> Option<Self> {
+        let lent = self.lent.checked_add(bytes)?;
+        let left = self.capacity.saturating_sub(self.metadata());
+        (lent <= left).then_some(Self { lent, ..*self })
+    }
+
+    /// Returns the division with so many bytes more lent, also if there are not so many.
+    pub(super) fn lent_anyway(&self, bytes: usize) -> Self {
+        let lent = self.lent.saturating_add(bytes);
+        Self { lent, ..*self }
+    }
+
+    /// Returns the division with so many bytes less lent.
+    pub(super) fn returned(&self, bytes: usize) -> Self {
+        let lent = self.lent.saturating_sub(bytes);
+        Self { lent, ..*self }
     }
 
     /// Returns how many more pages could be stored as they are, where `room` of them would find a

@@ -3,7 +3,9 @@
 //! Who gets the memory where there is not enough for all: what guests are promised, and whose
 //! ephemeral page goes first. This decides, and touches nothing.
 
-/// What a guest holds, in bytes, with what is needed to find its pages.
+use super::PoolKind;
+
+/// What a guest holds, in bytes, with what is needed to find its pages, and what it is lent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Holding {
     /// Of pages that nobody takes from it.
@@ -13,6 +15,13 @@ pub(super) struct Holding {
 }
 
 impl Holding {
+    pub(super) fn of(&mut self, kind: PoolKind) -> &mut u64 {
+        match kind {
+            PoolKind::Persistent => &mut self.persistent,
+            PoolKind::Ephemeral => &mut self.ephemeral,
+        }
+    }
+
     pub(super) fn total(&self) -> u64 {
         self.persistent + self.ephemeral
     }

@@ -270,6 +270,11 @@ impl Inner {
             .map(|number| self.end_pool(guest, number));
         let ended = ended.collect::<Result<_, _>>().unwrap_or_default();
         if let Some(guest) = self.guests.remove(&guest) {
+            // It is not lent anything any more either.
+            for kind in [PoolKind::Persistent, PoolKind::Ephemeral] {
+                let lent = self.accounts.end_loan(guest.account, kind, u64::MAX);
+                self.budget = self.budget.returned(lent as usize);
+            }
             self.accounts.close(guest.account);
         }
         ended
@@ -491,7 +496,7 @@ impl Inner {
     /// Returns how many persistent pages would be stored now, whatever they contain: each is taken
     /// for one that no compression makes smaller. What is less than that leaves more for those after
     /// it.
-    fn room(&self) -> usize {
+    pub(super) fn room(&self) -> usize {
         let mut budget = self.budget;
         if self.lacks_objects() {
             budget = budget.grow_objects().unwrap_or(budget);
@@ -502,7 +507,7 @@ impl Inner {
     }
 
     /// Returns how much of the room is for a guest that has this account.
-    fn room_of(&self, room: usize, account: AccountId) -> usize {
+    pub(super) fn room_of(&self, room: usize, account: AccountId) -> usize {
         let (unmet, others) = self.accounts.unmet(account);
         let pages = |bytes: u64| bytes.div_ceil(RAW_BYTES);
         room_for(room as u64, pages(unmet), pages(others)) as usize

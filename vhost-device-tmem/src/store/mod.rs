@@ -6,7 +6,8 @@
 //! index, and a version; at most one version of a page is stored at a time. Persistent pages stay
 //! until their guest forgets them or goes away; ephemeral ones are evicted when room is needed, of
 //! the guest that holds most the one used longest ago first. Each guest may be promised a part of
-//! the capacity for its persistent pages, of which no other guest's put takes anything.
+//! the capacity for its persistent pages, of which no other guest's put takes anything. And a part
+//! of the capacity may be [lent](Store::lend) to guests, for pages that are not in the store.
 //!
 //! # Memory
 //!
@@ -71,6 +72,7 @@ mod guest;
 mod id;
 mod index;
 mod inner;
+mod lend;
 mod lru;
 mod mapping;
 mod memory;
@@ -165,6 +167,8 @@ pub struct StoreReport {
     /// What it takes now, in bytes, with what is free but was not given back, as the operating
     /// system says. What of it is in the host's swap counts as well.
     pub resident_bytes: u64,
+    /// What of the capacity is lent to guests, in bytes.
+    pub lent_bytes: u64,
     /// Pages that it could hold as they are, without compression.
     pub capacity_pages: u64,
     /// Pages that it holds, or is just copying.
@@ -404,6 +408,7 @@ impl Store {
             compression: self.compression,
             used_bytes: entry_bytes(used_pages, objects) + inner.contents.slot_bytes,
             resident_bytes: private + taken(&self.files.index) + taken(&self.files.pages),
+            lent_bytes: inner.budget.lent() as u64,
             capacity_pages: inner.budget.raw_pages() as u64,
             used_pages,
             ephemeral_pages: inner.accounts.ephemeral_pages() as u64,

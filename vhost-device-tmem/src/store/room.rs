@@ -125,7 +125,7 @@ impl Inner {
     }
 
     /// Makes more of a span free, or a page; an error if nothing can be.
-    fn make_room(&mut self) -> Result<(), Refusal> {
+    pub(super) fn make_room(&mut self) -> Result<(), Refusal> {
         if self.slots.compact(&mut self.index, false) {
             return Ok(());
         }
