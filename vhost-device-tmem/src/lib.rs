@@ -6,7 +6,8 @@
 //! front-ends ── supervisor ── link ── worker        supervisor: connections, what must live
 //!                                        │          worker: what may die
 //! guest ── virtqueues ── device ── store            device: rings, requests, bounds
-//!                          │         │              store: pools, pages, capacity
+//!   │                      ├─────────┤              store: pools, pages, capacity
+//!   │                    window ─────┤              window: memory that guests use by themselves
 //! operator ── socket ── control ─────┘              control: what the operator asks for
 //! ```
 //!
@@ -36,4 +37,5 @@ pub mod stop_policy;
 pub mod store;
 pub mod supervisor;
 pub mod tmpfs;
+pub mod window;
 pub mod worker;

@@ -161,13 +161,13 @@ fn replace(address: usize) -> bool {
 
 /// Mappings of one guest, in which accesses that fail do not end the process.
 #[derive(Debug, Default)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     entries: Vec<u32>,
 }
 
 /// There are too many mappings in all.
 #[derive(Debug)]
-pub(super) struct TooMany;
+pub(crate) struct TooMany;
 
 impl Watch {
     /// Watches mappings, given by address and length.
@@ -181,7 +181,7 @@ impl Watch {
     /// Until the value is dropped, each is a whole mapping of the caller's, and accessed in no
     /// other way than by volatile or atomic operations; it may be replaced by other memory, with
     /// zeros in it, at any time.
-    pub(super) unsafe fn new(
+    pub(crate) unsafe fn new(
         mappings: impl IntoIterator<Item = (usize, usize)>,
     ) -> Result<Self, TooMany> {
         // What is in it already is given back where there is no room for the rest.
@@ -209,7 +209,7 @@ impl Watch {
     }
 
     /// Returns the address of an access that failed, if any did.
-    pub(super) fn fault(&self) -> Option<usize> {
+    pub(crate) fn fault(&self) -> Option<usize> {
         let first = self.entries.first()?;
         // The handler ran on this very thread, or what another thread met is news in any case.
         match TABLE[*first as usize].fault.load(Ordering::Acquire) {

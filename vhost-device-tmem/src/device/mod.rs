@@ -42,6 +42,7 @@ pub use config::{
 pub use engine::{Engine, EngineConfig, EngineError, GuestId, Observer};
 pub use eventfd::EventFdError;
 pub(crate) use eventfd::{check_eventfd, never_wait};
+pub(crate) use fault::Watch;
 pub(crate) use memory::check as check_memory;
 pub use memory::{MemoryError, MemoryRegion, MAX_REGIONS};
 pub use ring::{RingError, RingLayout};

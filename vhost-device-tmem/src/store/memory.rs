@@ -301,13 +301,13 @@ pub(super) struct Files {
 }
 
 /// Returns the bytes of memory that a file takes.
-pub(super) fn taken(file: &File) -> u64 {
+pub(crate) fn taken(file: &File) -> u64 {
     fstat(file).map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0) * 512)
 }
 
 /// Returns the parts of a range of a file that were ever written, rounded to pages. Reading the
 /// rest would make it take memory.
-pub(super) fn written(file: &File, from: u64, to: u64) -> io::Result<Vec<(u64, u64)>> {
+pub(crate) fn written(file: &File, from: u64, to: u64) -> io::Result<Vec<(u64, u64)>> {
     use rustix::fs::{seek, SeekFrom};
     let mut parts = Vec::new();
     let mut at = from;

@@ -106,6 +106,7 @@ pub use codec::Compression;
 pub use get::{PageSink, Taken};
 pub use guest::{Dropped, DroppedKind, Guest, PoolError};
 pub use memory::Memory;
+pub(crate) use memory::{taken, written};
 pub use pool::{Contents, PoolCounters, PoolKind, PoolReport};
 pub use put::PageSource;
 pub use records::Hold;
@@ -119,7 +120,7 @@ use entry::{Object, Page};
 use fairness::Promise;
 use id::SpanId;
 use inner::Inner;
-use memory::{taken, Files};
+use memory::Files;
 use recover::extent;
 use spans::CHUNK_SPANS;
 
