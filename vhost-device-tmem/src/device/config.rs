@@ -44,9 +44,16 @@ pub fn queue_count(limits: &Limits) -> u16 {
 }
 
 /// Returns `size` bytes of the configuration space, from `offset` on. What lies past its end reads
-/// as zero, like the reserved bytes at the end.
-pub fn read_config(limits: &Limits, epoch: u64, offset: u32, size: u32) -> Vec<u8> {
-    let config = config(limits, epoch);
+/// as zero, like the reserved bytes at the end. `window` is what the guest's window is known by, if
+/// it has one.
+pub fn read_config(
+    limits: &Limits,
+    epoch: u64,
+    window: Option<[u8; 16]>,
+    offset: u32,
+    size: u32,
+) -> Vec<u8> {
+    let config = config(limits, epoch, window);
     let config = config.as_bytes();
     let byte = |at: u64| {
         usize::try_from(at)
@@ -59,12 +66,14 @@ pub fn read_config(limits: &Limits, epoch: u64, offset: u32, size: u32) -> Vec<u
         .collect()
 }
 
-fn config(limits: &Limits, epoch: u64) -> Config {
+fn config(limits: &Limits, epoch: u64, window: Option<[u8; 16]>) -> Config {
+    let capabilities = cap::EPHEMERAL | cap::PERSISTENT | cap::DURABLE | cap::KEEP;
+    let with_window = window.map_or(0, |_| cap::WINDOW);
     Config {
         magic: MAGIC.into(),
         abi_major: ABI_MAJOR.into(),
         abi_minor: ABI_MINOR.into(),
-        capabilities: (cap::EPHEMERAL | cap::PERSISTENT | cap::DURABLE | cap::KEEP).into(),
+        capabilities: (capabilities | with_window).into(),
         page_shift: PAGE_SHIFT,
         reserved0: 0,
         data_queues: limits.data_queues.into(),
@@ -72,7 +81,7 @@ fn config(limits: &Limits, epoch: u64) -> Config {
         max_flushes: limits.max_flushes.into(),
         max_pools: limits.max_pools.into(),
         epoch: epoch.into(),
-        window: [0; 16],
+        window: window.unwrap_or_default(),
         reserved1: [0; 7],
         end: 0,
     }

@@ -21,6 +21,7 @@ use virtio_tmem_abi::{FIRST_DATA_QUEUE, QUEUE_CONTROL, QUEUE_EVENT};
 use super::{
     eventfd::{Call, EventFdError, Kick},
     fault::handle_bus_errors,
+    lenders::Lenders,
     memory::{GuestMap, MemoryError, MemoryRegion},
     place::Loads,
     polling::Polling,
@@ -31,7 +32,10 @@ use super::{
     worker::{Mail, Order, RingId, Worker},
     Limits,
 };
-use crate::store::{Dropped, Store, Walk};
+use crate::{
+    store::{Dropped, Store, Walk},
+    window::{Window, WindowError},
+};
 
 /// The number of a guest. It is the same for all processes that serve it.
 #[derive(
@@ -55,6 +59,8 @@ pub struct EngineConfig {
     pub poll: Duration,
     /// What drivers may ask for.
     pub limits: Limits,
+    /// For tests: chunks of windows that are taken back, and asked for, at each look.
+    pub taken_anyway: u32,
 }
 
 /// Whoever watches over the threads. It is called by them, and must not wait for anything.
@@ -114,6 +120,9 @@ pub enum EngineError {
         #[source]
         error: EventFdError,
     },
+    /// The files are not those of a window, or it cannot be mapped.
+    #[error("its window cannot be used: {0}")]
+    Window(#[from] WindowError),
     /// The operating system refused.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -153,6 +162,7 @@ pub struct Engine {
     loads: Mutex<Loads>,
     guests: Mutex<BTreeMap<GuestId, Arc<Mutex<Guest>>>>,
     slots: Mutex<BTreeMap<GuestId, Arc<Slot>>>,
+    lenders: Arc<Lenders>,
 }
 
 impl Engine {
@@ -172,9 +182,11 @@ impl Engine {
             count => count,
         };
         // The threads that were started end with it if another cannot be.
+        let lenders = Lenders::new(Arc::clone(&store), config.taken_anyway);
         let mut this = Self {
             config,
             store,
+            lenders: Arc::new(lenders),
             threads: Vec::new(),
             loads: Mutex::new(Loads::new(count)),
             guests: Mutex::default(),
@@ -217,6 +229,30 @@ impl Engine {
         Arc::clone(slot.or_insert_with(|| Arc::new(Slot::new(name))))
     }
 
+    /// Returns who lends guests chunks of their windows.
+    pub fn lenders(&self) -> &Arc<Lenders> {
+        &self.lenders
+    }
+
+    /// A guest has a window, which nobody else serves: the file of it, and the one in which book is
+    /// kept. `epoch` is that of its connection, if there is one. To be called before the guest is
+    /// added.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Window`], and it has none.
+    pub fn set_window(
+        &self,
+        guest: GuestId,
+        epoch: Option<u64>,
+        file: OwnedFd,
+        book: OwnedFd,
+    ) -> Result<(), EngineError> {
+        let window = Window::open(file, book)?;
+        self.lenders.add(guest, window, epoch);
+        Ok(())
+    }
+
     /// A guest is connected. It has no memory and no virtqueues yet.
     ///
     /// # Errors
@@ -235,7 +271,12 @@ impl Engine {
             return Err(EngineError::GuestExists(guest));
         }
         let (store, limits) = (Arc::clone(&self.store), self.config.limits);
-        let session = Session::new(guest.0, name, store, limits, epoch, slot.log());
+        let lender = self.lenders.of(guest);
+        if let Some(lender) = &lender {
+            lender.begin(epoch);
+        }
+        let session = Session::new(guest.0, name, store, limits, epoch, slot.log(), lender);
+        self.lenders.connect(guest, &session);
         slot.connect(Arc::clone(&session));
         let new = Guest {
             session,

@@ -4,7 +4,9 @@
 
 use std::{ops::Range as Span, sync::Arc};
 
-use virtio_tmem_abi::{Key, Malformed, PageResult, PoolStats, Range, ResponseHeader, Status};
+use virtio_tmem_abi::{
+    Chunks, Key, Malformed, PageResult, PoolStats, Range, ResponseHeader, Status,
+};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{
@@ -36,9 +38,9 @@ type Parsed = Result<Request, Reject>;
 
 /// How far a request was carried out.
 #[derive(Default)]
-struct State {
-    /// Entries of the table that are done.
-    next: usize,
+pub(super) struct State {
+    /// Entries of the table that are done, or what else says how far it is.
+    pub(super) next: usize,
     /// What became of them.
     results: Vec<PageResult>,
     /// Pages that are gone once the response was published.
@@ -88,17 +90,18 @@ impl Pending {
 }
 
 /// What follows the response header.
-enum Answer {
+pub(super) enum Answer {
     Nothing,
     /// A result for each entry of the table. Those of a get are of pages.
     Results {
         pages: bool,
     },
     Stats(PoolStats),
+    Chunks(Box<Chunks>),
 }
 
 /// What a step came to.
-enum Step {
+pub(super) enum Step {
     /// There is more to do.
     More,
     Done(Answer),
@@ -218,8 +221,7 @@ impl Scratch {
             known = 1;
         }
         for parts in &requests[known..] {
-            let (limits, epoch) = (&session.limits, session.epoch());
-            let parsed = parse(parts, queue, limits, epoch, &mut self.tables);
+            let parsed = parse(parts, queue, &session.offer(), &mut self.tables);
             self.requests.push(parsed);
         }
     }
@@ -330,6 +332,7 @@ impl Session {
                     }
                 }
                 Ok(Answer::Stats(stats)) => written.extend(stats.as_bytes()),
+                Ok(Answer::Chunks(chunks)) => written.extend(chunks.as_bytes()),
                 Err(reject) => {
                     let broken = [Status::Malformed, Status::Unsupported].map(Status::to_wire);
                     if broken.contains(&header.status.get()) {
@@ -371,6 +374,14 @@ impl Session {
                 let (keys, results) = (&keys[span.clone()], &mut state.results[span.clone()]);
                 let put = store.put(guest, pool, keys, &mut source, results);
                 self.note_out_of_reach(source.out_of_reach());
+                meter.copied(span.len());
+                self.went_on(put, span.start, state, total, default)?;
+            }
+            Command::PutSlots(entries) => {
+                let default = PageResult::NoMemory;
+                let span = state.claim(total, pages, default);
+                let (entries, results) = (&entries[span.clone()], &mut state.results[span.clone()]);
+                let put = self.put_slots(pool, entries, results);
                 meter.copied(span.len());
                 self.went_on(put, span.start, state, total, default)?;
             }
@@ -453,6 +464,10 @@ impl Session {
                 self.pools.keep(pool)?;
                 return Ok(Step::Done(Answer::Nothing));
             }
+            Command::WindowOpen(open) => return self.open_window(&open, meter),
+            Command::WindowKeep => return self.keep_window(meter),
+            Command::ChunkGrant(wanted) => return self.grant_chunks(&wanted, state, meter),
+            Command::ChunkReturn(chunks) => return self.return_chunks(chunks, state, meter),
             Command::PoolStats => {
                 meter.walked(1);
                 let report = store.pool_report(guest, pool)?;

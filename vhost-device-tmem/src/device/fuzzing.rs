@@ -65,7 +65,7 @@ impl Device {
         queue.set_used_ring_address(Some(USED as u32), None);
         queue.set_ready(true);
         Some(Self {
-            session: Session::new(0, "fuzz", store, Limits::new(1), NUMBER, log),
+            session: Session::new(0, "fuzz", store, Limits::new(1), NUMBER, log, None),
             mem: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).ok()?,
             queue,
             scratch: Scratch::default(),

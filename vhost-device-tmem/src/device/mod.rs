@@ -6,6 +6,7 @@
 //! calls with plain data ── engine ─ worker ─ ring ─ execute ─ store
 //! and descriptors                   turns    chain   pages
 //!                                   polling  request pools
+//!                                            chunks ─ lender ─ window
 //! ```
 //!
 //! The [`Engine`] serves virtqueues and knows nothing of connections. What a guest, or who has it
@@ -13,6 +14,7 @@
 //! descriptors that are something else (`eventfd`), rings and requests of any bytes.
 
 mod chain;
+mod chunks;
 mod config;
 mod engine;
 mod eventfd;
@@ -20,6 +22,9 @@ mod execute;
 mod fault;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod lender;
+mod lenders;
+mod lending;
 mod loglimit;
 mod memory;
 mod meter;
@@ -43,6 +48,8 @@ pub use engine::{Engine, EngineConfig, EngineError, GuestId, Observer};
 pub use eventfd::EventFdError;
 pub(crate) use eventfd::{check_eventfd, never_wait};
 pub(crate) use fault::Watch;
+pub use lender::WindowState;
+pub use lenders::Lenders;
 pub(crate) use memory::check as check_memory;
 pub use memory::{MemoryError, MemoryRegion, MAX_REGIONS};
 pub use ring::{RingError, RingLayout};

@@ -5,8 +5,9 @@
 use std::ops;
 
 use virtio_tmem_abi::{
-    pool_flags, request_flags, Key, Malformed, ObjectId, Opcode, PoolCreate, PoolStats, Range,
-    RequestHeader, ResponseHeader, Status,
+    pool_flags, request_flags, Chunk, ChunkGrant, Chunks, Key, Malformed, ObjectId, Opcode,
+    PoolCreate, PoolStats, Range, RequestHeader, ResponseHeader, SlotKey, Status, WindowOpen,
+    MAX_GRANT,
 };
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -52,6 +53,20 @@ pub(super) enum Command<'t> {
     PoolDestroy,
     PoolStats,
     PoolKeep,
+    PutSlots(&'t [SlotKey]),
+    WindowOpen(WindowOpen),
+    WindowKeep,
+    ChunkGrant(ChunkGrant),
+    ChunkReturn(&'t [Chunk]),
+}
+
+/// What a guest's device has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Offer<'l> {
+    pub(super) limits: &'l Limits,
+    pub(super) epoch: u64,
+    /// It has a window.
+    pub(super) window: bool,
 }
 
 /// The length of the header in the readable part.
@@ -63,6 +78,8 @@ pub(super) const RESPONSE: usize = size_of::<ResponseHeader>();
 struct Shape {
     queue: QueueKind,
     flags: u16,
+    /// Pools are below this number.
+    pools: u32,
     min: u32,
     max: u32,
     entry: usize,
@@ -74,10 +91,12 @@ struct Shape {
 }
 
 /// Returns the shape of an operation's requests, [`None`] if the device does not have it.
-fn shape(opcode: Opcode, limits: &Limits) -> Option<Shape> {
+fn shape(opcode: Opcode, offer: &Offer<'_>) -> Option<Shape> {
+    let limits = offer.limits;
     let none = Shape {
         queue: QueueKind::Control,
         flags: 0,
+        pools: limits.max_pools,
         min: 0,
         max: 0,
         entry: 0,
@@ -92,6 +111,14 @@ fn shape(opcode: Opcode, limits: &Limits) -> Option<Shape> {
         max,
         entry,
         answer: 1,
+        ..none
+    };
+    // It is about no pool.
+    let window = |min, max, entry| Shape {
+        pools: 1,
+        min,
+        max,
+        entry,
         ..none
     };
     Some(match opcode {
@@ -118,12 +145,23 @@ fn shape(opcode: Opcode, limits: &Limits) -> Option<Shape> {
             ..none
         },
         Opcode::FlushPool | Opcode::PoolDestroy | Opcode::PoolKeep => none,
-        // There is no window.
         Opcode::PutSlot
         | Opcode::WindowOpen
         | Opcode::WindowKeep
         | Opcode::ChunkGrant
-        | Opcode::ChunkReturn => return None,
+        | Opcode::ChunkReturn
+            if !offer.window =>
+        {
+            return None;
+        }
+        Opcode::PutSlot => data(limits.max_pages, size_of::<SlotKey>()),
+        Opcode::WindowOpen => window(1, 1, size_of::<WindowOpen>()),
+        Opcode::WindowKeep => window(0, 0, 0),
+        Opcode::ChunkGrant => Shape {
+            extra: size_of::<Chunks>(),
+            ..window(1, 1, size_of::<ChunkGrant>())
+        },
+        Opcode::ChunkReturn => window(1, MAX_GRANT, size_of::<Chunk>()),
     })
 }
 
@@ -161,15 +199,12 @@ impl Request {
             Opcode::PoolDestroy => Command::PoolDestroy,
             Opcode::PoolStats => Command::PoolStats,
             Opcode::PoolKeep => Command::PoolKeep,
-            Opcode::PoolCreate => {
-                let create = PoolCreate::read_from_bytes(table).map_err(|_| Malformed::Short)?;
-                Command::PoolCreate(create)
-            }
-            Opcode::PutSlot
-            | Opcode::WindowOpen
-            | Opcode::WindowKeep
-            | Opcode::ChunkGrant
-            | Opcode::ChunkReturn => return Err(Reject::Status(Status::Unsupported)),
+            Opcode::PoolCreate => Command::PoolCreate(entry(table)?),
+            Opcode::PutSlot => Command::PutSlots(entries(table)?),
+            Opcode::WindowOpen => Command::WindowOpen(entry(table)?),
+            Opcode::WindowKeep => Command::WindowKeep,
+            Opcode::ChunkGrant => Command::ChunkGrant(entry(table)?),
+            Opcode::ChunkReturn => Command::ChunkReturn(entries(table)?),
         })
     }
 
@@ -216,8 +251,7 @@ impl Request {
 pub(super) fn parse(
     parts: &Parts<'_>,
     queue: QueueKind,
-    limits: &Limits,
-    epoch: u64,
+    offer: &Offer<'_>,
     tables: &mut Vec<u8>,
 ) -> Result<Request, Reject> {
     let mut reader = parts.reader();
@@ -233,7 +267,7 @@ pub(super) fn parse(
     }
     let unsupported = Reject::Status(Status::Unsupported);
     let opcode = Opcode::from_wire(header.opcode.get()).ok_or(unsupported)?;
-    let shape = shape(opcode, limits).ok_or(unsupported)?;
+    let shape = shape(opcode, offer).ok_or(unsupported)?;
     if shape.queue != queue {
         return Err(unsupported);
     }
@@ -248,7 +282,7 @@ pub(super) fn parse(
         return Err(Malformed::Count.into());
     }
     let pool = header.pool.get();
-    if pool >= limits.max_pools {
+    if pool >= shape.pools {
         return Err(Malformed::Pool.into());
     }
     // The limits keep these sums far from overflowing.
@@ -263,7 +297,7 @@ pub(super) fn parse(
     if parts.writable_len() != RESPONSE + shape.extra + count * (shape.answer + shape.reply) {
         return Err(Malformed::WritableLength.into());
     }
-    if header.epoch.get() != epoch {
+    if header.epoch.get() != offer.epoch {
         return Err(Reject::Status(Status::StaleEpoch));
     }
     let answer = RESPONSE + shape.extra + count * shape.answer;
@@ -306,6 +340,10 @@ pub(super) fn check_create(create: &PoolCreate) -> Result<(), Malformed> {
         return Err(Malformed::PageShift);
     }
     Ok(())
+}
+
+fn entry<T: FromBytes>(table: &[u8]) -> Result<T, Malformed> {
+    T::read_from_bytes(table).map_err(|_| Malformed::Short)
 }
 
 fn entries<T: FromBytes + Immutable + KnownLayout>(table: &[u8]) -> Result<&[T], Malformed> {

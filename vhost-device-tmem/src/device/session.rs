@@ -9,7 +9,13 @@ use std::sync::{
 
 use virtio_tmem_abi::{Event, EventKind, PageResult};
 
-use super::{loglimit::LogLimit, pools::Pools, Limits};
+use super::{
+    lender::{slots_of, Lender},
+    loglimit::LogLimit,
+    pools::Pools,
+    request::Offer,
+    Limits, WindowState,
+};
 use crate::store::{CreditWatcher, Credits, Dropped, PoolKind, PoolReport, Store, Walk};
 
 /// Credits below which the guest is told when there are more.
@@ -64,6 +70,8 @@ pub struct Session {
     pub(super) store: Arc<Store>,
     pub(super) pools: Pools,
     pub(super) limits: Limits,
+    /// Who lends it chunks of its window, if it has one.
+    pub(super) lender: Option<Arc<Lender>>,
     /// What happened on the connection.
     pub counters: Counters,
     log: Arc<LogLimit>,
@@ -73,6 +81,8 @@ pub struct Session {
     /// The store was asked to tell of credits.
     watching: AtomicBool,
     credits_due: AtomicBool,
+    /// Slots in persistent chunks that the guest is to be asked for.
+    recall_due: AtomicU64,
     /// Why it is not served at the moment.
     failure: Mutex<Option<String>>,
     /// Virtqueues that run.
@@ -92,18 +102,21 @@ impl Session {
         limits: Limits,
         epoch: u64,
         log: Arc<LogLimit>,
+        lender: Option<Arc<Lender>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             name: name.to_owned(),
             pools: Pools::new(Arc::clone(&store), number),
             store,
             limits,
+            lender,
             counters: Counters::default(),
             log,
             epoch,
             waker: Mutex::default(),
             watching: AtomicBool::new(false),
             credits_due: AtomicBool::new(false),
+            recall_due: AtomicU64::new(0),
             failure: Mutex::default(),
             running: AtomicU64::new(0),
             driven: AtomicBool::new(false),
@@ -114,6 +127,20 @@ impl Session {
     /// Returns the epoch, never zero and never [`EPOCH_NONE`](virtio_tmem_abi::EPOCH_NONE).
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Returns what its device has.
+    pub(super) fn offer(&self) -> Offer<'_> {
+        Offer {
+            limits: &self.limits,
+            epoch: self.epoch,
+            window: self.lender.is_some(),
+        }
+    }
+
+    /// Returns what is known of its window, [`None`] if it has none.
+    pub fn window(&self) -> Option<WindowState> {
+        self.lender.as_ref().map(|lender| lender.state())
     }
 
     /// Returns the credits of this moment.
@@ -169,10 +196,17 @@ impl Session {
                 walk.finish();
             }
         }
+        if let Some(lender) = &self.lender {
+            lender.abandon();
+        }
     }
 
     /// Forgets all that the guest put. No virtqueue of it runs.
     pub(super) fn end(&self) -> Dropped {
+        // Before there is no such guest to lend anything.
+        if let Some(lender) = &self.lender {
+            lender.end();
+        }
         self.pools.end()
     }
 
@@ -198,23 +232,34 @@ impl Session {
 
     /// Returns the event that is due, if any; it is not due any more then.
     pub(super) fn take_event(self: &Arc<Self>) -> Option<Event> {
-        if !self.credits_due.swap(false, Ordering::SeqCst) {
-            return None;
-        }
+        let (kind, pages) = if self.credits_due.swap(false, Ordering::SeqCst) {
+            (EventKind::Credits, 0)
+        } else {
+            match self.recall_due.swap(0, Ordering::SeqCst) {
+                0 => return None,
+                slots => (EventKind::Recall, slots),
+            }
+        };
         let credits = self.credits_to_tell();
         Some(Event {
-            kind: EventKind::Credits.to_wire().into(),
+            kind: kind.to_wire().into(),
             reserved: [0; 6],
             persistent_credits: credits.persistent.into(),
             ephemeral_credits: credits.ephemeral.into(),
             epoch: self.epoch.into(),
-            pages: 0.into(),
+            pages: pages.into(),
         })
     }
 
     /// Returns whether an event is due.
     pub(super) fn event_due(&self) -> bool {
-        self.credits_due.load(Ordering::SeqCst)
+        self.credits_due.load(Ordering::SeqCst) || self.recall_due.load(Ordering::SeqCst) > 0
+    }
+
+    /// Asks the guest for so many persistent chunks of its window.
+    pub(super) fn recall(&self, chunks: u32) {
+        self.recall_due.store(slots_of(chunks), Ordering::SeqCst);
+        self.wake();
     }
 
     /// Counts a request that breaks a rule, and says so now and then.
@@ -245,8 +290,11 @@ impl Session {
     }
 
     /// The driver, or who has it in hand, has reset the device: frees the pools that this
-    /// releases.
+    /// releases, and takes back what is granted of the window.
     pub(super) fn reset(&self) {
+        if let Some(lender) = &self.lender {
+            lender.reset();
+        }
         let dropped = self.pools.reset();
         if dropped != Dropped::default() {
             tracing::info!(
@@ -264,6 +312,17 @@ impl Session {
         if self.may_log() {
             let name = &self.name;
             tracing::warn!("guest {name:?} broke its {queue} virtqueue: {error}");
+        }
+    }
+
+    /// Says now and then that the guest took memory of its window without a grant.
+    pub(super) fn note_trimmed(&self, bytes: u64) {
+        if self.may_log() {
+            let (name, pages) = (&self.name, bytes / crate::store::PAGE_SIZE as u64);
+            tracing::warn!(
+                "guest {name:?} wrote to its window where nothing is granted: {pages} pages were \
+                 taken away again"
+            );
         }
     }
 
@@ -307,6 +366,13 @@ impl Session {
         }
     }
 
+    /// Wakes who sends events.
+    fn wake(&self) {
+        if let Some(wake) = &*self.waker.lock().unwrap_or_else(PoisonError::into_inner) {
+            wake();
+        }
+    }
+
     fn may_log(&self) -> bool {
         self.log.may_tell_fault()
     }
@@ -316,9 +382,7 @@ impl CreditWatcher for Session {
     fn room_again(&self) {
         self.watching.store(false, Ordering::SeqCst);
         self.credits_due.store(true, Ordering::SeqCst);
-        if let Some(wake) = &*self.waker.lock().unwrap_or_else(PoisonError::into_inner) {
-            wake();
-        }
+        self.wake();
     }
 }
 

@@ -314,7 +314,7 @@ impl VhostUserBackendReqHandlerMut for FrontEnd {
             );
         }
         let epoch = self.change(|connection| Ok((Vec::new(), connection.state.epoch())))?;
-        Ok(read_config(&self.limits, epoch, offset, size))
+        Ok(read_config(&self.limits, epoch, None, offset, size))
     }
 
     fn set_config(

@@ -184,6 +184,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
             },
             poll: config.poll,
             limits: config.limits,
+            taken_anyway: 0,
         },
         Arc::clone(&watched) as Arc<dyn Observer>,
     )?;

@@ -45,6 +45,7 @@ fn engine_on(store: Store, threads: usize) -> (Arc<Engine>, mpsc::Receiver<(Gues
         threads,
         poll: Duration::from_micros(50),
         limits: Limits::new(2),
+        taken_anyway: 0,
     };
     let (sender, failed) = mpsc::channel();
     let engine = Engine::start(Arc::new(store), config, Arc::new(Told(sender)));

@@ -268,7 +268,7 @@ proptest! {
         writable in 0usize..5000,
         control in any::<bool>(),
     ) {
-        let mut device = Device::new();
+        let mut device = Device::with_window();
         if let (Some(opcode), Some(field)) = (opcode, request.get_mut(..2)) {
             field.copy_from_slice(&opcode.to_wire().to_le_bytes());
         }

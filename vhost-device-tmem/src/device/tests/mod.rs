@@ -22,7 +22,7 @@ use virtio_queue::{
 };
 use virtio_tmem_abi::{
     pool_flags, request_flags, Key, Malformed, ObjectId, Opcode, PageResult, PoolCreate, PoolStats,
-    Range, RequestHeader, ResponseHeader, Status,
+    Range, RequestHeader, ResponseHeader, Status, WindowOpen,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -31,6 +31,7 @@ use super::{
     chain::Parts,
     execute::{serve, Group, Pending, Scratch},
     fault::Watch,
+    lender::Lender,
     loglimit::LogLimit,
     meter::Meter,
     request::QueueKind,
@@ -38,7 +39,11 @@ use super::{
     turns::{Allowance, Quantum},
     Limits,
 };
-use crate::store::{Config as StoreConfig, Store, PAGE_SIZE};
+use crate::{
+    socket::Rights,
+    store::{Config as StoreConfig, Store, PAGE_SIZE},
+    window::{self, Window},
+};
 
 const MEMORY: usize = 8 << 20;
 const QUEUE_SIZE: u16 = 1024;
@@ -116,7 +121,25 @@ impl Response {
 impl Device {
     /// A device with a persistent pool 0 and an ephemeral pool 1.
     fn new() -> Self {
-        let store = Arc::new(Store::new(&StoreConfig::new(4 << 20)).unwrap());
+        Self::build(4 << 20, false)
+    }
+
+    /// One that has a window, too, which is open.
+    fn with_window() -> Self {
+        let mut device = Self::build(16 << 20, true);
+        let header = device.header(Opcode::WindowOpen, 0, 1);
+        let bytes = [header.as_bytes(), WindowOpen::new_zeroed().as_bytes()].concat();
+        let opened = device.send(QueueKind::Control, &bytes, 32);
+        assert_eq!(opened.status(), Status::Ok);
+        device
+    }
+
+    fn build(capacity: u64, window: bool) -> Self {
+        let store = Arc::new(Store::new(&StoreConfig::new(capacity)).unwrap());
+        let lender = window.then(|| {
+            let window = open_window();
+            Arc::new(Lender::new(Arc::clone(&store), 0, window, None))
+        });
         let mut device = Self {
             session: Session::new(
                 0,
@@ -125,6 +148,7 @@ impl Device {
                 Limits::new(2),
                 EPOCH,
                 Arc::<LogLimit>::default(),
+                lender,
             ),
             mem: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap(),
             scratch: Scratch::default(),
@@ -300,6 +324,22 @@ fn serve_parts(
         assert!(pending.is_none() || meter.is_spent());
     }
     used
+}
+
+/// Makes a window of which two chunks can be granted.
+fn open_window() -> Window {
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let made = window::create(
+        directory.path(),
+        "test",
+        window::MIN_SIZE,
+        Rights::default(),
+    );
+    let (files, _path) = made.unwrap();
+    let [file, book] = files
+        .descriptors()
+        .map(|fd| fd.try_clone_to_owned().unwrap());
+    Window::open(file, book).unwrap()
 }
 
 fn key(index: u64, version: u64) -> Key {

@@ -3,6 +3,7 @@
 //! What each rule of the specification makes of requests that break it.
 
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use virtio_tmem_abi::{Chunk, ChunkGrant, ChunkKind, Chunks, SlotKey, WindowOpen, FIRST_CHUNK};
 
 use super::*;
 use crate::device::protocol_features;
@@ -16,17 +17,18 @@ const WINDOW: [Opcode; 5] = [
     Opcode::ChunkReturn,
 ];
 
-/// Operations that each device has.
-fn opcodes() -> impl Iterator<Item = Opcode> {
-    let all = Opcode::ALL.iter().copied();
-    all.filter(|opcode| !WINDOW.contains(opcode))
-}
-
 fn writable(opcode: Opcode, count: usize) -> usize {
     match opcode {
         Opcode::Get => 32 + count * (1 + PAGE_SIZE),
         Opcode::PoolStats => 32 + size_of::<PoolStats>(),
-        Opcode::FlushPool | Opcode::PoolCreate | Opcode::PoolDestroy | Opcode::PoolKeep => 32,
+        Opcode::ChunkGrant => 32 + size_of::<Chunks>(),
+        Opcode::FlushPool
+        | Opcode::PoolCreate
+        | Opcode::PoolDestroy
+        | Opcode::PoolKeep
+        | Opcode::WindowOpen
+        | Opcode::WindowKeep
+        | Opcode::ChunkReturn => 32,
         _ => 32 + count,
     }
 }
@@ -37,15 +39,17 @@ fn queue_of(opcode: Opcode) -> QueueKind {
         | Opcode::PoolCreate
         | Opcode::PoolDestroy
         | Opcode::PoolStats
-        | Opcode::PoolKeep => QueueKind::Control,
+        | Opcode::PoolKeep
+        | Opcode::WindowOpen
+        | Opcode::WindowKeep
+        | Opcode::ChunkGrant
+        | Opcode::ChunkReturn => QueueKind::Control,
         _ => QueueKind::Data,
     }
 }
 
 /// A well-formed request of each operation, with one table entry where there is a table.
 fn valid(device: &Device, opcode: Opcode) -> (RequestHeader, Vec<u8>) {
-    let none = queue_of(opcode) == QueueKind::Control && opcode != Opcode::PoolCreate;
-    let header = device.header(opcode, 0, u32::from(!none));
     let table = match opcode {
         Opcode::Put => [key(1, 1).as_bytes(), &[5; PAGE_SIZE]].concat(),
         Opcode::Get | Opcode::FlushPage => key(1, 1).as_bytes().to_vec(),
@@ -58,8 +62,24 @@ fn valid(device: &Device, opcode: Opcode) -> (RequestHeader, Vec<u8>) {
         }
         .as_bytes()
         .to_vec(),
+        Opcode::PutSlot => SlotKey::default().as_bytes().to_vec(),
+        Opcode::WindowOpen => vec![0; size_of::<WindowOpen>()],
+        Opcode::ChunkGrant => ChunkGrant {
+            kind: ChunkKind::Ephemeral.to_wire().into(),
+            count: 1.into(),
+            ticket: 1.into(),
+        }
+        .as_bytes()
+        .to_vec(),
+        Opcode::ChunkReturn => Chunk {
+            number: FIRST_CHUNK.into(),
+            generation: 2.into(),
+        }
+        .as_bytes()
+        .to_vec(),
         _ => Vec::new(),
     };
+    let header = device.header(opcode, 0, u32::from(!table.is_empty()));
     (header, table)
 }
 
@@ -68,8 +88,8 @@ fn each_opcode(
     change: impl Fn(&mut RequestHeader, &mut Vec<u8>, &mut usize),
     expect: impl Fn(Opcode, &Response),
 ) {
-    for opcode in opcodes() {
-        let mut device = Device::new();
+    for opcode in Opcode::ALL.iter().copied() {
+        let mut device = Device::with_window();
         let (mut header, mut table) = valid(&device, opcode);
         let mut writable = writable(opcode, 1);
         change(&mut header, &mut table, &mut writable);
@@ -131,7 +151,11 @@ fn a_request_without_its_table_is_short() {
             table.truncate(entry.saturating_sub(1));
         },
         |opcode, response| match opcode {
-            Opcode::FlushPool | Opcode::PoolDestroy | Opcode::PoolStats | Opcode::PoolKeep => {
+            Opcode::FlushPool
+            | Opcode::PoolDestroy
+            | Opcode::PoolStats
+            | Opcode::PoolKeep
+            | Opcode::WindowKeep => {
                 assert_eq!(response.status(), Status::Ok);
             }
             _ => response.assert_malformed(Malformed::Short),
@@ -178,14 +202,15 @@ fn take_is_for_ephemeral_pools() {
 
 #[test]
 fn the_count_is_within_its_bounds() {
-    for count in [0, 2, 256, 257, 1024, 1025, 0x8000_0000, u32::MAX] {
+    for count in [0, 2, 62, 63, 256, 257, 1024, 1025, 0x8000_0000, u32::MAX] {
         each_opcode(
             |header, _, _| header.count = count.into(),
             |opcode, response| {
                 let max = match opcode {
-                    Opcode::Put | Opcode::Get => 1..=256,
+                    Opcode::Put | Opcode::Get | Opcode::PutSlot => 1..=256,
                     Opcode::FlushPage | Opcode::FlushRange | Opcode::FlushObject => 1..=1024,
-                    Opcode::PoolCreate => 1..=1,
+                    Opcode::PoolCreate | Opcode::WindowOpen | Opcode::ChunkGrant => 1..=1,
+                    Opcode::ChunkReturn => 1..=62,
                     _ => 0..=0,
                 };
                 if !max.contains(&count) {
@@ -216,6 +241,10 @@ fn the_pool_number_is_below_the_limit() {
         |header, _, _| header.pool = 63.into(),
         |opcode, response| match opcode {
             Opcode::PoolCreate => assert_eq!(response.status(), Status::Ok),
+            // They are about none.
+            Opcode::WindowOpen | Opcode::WindowKeep | Opcode::ChunkGrant | Opcode::ChunkReturn => {
+                response.assert_malformed(Malformed::Pool)
+            }
             _ => response.assert_status(Status::NoPool, 0),
         },
     );
@@ -250,7 +279,13 @@ fn the_writable_part_is_exactly_as_long_as_it_has_to_be() {
             *writable -= usize::from(*writable > 32 && opcode != Opcode::PoolCreate);
         },
         |opcode, response| match opcode {
-            Opcode::FlushPool | Opcode::PoolCreate | Opcode::PoolDestroy | Opcode::PoolKeep => {
+            Opcode::FlushPool
+            | Opcode::PoolCreate
+            | Opcode::PoolDestroy
+            | Opcode::PoolKeep
+            | Opcode::WindowOpen
+            | Opcode::WindowKeep
+            | Opcode::ChunkReturn => {
                 assert_eq!(response.status(), Status::Ok);
             }
             _ => response.assert_malformed(Malformed::WritableLength),
@@ -281,8 +316,8 @@ fn a_stale_epoch_is_refused() {
 
 #[test]
 fn an_operation_belongs_to_its_kind_of_virtqueue() {
-    for opcode in opcodes() {
-        let mut device = Device::new();
+    for opcode in Opcode::ALL.iter().copied() {
+        let mut device = Device::with_window();
         let (header, table) = valid(&device, opcode);
         let other = match queue_of(opcode) {
             QueueKind::Control => QueueKind::Data,
