@@ -22,6 +22,7 @@ impl Operated for Nothing {
             compression: Compression::None,
             used_bytes: 0,
             resident_bytes: 0,
+            lent_bytes: 0,
             capacity_pages: 0,
             used_pages: 0,
             ephemeral_pages: 0,

@@ -13,7 +13,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::{Compression, Contents, Dropped, PoolReport};
+use crate::{
+    device::WindowState,
+    store::{Compression, Contents, Dropped, PoolReport},
+};
 
 /// The version of requests and replies.
 pub const VERSION: u32 = 1;
@@ -82,6 +85,9 @@ pub struct Stat {
     pub used_bytes: u64,
     /// What it takes now, in bytes, with what is free but was not given back.
     pub resident_bytes: u64,
+    /// What of the capacity is lent for windows, in bytes.
+    #[serde(default)]
+    pub lent_bytes: u64,
     /// Pages that it could hold as they are, without compression.
     pub capacity_pages: u64,
     /// Pages that it holds.
@@ -133,6 +139,9 @@ pub struct GuestStat {
     pub persistent_credits: u32,
     /// Pages that it could put into ephemeral pools.
     pub ephemeral_credits: u32,
+    /// Its window, if it has one.
+    #[serde(default)]
+    pub window: Option<WindowState>,
     /// Its pools, by number.
     pub pools: Vec<PoolReport>,
     /// The pools that it had, and what was done with them.

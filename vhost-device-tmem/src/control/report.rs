@@ -18,6 +18,7 @@ pub fn stat<'s>(store: &Store, slots: impl IntoIterator<Item = &'s Slot>) -> Sta
         compression: report.compression,
         used_bytes: report.used_bytes,
         resident_bytes: report.resident_bytes,
+        lent_bytes: report.lent_bytes,
         capacity_pages: report.capacity_pages,
         used_pages: report.used_pages,
         ephemeral_pages: report.ephemeral_pages,
@@ -62,6 +63,7 @@ fn guest(slot: &Slot) -> GuestStat {
         ring_errors: counters.ring_errors.get(),
         persistent_credits: credits.persistent,
         ephemeral_credits: credits.ephemeral,
+        window: session.window(),
         pools: session.pools(),
         dropped: session.dropped(),
     }

@@ -8,6 +8,7 @@ use super::protocol::{GuestStat, Stat};
 use crate::{
     size::Bytes,
     store::{Compression, Contents, DroppedKind, PoolCounters, PoolKind},
+    window::CHUNK,
 };
 
 /// Returns the statistics as tables: the store, the guests, and their pools. Sizes have their unit;
@@ -19,6 +20,10 @@ pub fn table(stat: &Stat) -> String {
         parts.push(contents(&stat.contents));
     }
     parts.push(guests(stat));
+    let windows = windows(stat);
+    if !windows.is_empty() {
+        parts.push(windows);
+    }
     let pools = pools(stat, compressed);
     if !pools.is_empty() {
         parts.push(pools);
@@ -33,6 +38,7 @@ fn store(stat: &Stat) -> String {
             "USED",
             "",
             "RESIDENT",
+            "LENT",
             "PAGES",
             "EPHEMERAL",
             "ROOM FOR",
@@ -44,6 +50,7 @@ fn store(stat: &Stat) -> String {
             Bytes(stat.used_bytes).to_string(),
             share(stat.used_bytes, stat.capacity_bytes),
             Bytes(stat.resident_bytes).to_string(),
+            Bytes(stat.lent_bytes).to_string(),
             stat.used_pages.to_string(),
             stat.ephemeral_pages.to_string(),
             stat.capacity_pages.to_string(),
@@ -114,6 +121,44 @@ fn guests(stat: &Stat) -> String {
         ]
     });
     columns(&heads, &[0, 1, 2], rows)
+}
+
+fn windows(stat: &Stat) -> String {
+    let heads = [
+        "GUEST",
+        "WINDOW",
+        "SIZE",
+        "ALLOCATED",
+        "EPHEMERAL",
+        "PERSISTENT",
+        "READY",
+        "TAKEN BACK",
+        "TRIMMED",
+        "GOT",
+        "HIT",
+    ];
+    let windows = stat.guests.iter().filter_map(|guest| {
+        let window = guest.window?;
+        let chunks = |count: u32| Bytes(u64::from(count) * CHUNK).to_string();
+        Some(vec![
+            guest.name.clone(),
+            if window.open { "open" } else { "closed" }.to_owned(),
+            Bytes(window.bytes).to_string(),
+            Bytes(window.allocated).to_string(),
+            chunks(window.chunks.ephemeral),
+            chunks(window.chunks.persistent),
+            chunks(window.chunks.ready),
+            Bytes(window.taken * CHUNK).to_string(),
+            Bytes(window.trimmed).to_string(),
+            window.gets.to_string(),
+            window.hits.to_string(),
+        ])
+    });
+    let rows: Vec<_> = windows.collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    columns(&heads, &[0, 1], rows)
 }
 
 fn state(guest: &GuestStat) -> &'static str {
@@ -231,7 +276,9 @@ mod tests {
     use super::*;
     use crate::{
         control::VERSION,
+        device::WindowState,
         store::{Dropped, PoolReport},
+        window::Counts,
     };
 
     fn stat(compression: Compression) -> Stat {
@@ -273,6 +320,7 @@ mod tests {
             compression,
             used_bytes: 4 << 20,
             resident_bytes: 5 << 20,
+            lent_bytes: 6 << 20,
             capacity_pages: 1,
             used_pages: 256,
             ephemeral_pages: 0,
@@ -298,7 +346,8 @@ mod tests {
     fn each_number_is_below_its_head() {
         let table = table(&stat(Compression::None));
         let store = words(&table, &["1.00", "GiB"]);
-        assert_eq!(store[2..8], ["4.00", "MiB", "0.4", "%", "5.00", "MiB"]);
+        let sizes = ["4.00", "MiB", "0.4", "%", "5.00", "MiB", "6.00", "MiB"];
+        assert_eq!(store[2..10], sizes);
         let web = words(&table, &["web", "connected"]);
         assert_eq!(web[2..7], ["0000000000000abc", "1.00", "MiB", "25.0", "%"]);
         words(&table, &["a-new-one", "never", "connected", "-", "0", "B"]);
@@ -317,6 +366,32 @@ mod tests {
             .unwrap();
         let end = |line: &str, word: &str| line.find(word).unwrap() + word.len();
         assert_eq!(end(lines[head], "STORED"), end(lines[head + 1], "290"));
+    }
+
+    #[test]
+    fn windows_are_shown_where_there_are_some() {
+        let mut stat = stat(Compression::None);
+        assert!(!table(&stat).contains("ALLOCATED"));
+        stat.guests[0].window = Some(WindowState {
+            bytes: 4 << 30,
+            open: true,
+            chunks: Counts {
+                ephemeral: 2,
+                persistent: 512,
+                ..Counts::default()
+            },
+            allocated: 1 << 30,
+            gets: 10,
+            hits: 7,
+            ..WindowState::default()
+        });
+        let table = table(&stat);
+        let window = words(&table, &["web", "open"]);
+        assert_eq!(
+            window[2..10],
+            ["4.00", "GiB", "1.00", "GiB", "4.00", "MiB", "1.00", "GiB"]
+        );
+        assert_eq!(window[window.len() - 2..], ["10", "7"]);
     }
 
     #[test]
