@@ -17,6 +17,7 @@ use crate::{
     sandbox::Sandbox,
     size,
     store::{self, Compression, Faults, HugePages, MIN_CAPACITY},
+    window,
 };
 
 /// Keeps pages for KVM guests: the host side of virtio-tmem.
@@ -54,6 +55,21 @@ pub struct Args {
     /// worker has taken over. It takes up to three quarters of the time of the copy.
     #[arg(long)]
     pub check_contents: bool,
+
+    /// Directory on a tmpfs in which guests' windows are made: memory that a guest puts pages into
+    /// by itself, as the file NAME.window. Without it there are none.
+    #[arg(long, value_name = "DIR", requires = "window_sizes")]
+    pub window_dir: Option<PathBuf>,
+
+    /// Size of a guest's window, a power of two such as 4GiB, which is the most that the guest can
+    /// take by it; repeat it for each guest that has one. Without NAME it is for all that are not
+    /// named. It counts against the capacity as far as it is used.
+    #[arg(
+        long = "window-size",
+        value_name = "[NAME=]SIZE",
+        requires = "window_dir"
+    )]
+    pub window_sizes: Vec<String>,
 
     /// Socket that tmemctl connects to.
     #[arg(long, value_name = "PATH")]
@@ -132,6 +148,11 @@ pub struct Args {
           value_parser = clap::value_parser!(u8).range(0..=100))]
     pub fault_forget_percent: u8,
 
+    /// For tests: take this many ephemeral chunks of each window back again and again, and ask for
+    /// as many persistent ones.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub fault_take_chunks: u32,
+
     /// For tests: die when a virtqueue of this guest is started.
     #[arg(long, value_name = "GUEST", hide = true)]
     pub fault_crash_guest: Option<String>,
@@ -148,6 +169,8 @@ pub struct GuestConfig {
     pub name: String,
     /// The socket that it connects to.
     pub path: PathBuf,
+    /// The size of its window in bytes, if it has one.
+    pub window: Option<u64>,
 }
 
 /// What the daemon is to do: arguments that make sense.
@@ -165,6 +188,8 @@ pub struct Config {
     pub lock_memory: bool,
     /// Whether persistent pages get a check of their contents.
     pub check_contents: bool,
+    /// Where windows are made.
+    pub window_dir: Option<PathBuf>,
     /// The operator's socket.
     pub control_path: Option<PathBuf>,
     /// What drivers may ask for.
@@ -196,6 +221,8 @@ pub struct Config {
     /// When the ephemeral pages of a guest go that has stopped using its device; never if it is
     /// zero.
     pub abandoned_after: Duration,
+    /// Chunks of each window that are taken back again and again.
+    pub fault_take_chunks: u32,
     /// The guest whose virtqueues the worker dies of when it starts them.
     pub fault_crash_guest: Option<String>,
     /// The guest at whose virtqueues the worker hangs when it starts them.
@@ -270,6 +297,18 @@ pub enum ArgsError {
     /// A guest without a socket.
     #[error("--socket-path {0:?} has no path; write it as NAME=PATH")]
     NoPath(String),
+    /// A window of a size that is none.
+    #[error(
+        "--window-size {0:?} is no size of a window; give a power of two from 8MiB to 256GiB, or \
+         NAME= and one"
+    )]
+    BadWindow(String),
+    /// A window of a guest that there is not.
+    #[error("--window-size {0:?} names no guest; the names are those of --socket-path")]
+    WindowOfNobody(String),
+    /// Two sizes for one window.
+    #[error("--window-size {0:?} gives a size that was given already; give one for each guest")]
+    SameWindow(String),
     /// Two guests of one name.
     #[error("two guests are named {0:?}; name them with --socket-path NAME=PATH")]
     SameName(String),
@@ -308,7 +347,8 @@ impl Args {
             });
         }
         let guests = self.socket_paths.iter().map(|arg| parse_guest(arg));
-        let guests: Vec<_> = guests.collect::<Result<_, _>>()?;
+        let mut guests: Vec<_> = guests.collect::<Result<_, _>>()?;
+        set_windows(&mut guests, &self.window_sizes)?;
         let mut names = BTreeSet::new();
         let mut paths: BTreeSet<_> = self.control_path.iter().collect();
         for guest in &guests {
@@ -325,6 +365,7 @@ impl Args {
             huge_pages: self.huge_pages,
             lock_memory: self.lock_memory,
             check_contents: self.check_contents,
+            window_dir: self.window_dir.clone(),
             control_path: self.control_path.clone(),
             limits: Limits::new(self.data_queues),
             threads: self.threads.into(),
@@ -343,6 +384,7 @@ impl Args {
             oom_score_adj: self.oom_score_adj,
             stop_loses_pages: self.stop_loses_pages,
             abandoned_after: Duration::from_secs(self.abandoned_after),
+            fault_take_chunks: self.fault_take_chunks,
             fault_crash_guest: self.fault_crash_guest.clone(),
             fault_hang_guest: self.fault_hang_guest.clone(),
             guests,
@@ -370,9 +412,40 @@ fn parse_guest(arg: &str) -> Result<GuestConfig, ArgsError> {
         Some(name) if !name.is_empty() => Ok(GuestConfig {
             name: name.to_owned(),
             path: path.into(),
+            window: None,
         }),
         _ => Err(ArgsError::NoName(arg.to_owned())),
     }
+}
+
+/// Gives the guests their windows.
+fn set_windows(guests: &mut [GuestConfig], sizes: &[String]) -> Result<(), ArgsError> {
+    let mut others = None;
+    for arg in sizes {
+        let (name, size) = match arg.rsplit_once('=') {
+            Some((name, size)) => (Some(name), size),
+            None => (None, arg.as_str()),
+        };
+        let size = size::parse(size).filter(|size| {
+            size.is_power_of_two() && (window::MIN_SIZE..=window::MAX_SIZE).contains(size)
+        });
+        let size = size.ok_or_else(|| ArgsError::BadWindow(arg.clone()))?;
+        let place = match name {
+            Some(name) => {
+                let named = guests.iter_mut().find(|guest| guest.name == name);
+                let named = named.ok_or_else(|| ArgsError::WindowOfNobody(arg.clone()))?;
+                &mut named.window
+            }
+            None => &mut others,
+        };
+        if place.replace(size).is_some() {
+            return Err(ArgsError::SameWindow(arg.clone()));
+        }
+    }
+    for guest in guests {
+        guest.window = guest.window.or(others);
+    }
+    Ok(())
 }
 
 /// Reads permission bits.
@@ -479,6 +552,42 @@ mod tests {
         ];
         for (paths, error) in refused {
             assert_eq!(with(paths), Err(error));
+        }
+    }
+
+    #[test]
+    fn a_window_is_that_of_its_guest_or_of_all_that_are_not_named() {
+        let with = |sizes: &[&str]| {
+            let mut args = vec!["-c", "1GiB", "-s", "a=/run/a", "-s", "b=/run/b"];
+            args.extend(["--window-dir", "/dev/shm"]);
+            args.extend(sizes.iter().flat_map(|size| ["--window-size", size]));
+            let guests = config(&args)?.guests;
+            Ok(guests.iter().map(|guest| guest.window).collect::<Vec<_>>())
+        };
+        assert_eq!(with(&["b=8MiB"]), Ok(vec![None, Some(8 << 20)]));
+        assert_eq!(with(&["4GiB"]), Ok(vec![Some(4 << 30); 2]));
+        assert_eq!(
+            with(&["a=16MiB", "4GiB"]),
+            Ok(vec![Some(16 << 20), Some(4 << 30)])
+        );
+        for size in ["3MiB", "12MiB", "4MiB", "512GiB", "", "b=", "much"] {
+            assert_eq!(with(&[size]), Err(ArgsError::BadWindow(size.into())));
+        }
+        assert_eq!(
+            with(&["c=8MiB"]),
+            Err(ArgsError::WindowOfNobody("c=8MiB".into()))
+        );
+        for again in ["16MiB", "a=16MiB"] {
+            let first = again.replace("16", "8");
+            assert_eq!(
+                with(&[&first, again]),
+                Err(ArgsError::SameWindow(again.into()))
+            );
+        }
+        // Neither makes sense alone.
+        for [option, value] in [["--window-dir", "/dev/shm"], ["--window-size", "8MiB"]] {
+            let args = ["vhost-device-tmem", "-s", "a", "-c", "1G", option, value];
+            assert!(Args::try_parse_from(args).is_err());
         }
     }
 

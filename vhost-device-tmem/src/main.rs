@@ -12,16 +12,18 @@ use std::{
 
 use clap::Parser;
 use vhost_device_tmem::{
-    args::{Args, ArgsError, Config},
+    args::{Args, ArgsError, Config, GuestConfig},
     identity::{self, Identity, IdentityError},
     limits::{self, FewDescriptors},
+    link::GuestId,
     log::Log,
     sandbox::{self, Places, Role, Sandbox, SandboxError},
     signals::Signals,
     socket::{OwnedSocket, Rights, SocketError},
     store::{HugePages, Memory, StoreError},
-    supervisor::{self, Inherited, Setup, SupervisorError},
+    supervisor::{self, GuestSetup, Inherited, Setup, SupervisorError},
     tmpfs::Tmpfs,
+    window::{self, OwnedPath, WindowError, WindowFiles},
     worker,
 };
 
@@ -38,6 +40,8 @@ enum Failure {
     Socket(#[from] SocketError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Window(#[from] WindowError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     #[error(transparent)]
@@ -89,6 +93,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     let numbers = inherited.number(&names);
     let mut sockets = Vec::new();
     let mut guests = Vec::new();
+    let mut windows = Vec::new();
     let rights = Rights {
         mode: config.socket_mode,
         group: groups.0,
@@ -98,7 +103,15 @@ fn run(args: &Args) -> Result<(), Failure> {
         let before = inherited.listener(number, &guest.path);
         let (socket, listener) = listen(before, &guest.path, rights, &purpose)?;
         sockets.push(socket);
-        guests.push((number, guest.name.clone(), listener));
+        let window = window(&config, guest, number, rights, &mut inherited)?;
+        let (window, path) = window.unzip();
+        windows.extend(path.flatten());
+        guests.push(GuestSetup {
+            number,
+            name: guest.name.clone(),
+            listener,
+            window,
+        });
     }
     let control = match &config.control_path {
         None => None,
@@ -114,7 +127,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         }
     };
     let program = std::env::current_exe().map_err(cannot("find out which program this is"))?;
-    enter_sandbox(&config, &sockets, &program)?;
+    enter_sandbox(&config, &sockets, &windows, &program)?;
     log.background().map_err(cannot("write a log"))?;
     let setup = Setup {
         guests,
@@ -131,6 +144,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     if outlived {
         // The next one listens on them.
         sockets.into_iter().for_each(OwnedSocket::leave);
+        windows.into_iter().for_each(OwnedPath::leave);
     }
     Ok(())
 }
@@ -211,7 +225,46 @@ fn memory(config: &Config, inherited: &mut Inherited) -> Result<Vec<OwnedFd>, Fa
     files.map_err(cannot("keep the store's memory"))
 }
 
-fn enter_sandbox(config: &Config, sockets: &[OwnedSocket], program: &Path) -> Result<(), Failure> {
+/// Returns a guest's window, which may be that of a daemon before, and its path if the file is there.
+fn window(
+    config: &Config,
+    guest: &GuestConfig,
+    number: GuestId,
+    rights: Rights,
+    inherited: &mut Inherited,
+) -> Result<Option<(WindowFiles, Option<OwnedPath>)>, Failure> {
+    let before = inherited.window(number);
+    let (Some(directory), Some(size)) = (&config.window_dir, guest.window) else {
+        return Ok(None);
+    };
+    // The guest has it mapped, whatever the size is to be by now.
+    if let Some(window) = before {
+        let path = OwnedPath::adopt(directory, &guest.name, &window);
+        if path.is_none() {
+            tracing::warn!(
+                "the window of guest {:?} is not in {} any more: the guest goes on with it, and a \
+                 machine that is started anew does not find it",
+                guest.name,
+                directory.display()
+            );
+        }
+        return Ok(Some((window, path)));
+    }
+    let (window, path) = window::create(directory, &guest.name, size, rights)?;
+    tracing::info!(
+        "guest {:?} has the window {}",
+        guest.name,
+        path.path().display()
+    );
+    Ok(Some((window, Some(path))))
+}
+
+fn enter_sandbox(
+    config: &Config,
+    sockets: &[OwnedSocket],
+    windows: &[OwnedPath],
+    program: &Path,
+) -> Result<(), Failure> {
     if config.sandbox == Sandbox::None {
         tracing::warn!("running without a sandbox");
         return Ok(());
@@ -224,6 +277,7 @@ fn enter_sandbox(config: &Config, sockets: &[OwnedSocket], program: &Path) -> Re
         sockets: sockets
             .iter()
             .map(|socket| socket.directory().to_owned())
+            .chain(config.window_dir.clone().filter(|_| !windows.is_empty()))
             .collect(),
         programs: programs.into_iter().chain(own).collect(),
         read: read.map(PathBuf::from).to_vec(),

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The version of the link. It changes with any message that the other side would misunderstand.
-pub const LINK_VERSION: u32 = 1;
+pub const LINK_VERSION: u32 = 2;
 
 /// What the supervisor says. It is carried out in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,15 @@ pub enum ToWorker {
         numbers: Vec<GuestId>,
         /// The guests whose pages are still wanted. What a worker before kept for any other goes.
         known: Vec<GuestId>,
+    },
+    /// A guest has a window. It comes before anything else about the guest, connected or not.
+    ///
+    /// Descriptors: the window's file, and the one in which workers keep book of it.
+    SetWindow {
+        /// Whose it is.
+        guest: GuestId,
+        /// The epoch of its connection, if there is one.
+        epoch: Option<u64>,
     },
     /// A front-end is connected.
     AddGuest {

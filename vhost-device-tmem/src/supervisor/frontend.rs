@@ -314,7 +314,8 @@ impl VhostUserBackendReqHandlerMut for FrontEnd {
             );
         }
         let epoch = self.change(|connection| Ok((Vec::new(), connection.state.epoch())))?;
-        Ok(read_config(&self.limits, epoch, None, offset, size))
+        let window = self.hub.window(self.guest);
+        Ok(read_config(&self.limits, epoch, window, offset, size))
     }
 
     fn set_config(

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     device::random_epoch,
     link::{FromWorker, GuestId, Link, LinkError, ToWorker},
+    window::WindowFiles,
 };
 
 /// How long a worker may take for an answer before it is replaced by another one.
@@ -51,6 +52,7 @@ pub(super) struct Connection {
 #[derive(Debug)]
 struct Guest {
     name: String,
+    window: Option<WindowFiles>,
     connection: Option<Connection>,
     /// A connection ended whose pages may still be there.
     leaves: bool,
@@ -88,18 +90,19 @@ pub(super) struct Hub {
 }
 
 impl Hub {
-    /// Makes a hub for guests of these names, of which some may be connected.
+    /// Makes a hub for guests of these names, of which some may have windows and be connected.
     ///
     /// # Errors
     ///
     /// The operating system's, where it has no descriptor left.
     pub(super) fn new(
-        guests: Vec<(String, Option<Connection>)>,
+        guests: Vec<(String, Option<WindowFiles>, Option<Connection>)>,
         keeper: Keeper,
     ) -> std::io::Result<Self> {
         let guests = guests.into_iter();
-        let guests = guests.map(|(name, connection)| Guest {
+        let guests = guests.map(|(name, window, connection)| Guest {
             name,
+            window,
             connection,
             leaves: false,
         });
@@ -470,6 +473,13 @@ impl Hub {
         entry.map_or_else(|| guest.to_string(), |guest| guest.name.clone())
     }
 
+    /// Returns what a guest's window is known by, if it has one.
+    pub(super) fn window(&self, guest: GuestId) -> Option<[u8; 16]> {
+        let inner = self.inner();
+        let entry = inner.guests.get(guest.0 as usize)?;
+        entry.window.as_ref().map(WindowFiles::identity)
+    }
+
     /// Returns the guests that had virtqueues and have none.
     pub(super) fn quiet(&self) -> Vec<GuestId> {
         let inner = self.inner();
@@ -550,6 +560,7 @@ impl Inner {
         for guest in (0..self.guests.len() as u32).map(GuestId) {
             let before = known.iter().find(|(of, _)| *of == guest);
             let now = self.state(guest).map(GuestState::epoch);
+            self.tell_window(guest, now)?;
             match before {
                 // It has let go of everybody else's pages.
                 None => self.removed(guest),
@@ -564,6 +575,15 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    /// Tells a worker that has just begun of a guest's window, if it has one.
+    fn tell_window(&self, guest: GuestId, epoch: Option<u64>) -> Result<(), LinkError> {
+        let entry = self.guests.get(guest.0 as usize);
+        match entry.and_then(|entry| entry.window.as_ref()) {
+            Some(window) => self.tell(&ToWorker::SetWindow { guest, epoch }, &window.descriptors()),
+            None => Ok(()),
+        }
     }
 
     /// Sees to it that another process could go on with the connection.

@@ -40,6 +40,10 @@ pub(super) enum Name {
     Connection(GuestId),
     /// The file with what is known of it.
     State(GuestId),
+    /// The file of a guest's window.
+    Window(GuestId),
+    /// The file in which book is kept of it.
+    WindowBook(GuestId),
     /// Something that the front-end handed over.
     Handed(GuestId, Slot),
 }
@@ -53,6 +57,8 @@ impl Name {
             Self::Listener(guest) => format!("listener.{guest}"),
             Self::Connection(guest) => format!("connection.{guest}"),
             Self::State(guest) => format!("state.{guest}"),
+            Self::Window(guest) => format!("window.{guest}"),
+            Self::WindowBook(guest) => format!("window-book.{guest}"),
             Self::Handed(guest, Slot::Memory(n)) => format!("memory.{guest}.{n}"),
             Self::Handed(guest, Slot::Kick(n)) => format!("kick.{guest}.{n}"),
             Self::Handed(guest, Slot::Call(n)) => format!("call.{guest}.{n}"),
@@ -71,6 +77,8 @@ impl Name {
             ("listener", [guest]) => Self::Listener(GuestId(*guest)),
             ("connection", [guest]) => Self::Connection(GuestId(*guest)),
             ("state", [guest]) => Self::State(GuestId(*guest)),
+            ("window", [guest]) => Self::Window(GuestId(*guest)),
+            ("window-book", [guest]) => Self::WindowBook(GuestId(*guest)),
             ("memory", [guest, n]) => Self::Handed(GuestId(*guest), Slot::Memory(slot(*n)?)),
             ("kick", [guest, n]) => Self::Handed(GuestId(*guest), Slot::Kick(slot(*n)?)),
             ("call", [guest, n]) => Self::Handed(GuestId(*guest), Slot::Call(slot(*n)?)),
@@ -207,7 +215,13 @@ impl Keeper {
     fn names(&self, guest: GuestId) -> Vec<Name> {
         let of = |name: &&Name| match name {
             Name::Connection(of) | Name::State(of) | Name::Handed(of, _) => *of == guest,
-            Name::Roster | Name::Store(_) | Name::Control | Name::Listener(_) => false,
+            // These do not go with the connection.
+            Name::Roster
+            | Name::Store(_)
+            | Name::Control
+            | Name::Listener(_)
+            | Name::Window(_)
+            | Name::WindowBook(_) => false,
         };
         self.kept.keys().filter(of).copied().collect()
     }
@@ -354,6 +368,8 @@ mod tests {
             Name::Listener(guest),
             Name::Connection(guest),
             Name::State(guest),
+            Name::Window(guest),
+            Name::WindowBook(guest),
             Name::Handed(guest, Slot::Memory(0)),
             Name::Handed(guest, Slot::Kick(63)),
             Name::Handed(guest, Slot::Call(1)),

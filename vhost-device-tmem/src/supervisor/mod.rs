@@ -49,7 +49,7 @@ use hub::Hub;
 use manager::{Manager, Needs};
 use process::StartError;
 
-use crate::{device::Limits, link::GuestId, signals::Signals};
+use crate::{device::Limits, link::GuestId, signals::Signals, window::WindowFiles};
 
 /// How long connections' threads may take to come to the end of a message.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -84,11 +84,24 @@ impl From<StartError> for SupervisorError {
     }
 }
 
+/// A guest.
+#[derive(Debug)]
+pub struct GuestSetup {
+    /// Its number.
+    pub number: GuestId,
+    /// Its name.
+    pub name: String,
+    /// The socket that its front-end connects to.
+    pub listener: UnixListener,
+    /// Its window, if it has one.
+    pub window: Option<WindowFiles>,
+}
+
 /// What to supervise.
 #[derive(Debug)]
 pub struct Setup {
-    /// The guests, with their numbers, names and sockets.
-    pub guests: Vec<(GuestId, String, UnixListener)>,
+    /// The guests.
+    pub guests: Vec<GuestSetup>,
     /// The operator's socket, which workers serve.
     pub control: Option<UnixListener>,
     /// The store's memory.
@@ -115,10 +128,17 @@ pub struct Setup {
 pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
     let mut inherited = setup.inherited;
     let mut guests = Vec::new();
-    let numbers = setup.guests.iter().map(|(guest, ..)| *guest).collect();
+    let numbers = setup.guests.iter().map(|guest| guest.number).collect();
     let (mut listeners, mut resumed) = (Vec::new(), Vec::new());
     let mut waiting = Vec::new();
-    for (guest, name, listener) in setup.guests {
+    inherited.keep_windows(&setup.guests);
+    for each in setup.guests {
+        let GuestSetup {
+            number: guest,
+            name,
+            listener,
+            window,
+        } = each;
         let connection = inherited.connections.remove(&guest);
         if let Some(connection) = &connection {
             let (socket, past) = takeover::resume(connection)?;
@@ -126,10 +146,10 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
         }
         let place = guest.0 as usize;
         while guests.len() <= place {
-            guests.push((String::new(), None));
+            guests.push((String::new(), None, None));
         }
         waiting.push((name.clone(), listener.local_addr().ok()));
-        guests[place] = (name, connection);
+        guests[place] = (name, window, connection);
         listeners.push((guest, listener));
     }
     inherited.keep(&listeners, setup.control.as_ref(), &setup.memory);

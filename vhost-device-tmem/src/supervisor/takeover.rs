@@ -17,8 +17,9 @@ use super::{
     guest::GuestState,
     hub::Connection,
     keep::{received, Keeper, Name, StateFile},
+    GuestSetup,
 };
-use crate::link::GuestId;
+use crate::{link::GuestId, window::WindowFiles};
 
 /// What systemd kept of a supervisor before this one, or nothing.
 #[derive(Debug, Default)]
@@ -154,6 +155,35 @@ impl Inherited {
             memory.push(file);
         }
         memory
+    }
+
+    /// Returns a guest's window, if there is one.
+    pub fn window(&mut self, guest: GuestId) -> Option<WindowFiles> {
+        let (file, book) = (Name::Window(guest), Name::WindowBook(guest));
+        let files = (self.things.remove(&file), self.things.remove(&book));
+        let (Some(window), Some(kept)) = files else {
+            return None;
+        };
+        self.keeper.has(file, &window);
+        self.keeper.has(book, &kept);
+        match WindowFiles::adopt(window, kept) {
+            Ok(window) => Some(window),
+            Err(error) => {
+                tracing::error!("the window of guest {guest} cannot be gone on with: {error}");
+                None
+            }
+        }
+    }
+
+    /// Gives the guests' windows to systemd.
+    pub(super) fn keep_windows(&mut self, guests: &[GuestSetup]) {
+        for guest in guests {
+            if let Some(window) = &guest.window {
+                let [file, book] = window.descriptors();
+                self.keeper.give(Name::Window(guest.number), file);
+                self.keeper.give(Name::WindowBook(guest.number), book);
+            }
+        }
     }
 
     /// Gives everything that guests do not change to systemd.

@@ -8,6 +8,7 @@
 //! told is in memory that the supervisor holds, too: the next one goes on from there, whenever this
 //! one ends.
 
+mod lend;
 mod operated;
 mod serve;
 mod tidy;
@@ -184,11 +185,14 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
             },
             poll: config.poll,
             limits: config.limits,
-            taken_anyway: 0,
+            taken_anyway: config.fault_take_chunks,
         },
         Arc::clone(&watched) as Arc<dyn Observer>,
     )?;
     let engine = Arc::new(engine);
+    if config.window_dir.is_some() {
+        lend::start(Arc::clone(engine.lenders()))?;
+    }
     let names = config.guests.iter().map(|guest| guest.name.clone());
     let guests: Vec<_> = numbers.into_iter().zip(names).collect();
     let daemon = Arc::new(Daemon::new(Arc::clone(link), store, &engine, &guests));

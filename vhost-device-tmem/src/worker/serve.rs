@@ -98,6 +98,9 @@ impl Worker {
         let mut descriptors = descriptors.into_iter();
         let mut take = |some: bool| some.then(|| descriptors.next()).flatten();
         match message {
+            ToWorker::SetWindow { guest, epoch } => {
+                self.set_window(guest, epoch, descriptors);
+            }
             ToWorker::AddGuest {
                 guest,
                 name,
@@ -143,6 +146,22 @@ impl Worker {
 }
 
 impl Worker {
+    /// A window that cannot be used is none: its guest goes on without.
+    fn set_window(
+        &self,
+        guest: GuestId,
+        epoch: Option<u64>,
+        mut descriptors: impl Iterator<Item = OwnedFd>,
+    ) {
+        let name = self.daemon.name(guest);
+        let (Some(file), Some(book)) = (descriptors.next(), descriptors.next()) else {
+            return tracing::error!("the supervisor hands over no window of guest {name:?}");
+        };
+        if let Err(error) = self.engine.set_window(guest, epoch, file, book) {
+            tracing::error!("guest {name:?} goes on without a window: {error}");
+        }
+    }
+
     fn misbehave(&self, guest: GuestId) {
         let name = self.daemon.name(guest);
         if self.faults.crash.as_ref() == Some(&name) {
@@ -156,7 +175,8 @@ impl Worker {
 
 fn guest_of(message: &ToWorker) -> Option<GuestId> {
     match message {
-        ToWorker::AddGuest { guest, .. }
+        ToWorker::SetWindow { guest, .. }
+        | ToWorker::AddGuest { guest, .. }
         | ToWorker::RemoveGuest { guest }
         | ToWorker::SetMemory { guest, .. }
         | ToWorker::SetFeatures { guest, .. }

@@ -5,6 +5,8 @@
 #![allow(dead_code, reason = "each test uses what it needs")]
 #![allow(missing_docs, reason = "tests")]
 
+pub(crate) mod window;
+
 use std::{
     io::{BufRead, BufReader},
     ops::{Deref, DerefMut},
