@@ -197,6 +197,8 @@ impl<O: Origin> Client<O> {
                     // It fits: see above.
                     let _ = blank.push_key(entry).and_then(|()| blank.push_page(page));
                 }
+                // No pages are put into the window yet.
+                Known::Window { .. } | Known::Moving { .. } => (),
                 Known::Lost | Known::Stale { .. } => (),
             }
             at = at.wrapping_add(1);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The presence index: which pages there are outside of the guest, and in which version.
+//! The presence index: which pages there are outside of the guest, where, and in which version.
 //!
 //! The index is the authority. What it does not have is not there, whatever the device may still
 //! hold, and a page is asked of the device only in the version that the index names. To tell the
@@ -25,9 +25,9 @@
 //! know any more, and one [`Flush::Object`] tells the device.
 //!
 //! A version makes a page distinct from earlier ones at the same place, so that neither a get nor
-//! a flush, however late, can hit another page than the one that it is about. Versions have 30
-//! bits and wrap; a flush would have to be late by a billion puts to be about a page that it was
-//! not meant for.
+//! a flush, however late, can hit another page than the one that it is about. Versions have 29
+//! bits and wrap; a flush would have to be late by half a billion puts to be about a page that it
+//! was not meant for.
 //!
 //! # The life of a page
 //!
@@ -39,6 +39,24 @@
 //!     └─── abandon() ──────────┘  ▼                          ▼                   ▼
 //!                               vacant                     vacant     vacant, Flush::Page
 //! ```
+//!
+//! Where there is a window, a page can be there instead, and has no version:
+//!
+//! ```text
+//!           insert_slots()          begin_move()           complete(Stored)
+//!   vacant ────────────────► Window ─────────────► Moving ──────────────────► Remote
+//!                             │  ▲                  │  │                        │
+//!         erase(), take(),    │  │ moved(slot),     │  │ moved(None),           │ promote()
+//!         erase_slot()        │  │ abandon(),       │  │ erase(), take()        ▼
+//!                             │  │ complete(Refused)│  │                      Window
+//!                             ▼  └──────────────────┘  ▼
+//!                           vacant                   vacant
+//! ```
+//!
+//! A page that is put into the window in place of one that the store has leaves that one there. The
+//! entry then has a stale mark below it, which [`Shard::harvest()`] takes away, and which comes to
+//! the light as [`Entry::Stale`] where the page is gone before that. A move is a put, and begins and
+//! ends as one.
 //!
 //! [`Shard::insert_pending()`] is followed by exactly one [`Shard::complete()`] or
 //! [`Shard::abandon()`] with the same tag, wire id, index and version, whatever else happens to
@@ -90,6 +108,7 @@ mod tree;
 
 pub use entry::{
     Entry,
+    Older,
     VERSION_BITS,
     VERSION_MAX, //
 };

@@ -113,6 +113,17 @@ impl Node {
         (self.live != 0, self.stale != 0)
     }
 
+    /// Calls `f` with each slot of the window that an entry of this node of level 0 has.
+    pub(super) fn for_each_slot(&self, mut f: impl FnMut(u32)) {
+        let mut bits = self.live;
+        while bits != 0 {
+            if let Some(slot) = entry::slot(self.get(bits.trailing_zeros().into())) {
+                f(slot);
+            }
+            bits &= bits.wrapping_sub(1);
+        }
+    }
+
     /// Returns a bit for each place that is not zero.
     #[inline]
     pub(super) fn used(&self) -> u64 {

@@ -32,14 +32,18 @@ pub(super) mod state {
     pub(crate) const RETIRED: u8 = 1 << 2;
     /// The device may have a page that the tree could not keep a stale mark of.
     pub(crate) const LEAKY: u8 = 1 << 3;
+    /// Pages of the object may be in the window.
+    pub(crate) const WINDOW: u8 = 1 << 4;
 }
 
 /// The record of an object.
 ///
 /// # Invariants
 ///
-/// - `live`, `pending` and `stale` count the entries of `tree`; `live` includes `pending`. Where
-///   `state` has `RETIRED`, they are zero, and the tree counts as empty.
+/// - `live`, `pending` and `stale` count the entries of `tree`; `live` includes `pending`, and an
+///   entry can be both live and stale. Where `state` has `RETIRED`, they are zero, and the tree
+///   counts as empty.
+/// - A record with an entry of a page in the window has `WINDOW`.
 /// - A record with `RETIRED`, or with stale entries, has `QUEUED`.
 /// - A record without `HASHED` has `RETIRED`.
 #[derive(Clone, Copy)]
@@ -313,6 +317,19 @@ impl Directory {
                 f(object);
                 at = object.chain;
             }
+        }
+    }
+
+    /// Calls `f` for each record, whether it can be found or not.
+    pub(super) fn for_each_tree(&self, mut f: impl FnMut(&Object)) {
+        self.for_each(&mut f);
+        // INVARIANT: What cannot be found has been retired, and is on the work list.
+        let mut at = self.first;
+        while let Some(object) = self.slab.get(at) {
+            if !object.is(state::HASHED) {
+                f(object);
+            }
+            at = object.work;
         }
     }
 

@@ -8,11 +8,13 @@ mod memory;
 mod run;
 mod stored;
 mod types;
+mod window;
 
 use super::{
     entry::{
         self,
-        Entry, //
+        Entry,
+        Older, //
     },
     node::Nodes,
     object::{
@@ -65,6 +67,9 @@ impl Shard {
 
     /// Tells what became of a put that was submitted.
     ///
+    /// A page that was moving to the store, and was refused, is in its slot, as before. In all other
+    /// cases the slot that the put was from is not in use any more.
+    ///
     /// [`Outcome::Stored`] with an entry that is not there any more leaves a stale mark, where the
     /// device has to be told.
     pub fn complete(
@@ -84,12 +89,18 @@ impl Shard {
         let spot = object.tree.find(&self.nodes, index);
         let entry = Entry::unpack(spot.raw);
         let completed = match entry {
-            Some(Entry::Pending { version: v, .. }) if v == version => {
+            Some(Entry::Pending { version: v, .. } | Entry::Moving { version: v, .. })
+                if v == version =>
+            {
                 object.pending = object.pending.wrapping_sub(1);
                 self.pending = self.pending.wrapping_sub(1);
-                let raw = match outcome {
-                    Outcome::Stored { crc } => Entry::Remote { version, crc }.pack(),
-                    Outcome::Refused => {
+                let raw = match (outcome, entry) {
+                    (Outcome::Stored { crc }, _) => Entry::Remote { version, crc }.pack(),
+                    (Outcome::Refused, Some(Entry::Moving { slot, .. })) => {
+                        let older = Older::Nothing;
+                        Entry::Window { older, slot }.pack()
+                    }
+                    (Outcome::Refused, _) => {
                         object.live = object.live.wrapping_sub(1);
                         self.live = self.live.wrapping_sub(1);
                         0
@@ -112,6 +123,10 @@ impl Shard {
                             object.tree.store(&mut self.nodes, index, spot, raw);
                         }
                     }
+                    (Outcome::Stored { .. }, Some(Entry::Window { older, slot })) => {
+                        let both = (older, older.or_newer(version));
+                        self.set_older(at, index, both, slot);
+                    }
                     // The newer put has dropped this page, or will.
                     (Outcome::Stored { .. }, Some(_)) => (),
                 }
@@ -124,7 +139,8 @@ impl Shard {
 
     /// Tells that a put will not be submitted.
     ///
-    /// What the put would have dropped is marked stale.
+    /// What the put would have dropped is marked stale. A page that was moving is in its slot, as
+    /// before.
     pub fn abandon(
         &mut self,
         tag: u64,
@@ -141,6 +157,9 @@ impl Shard {
         };
         let spot = object.tree.find(&self.nodes, index);
         match (Entry::unpack(spot.raw), supersedes.mark()) {
+            (Some(Entry::Moving { version: v, slot }), _) if v == version => {
+                self.end_move(at, index, supersedes.older(), slot);
+            }
             (Some(Entry::Pending { version: v, .. }), mark) if v == version => {
                 object.pending = object.pending.wrapping_sub(1);
                 self.pending = self.pending.wrapping_sub(1);
@@ -160,6 +179,10 @@ impl Shard {
                 object.orphans = object.orphans.saturating_sub(1);
                 match (there, mark) {
                     (None, Some(mark)) => self.mark_stale(at, index, mark),
+                    (Some(Entry::Window { older, slot }), _) => {
+                        let both = (older, older.or(supersedes.older()));
+                        self.set_older(at, index, both, slot);
+                    }
                     (Some(there @ Entry::Stale { .. }), Some(mark)) if there != mark => {
                         let raw = Entry::Stale { version: 0 }.pack();
                         object.tree.store(&mut self.nodes, index, spot, raw);
@@ -177,7 +200,10 @@ impl Shard {
     pub fn is_current(&self, tag: u64, wire: u64, index: u64, version: u32) -> bool {
         self.find_wire(tag, wire)
             .and_then(|(_, object)| Entry::unpack(object.tree.get(&self.nodes, index)))
-            .is_some_and(|entry| matches!(entry, Entry::Pending { version: v, .. } if v == version))
+            .is_some_and(|entry| {
+                matches!(entry, Entry::Pending { version: v, .. } | Entry::Moving { version: v, .. }
+                    if v == version)
+            })
     }
 
     /// Returns a page that can be had, and leaves it where it is.

@@ -122,6 +122,9 @@ impl Tree {
     /// A tree without entries.
     pub(super) const EMPTY: Self = Self { root: 0, height: 0 };
 
+    /// How many nodes can be given back in the time that it takes to look for the slots of one.
+    const COST_OF_SLOTS: usize = 7;
+
     /// Returns what is at an index.
     #[inline]
     pub(super) fn get(&self, nodes: &Nodes, index: u64) -> u64 {
@@ -380,9 +383,18 @@ impl Tree {
 
     /// Gives back the nodes of a tree that nobody asks for any more, at most about `budget`.
     ///
-    /// Returns whether that was all. The tree must not be used for anything else after the first
-    /// call.
-    pub(super) fn dissolve(&mut self, nodes: &mut Nodes, budget: &mut usize) -> bool {
+    /// With `windowed`, `freed` is called with the slots of the window that its entries had. Returns
+    /// whether that was all. The tree must not be used for anything else after the first call.
+    pub(super) fn dissolve(
+        &mut self,
+        nodes: &mut Nodes,
+        budget: &mut usize,
+        windowed: bool,
+        mut freed: impl FnMut(u32),
+    ) -> bool {
+        if self.height == 0 {
+            entry::slot(self.root).map(&mut freed);
+        }
         while self.height != 0 {
             if *budget == 0 {
                 return false;
@@ -395,6 +407,12 @@ impl Tree {
                 match nodes.get(at) {
                     Some(node) if level != 0 => {
                         at = child(node.get(node.used().trailing_zeros().into()));
+                    }
+                    Some(node) if windowed => {
+                        node.for_each_slot(&mut freed);
+                        // As long as it takes to free a few nodes.
+                        *budget = budget.saturating_sub(Self::COST_OF_SLOTS);
+                        break;
                     }
                     Some(_) => break,
                     None => return true,

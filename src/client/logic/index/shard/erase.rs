@@ -23,24 +23,28 @@ impl Shard {
     /// Takes a page that can be had out of the index.
     ///
     /// The caller gets an [`Entry::Remote`] from the device with a request that removes it there,
-    /// too, and an [`Entry::Pending`] from the staging memory.
+    /// too, an [`Entry::Pending`] from the staging memory, and an [`Entry::Window`] from its slot,
+    /// which it frees when it has copied the page. An [`Entry::Moving`] is copied from its slot before
+    /// the lock is released: the slot is that of whoever moves it.
     pub fn take(&mut self, tag: u64, index: u64) -> Option<Found> {
         let (at, _) = self.find_usable(tag)?;
         let object = self.objects.get_mut(at)?;
         let spot = object.tree.find(&self.nodes, index);
         let entry = Entry::unpack(spot.raw)?;
         match entry {
-            Entry::Pending { .. } => {
+            Entry::Pending { .. } | Entry::Moving { .. } => {
                 object.pending = object.pending.wrapping_sub(1);
                 self.pending = self.pending.wrapping_sub(1);
                 object.orphans = object.orphans.wrapping_add(1);
             }
-            Entry::Remote { .. } | Entry::Lost => (),
+            Entry::Remote { .. } | Entry::Window { .. } | Entry::Lost => (),
             Entry::Stale { .. } => return None,
         }
         object.live = object.live.wrapping_sub(1);
         self.live = self.live.wrapping_sub(1);
-        object.tree.store(&mut self.nodes, index, spot, 0);
+        object
+            .tree
+            .store(&mut self.nodes, index, spot, entry::taken(spot.raw));
         let found = Found {
             wire: object.wire,
             entry,
@@ -51,29 +55,32 @@ impl Shard {
     }
 
     /// Erases a page, and returns what was there if it could be had.
+    ///
+    /// The slot of an [`Entry::Window`] is the caller's to free, here and wherever entries are erased.
     pub fn erase(&mut self, tag: u64, index: u64) -> Option<Entry> {
         let (at, _) = self.find_usable(tag)?;
         let object = self.objects.get_mut(at)?;
         let spot = object.tree.find(&self.nodes, index);
         let entry = Entry::unpack(spot.raw)?;
-        let raw = match entry {
-            Entry::Pending { .. } => {
+        match entry {
+            Entry::Pending { .. } | Entry::Moving { .. } => {
                 object.pending = object.pending.wrapping_sub(1);
                 self.pending = self.pending.wrapping_sub(1);
                 object.orphans = object.orphans.wrapping_add(1);
-                0
             }
-            Entry::Remote { version, .. } => {
+            Entry::Remote { .. } => {
                 object.stale = object.stale.wrapping_add(1);
                 self.stale = self.stale.wrapping_add(1);
-                Entry::Stale { version }.pack()
             }
-            Entry::Lost => 0,
+            // What the store has of it, if anything, is counted already.
+            Entry::Window { .. } | Entry::Lost => (),
             Entry::Stale { .. } => return None,
-        };
+        }
         object.live = object.live.wrapping_sub(1);
         self.live = self.live.wrapping_sub(1);
-        object.tree.store(&mut self.nodes, index, spot, raw);
+        object
+            .tree
+            .store(&mut self.nodes, index, spot, entry::erased(spot.raw));
         self.settle(at, true);
         Some(entry)
     }
@@ -107,19 +114,17 @@ impl Shard {
             Kind::Live,
             Self::LEAVES_AT_ONCE,
             |_, raw| {
-                let mut stale = 0;
                 live = live.wrapping_add(1);
                 if entry::is_pending(raw) {
                     pending = pending.wrapping_add(1);
                 }
                 if let Some(entry) = Entry::unpack(raw) {
                     f(entry);
-                    if let Entry::Remote { version, .. } = entry {
-                        stale = Entry::Stale { version }.pack();
+                    if matches!(entry, Entry::Remote { .. }) {
                         marks = marks.wrapping_add(1);
                     }
                 }
-                Some(stale)
+                Some(entry::erased(raw))
             },
         );
         object.live = object.live.wrapping_sub(live);
@@ -140,6 +145,8 @@ impl Shard {
     }
 
     /// Erases all pages of an object, in constant time, and returns how many could be had.
+    ///
+    /// Slots of the window come free with [`Shard::harvest_slots()`].
     pub fn erase_all(&mut self, tag: u64) -> u64 {
         let Some((at, object)) = self.find_usable(tag) else {
             return 0;

@@ -4,7 +4,7 @@
 
 use super::{
     super::{
-        entry::Entry,
+        entry,
         object::state,
         tree::Kind, //
     },
@@ -27,7 +27,18 @@ impl Shard {
     /// Also gives back the memory of objects that have been given up. Takes time in proportion to
     /// the work done, which is bounded. Returns whether there is more to do, perhaps after the lock
     /// has been released and taken again.
-    pub fn harvest(&mut self, max: usize, mut f: impl FnMut(Flush)) -> bool {
+    pub fn harvest(&mut self, max: usize, f: impl FnMut(Flush)) -> bool {
+        self.harvest_slots(max, f, |_| ())
+    }
+
+    /// As [`Shard::harvest()`], and calls `freed` with each slot of the window that is free now,
+    /// because it was that of a page of an object that has been given up.
+    pub fn harvest_slots(
+        &mut self,
+        max: usize,
+        mut f: impl FnMut(Flush),
+        mut freed: impl FnMut(u32),
+    ) -> bool {
         let mut left = max;
         let mut budget = Self::NODES_AT_ONCE;
         while let Some(at) = self.objects.first() {
@@ -45,7 +56,11 @@ impl Shard {
                     object.wire = 0;
                     left = left.saturating_sub(1);
                 }
-                if !object.tree.dissolve(&mut self.nodes, &mut budget) {
+                let windowed = object.is(state::WINDOW);
+                if !object
+                    .tree
+                    .dissolve(&mut self.nodes, &mut budget, windowed, &mut freed)
+                {
                     return true;
                 }
                 self.objects.dequeue();
@@ -70,7 +85,7 @@ impl Shard {
                 |index, raw| {
                     left = left.checked_sub(1)?;
                     marks = marks.wrapping_add(1);
-                    match Entry::unpack(raw).map_or(0, Entry::version) {
+                    match entry::outdated(raw) {
                         0 => f(Flush::Any { wire, index }),
                         version => f(Flush::Page {
                             wire,
@@ -78,7 +93,7 @@ impl Shard {
                             version,
                         }),
                     }
-                    Some(0)
+                    Some(entry::told(raw))
                 },
             );
             object.stale = object.stale.wrapping_sub(marks);

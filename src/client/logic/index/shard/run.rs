@@ -5,8 +5,9 @@
 use super::{
     super::{
         entry::{
-            Entry,
-            VERSION_MAX, //
+            self,
+            next_version,
+            Entry, //
         },
         node::PLACES,
         object::state,
@@ -26,9 +27,10 @@ impl Shard {
     pub fn insert_pending(&mut self, tag: u64, index: u64, slot: u32) -> Result<Inserted, NoRoom> {
         let mut inserted = Err(NoRoom);
 
-        self.insert_in_leaf(tag, index, 1, |_, page| {
+        self.insert_in_leaf(tag, index, 1, true, |_, page| {
             inserted = Ok(page);
-            slot
+            let version = page.version;
+            Entry::Pending { version, slot }
         })?;
         inserted
     }
@@ -39,6 +41,8 @@ impl Shard {
     /// memory it is. Replaces what the index has at those places. The slot of a replaced
     /// [`Entry::Pending`] remains in use until the put that it belongs to is completed or abandoned.
     ///
+    /// The slot of a replaced [`Entry::Window`] is not in use any more.
+    ///
     /// Returns how many of the first it was, if there is not memory for all.
     pub fn insert_run(
         &mut self,
@@ -47,6 +51,24 @@ impl Shard {
         count: u64,
         mut f: impl FnMut(u64, Inserted) -> u32,
     ) -> u64 {
+        self.insert_entries(tag, index, count, true, |n, page| Entry::Pending {
+            version: page.version,
+            slot: f(n, page),
+        })
+    }
+
+    /// Inserts what `f` says, for as many of the first pages at `index..` as there is memory for.
+    ///
+    /// With `named` the device will learn of the object, which has a wire id from now on.
+    #[inline]
+    pub(super) fn insert_entries(
+        &mut self,
+        tag: u64,
+        index: u64,
+        count: u64,
+        named: bool,
+        mut f: impl FnMut(u64, Inserted) -> Entry,
+    ) -> u64 {
         let mut done = 0u64;
 
         while done < count {
@@ -54,6 +76,7 @@ impl Shard {
                 tag,
                 index.wrapping_add(done),
                 count.wrapping_sub(done),
+                named,
                 |n, page| f(done.wrapping_add(n), page),
             );
             match inserted {
@@ -70,7 +93,8 @@ impl Shard {
         tag: u64,
         index: u64,
         count: u64,
-        mut f: impl FnMut(u64, Inserted) -> u32,
+        named: bool,
+        mut f: impl FnMut(u64, Inserted) -> Entry,
     ) -> Result<u64, NoRoom> {
         let count = count.min((PLACES as u64).wrapping_sub(index % PLACES as u64));
         let last = index.saturating_add(count.saturating_sub(1));
@@ -82,6 +106,7 @@ impl Shard {
             ),
         };
         let wire = match wire {
+            0 if !named => 0,
             0 if self.next_wire == 0 => return Err(NoRoom),
             0 => self.next_wire,
             wire => wire,
@@ -90,7 +115,7 @@ impl Shard {
 
         let mut version = self.version;
         let mut orphans = object.orphans;
-        let (mut live, mut stale, mut pending) = (0u32, 0u32, 0u32);
+        let (mut live, mut stale, mut pending) = (0i32, 0i32, 0i32);
         // For an object that has just been made this cannot fail: see there.
         let inserted = object
             .tree
@@ -102,46 +127,38 @@ impl Shard {
                 if replaced.is_some_and(|entry| entry.version() == version) {
                     version = next_version(version);
                 }
-                match replaced {
-                    None => live = live.wrapping_add(1),
-                    Some(Entry::Stale { .. }) => {
-                        stale = stale.wrapping_add(1);
-                        live = live.wrapping_add(1);
-                    }
-                    Some(Entry::Remote { .. } | Entry::Lost) => (),
-                    Some(Entry::Pending { .. }) => {
-                        orphans = orphans.wrapping_add(1);
-                        pending = pending.wrapping_add(1);
-                    }
-                }
-                let page = Inserted {
-                    wire,
-                    version,
-                    replaced,
-                    supersedes,
-                };
-                Entry::Pending {
-                    version,
-                    slot: f(n, page),
-                }
-                .pack()
+                let entry = f(
+                    n,
+                    Inserted {
+                        wire,
+                        version,
+                        replaced,
+                        supersedes,
+                    },
+                );
+                let new = entry.pack();
+
+                orphans = orphans.wrapping_add(entry::is_pending(raw).into());
+                let more = |is: fn(u64) -> bool| i32::from(is(new)).wrapping_sub(is(raw).into());
+                live = live.wrapping_add(more(entry::is_live));
+                stale = stale.wrapping_add(more(entry::is_stale));
+                pending = pending.wrapping_add(more(entry::is_pending));
+                new
             })?;
 
-        // CAST: At most as many as a leaf has places.
-        let pending = (inserted as u32).wrapping_sub(pending);
         self.version = version;
-        if object.wire == 0 {
+        if object.wire == 0 && named {
             // INVARIANT: The next one is above this one, if there is one.
             object.wire = wire;
             self.next_wire = wire.checked_add(self.shards.into()).unwrap_or(0);
         }
         object.orphans = orphans;
-        object.live = object.live.wrapping_add(live);
-        self.live = self.live.wrapping_add(live.into());
-        object.stale = object.stale.wrapping_sub(stale);
-        self.stale = self.stale.wrapping_sub(stale.into());
-        object.pending = object.pending.wrapping_add(pending);
-        self.pending = self.pending.wrapping_add(pending.into());
+        object.live = object.live.wrapping_add_signed(live);
+        self.live = self.live.wrapping_add_signed(live.into());
+        object.stale = object.stale.wrapping_add_signed(stale);
+        self.stale = self.stale.wrapping_add_signed(stale.into());
+        object.pending = object.pending.wrapping_add_signed(pending);
+        self.pending = self.pending.wrapping_add_signed(pending.into());
         Ok(inserted)
     }
 
@@ -175,7 +192,8 @@ impl Shard {
                 break;
             }
             match Entry::unpack(leaf.get(place)) {
-                Some(Entry::Pending { version: v, .. }) if v == version => (),
+                Some(Entry::Pending { version: v, .. } | Entry::Moving { version: v, .. })
+                    if v == version => {}
                 _ => break,
             }
             // INVARIANT: The one is as live as the other.
@@ -211,7 +229,8 @@ impl Shard {
 
         for version in versions {
             match Entry::unpack(leaf.get(place)) {
-                Some(Entry::Pending { version: v, .. }) if v == version => (),
+                Some(Entry::Pending { version: v, .. } | Entry::Moving { version: v, .. })
+                    if v == version => {}
                 _ => break,
             }
             count = count.wrapping_add(1);
@@ -252,12 +271,12 @@ impl Shard {
                     return None;
                 }
                 let entry = Entry::unpack(raw)?;
-                if matches!(entry, Entry::Pending { .. }) {
+                if entry::is_pending(raw) {
                     pending = pending.wrapping_add(1);
                 }
                 taken = taken.wrapping_add(1);
                 f(Found { wire, entry });
-                Some(0)
+                Some(entry::taken(raw))
             },
         );
         object.live = object.live.wrapping_sub(taken);
@@ -270,15 +289,5 @@ impl Shard {
             self.settle(at, false);
         }
         taken.into()
-    }
-}
-
-/// Returns the version after another one.
-#[inline]
-fn next_version(version: u32) -> u32 {
-    if version >= VERSION_MAX {
-        1
-    } else {
-        version.wrapping_add(1)
     }
 }

@@ -2,7 +2,10 @@
 
 //! What goes in and out of a shard.
 
-use super::super::entry::Entry;
+use super::super::entry::{
+    Entry,
+    Older, //
+};
 
 /// How a shard is to be.
 #[derive(Clone, Copy, Debug)]
@@ -35,9 +38,31 @@ impl Supersedes {
         match replaced {
             // Later than all orphans.
             Some(Entry::Remote { version, .. }) => Self(version),
-            Some(Entry::Stale { version }) if orphans == 0 => Self(version),
-            None | Some(Entry::Lost) if orphans == 0 => Self::NOTHING,
+            Some(
+                Entry::Stale { version }
+                | Entry::Window {
+                    older: Older::Version(version),
+                    ..
+                },
+            ) if orphans == 0 => Self(version),
+            None
+            | Some(
+                Entry::Lost
+                | Entry::Window {
+                    older: Older::Nothing,
+                    ..
+                },
+            ) if orphans == 0 => Self::NOTHING,
             _ => Self(0),
+        }
+    }
+
+    /// Returns what the store may have, should the page be in the window after all.
+    #[inline]
+    pub(super) fn older(self) -> Older {
+        match self {
+            Self::NOTHING => Older::Nothing,
+            Self(version) => Older::of_mark(version),
         }
     }
 
@@ -76,7 +101,8 @@ pub enum Outcome {
 /// What [`Shard::complete()`](super::Shard::complete) found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completed {
-    /// The entry was there and is [`Entry::Remote`] now, or removed.
+    /// The entry was there and is [`Entry::Remote`] now, or removed, or that of a page in the window
+    /// where it was before.
     Current,
     /// The entry had gone before.
     Gone,
@@ -87,7 +113,7 @@ pub enum Completed {
 pub struct Found {
     /// The name of the object to the device.
     pub wire: u64,
-    /// [`Entry::Pending`], [`Entry::Remote`] or [`Entry::Lost`].
+    /// Anything but [`Entry::Stale`].
     pub entry: Entry,
 }
 
@@ -150,7 +176,7 @@ impl Wants {
 pub struct Stats {
     /// Pages that can be had.
     pub live: u64,
-    /// Those of them in the staging memory.
+    /// Those of them that are on their way: in the staging memory, or moving.
     pub pending: u64,
     /// Pages that the device has to be told about one by one.
     pub stale: u64,

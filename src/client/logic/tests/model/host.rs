@@ -10,7 +10,10 @@ use std::collections::{
 
 use virtio_tmem_logic::index::Flush;
 
-use super::Put;
+use super::{
+    window::Window,
+    world::Put, //
+};
 
 /// What goes over a queue.
 #[derive(Clone, Debug)]
@@ -46,7 +49,7 @@ impl Host {
 
     /// Executes the first request of the queue that `pick` stands for. Returns a put that has been
     /// executed, and whether it was stored.
-    pub(crate) fn step(&mut self, pick: u8, refuse: bool) -> Option<(Put, bool)> {
+    pub(crate) fn step(&mut self, pick: u8, refuse: bool, window: &Window) -> Option<(Put, bool)> {
         let count = self.queues.len();
         if count == 0 {
             return None;
@@ -60,6 +63,15 @@ impl Host {
         match request {
             Request::Put(put) => {
                 assert!(!self.dead.contains(&wire), "{put:?} after the flush");
+                // What was moving there is still in the slot, or the chunk is not the driver's.
+                let gone = put
+                    .slot
+                    .is_some_and(|slot| window.content(slot) != put.data);
+                assert!(
+                    !gone || window.is_ephemeral(),
+                    "another page is in the slot"
+                );
+                let refuse = refuse || gone;
                 if refuse {
                     self.pages.remove(&(wire, put.index));
                 } else {
@@ -101,9 +113,16 @@ impl Host {
         None
     }
 
-    /// Forgets everything, and whatever is on its way.
-    pub(crate) fn reset(&mut self) {
-        self.queues.clear();
+    /// Forgets everything, and whatever is on its way; returns the puts among that.
+    pub(crate) fn reset(&mut self) -> Vec<Put> {
         self.pages.clear();
+        std::mem::take(&mut self.queues)
+            .into_values()
+            .flatten()
+            .filter_map(|request| match request {
+                Request::Put(put) => Some(put),
+                _ => None,
+            })
+            .collect()
     }
 }

@@ -24,6 +24,16 @@ pub(crate) enum Op {
     Drop(u64),
     SetFlags(u64, u8),
     Forget,
+    PutSlot(u64, u64, u64),
+    /// Take the page, or leave it where it is.
+    BeginCopy(u64, u64, bool),
+    Copy(u8),
+    /// To the store, or to somewhere else.
+    BeginMove(u8, bool),
+    EndMove(u8, u8),
+    Promote(u64, u64),
+    TakeBack(u8),
+    Sweep,
 }
 
 fn tags() -> impl Strategy<Value = u64> {
@@ -86,6 +96,33 @@ pub(crate) fn ops_on_two_pages(most: usize) -> impl Strategy<Value = Vec<Op>> {
         3 => page().prop_map(|(tag, i)| Op::Take(tag, i)),
         1 => page().prop_map(|(tag, i)| Op::EraseRange(tag, i, i)),
         1 => Just(Op::SetFlags(0, 1)),
+    ];
+    prop::collection::vec(op, 0..most)
+}
+
+/// With a window, and few enough keys for much to happen to each.
+pub(crate) fn ops_with_window(most: usize) -> impl Strategy<Value = Vec<Op>> {
+    let key = || {
+        prop_oneof![
+            6 => (0..2u64, 0..3u64),
+            2 => (0..2u64, 62..66u64),
+            1 => (0..1u64, 4094..4098u64),
+        ]
+    };
+    let op = prop_oneof![
+        6 => key().prop_map(|(tag, i)| Op::PutSlot(tag, i, 1)),
+        2 => (key(), 1..6u64).prop_map(|((tag, i), n)| Op::PutSlot(tag, i, n)),
+        3 => (key(), prop::bool::ANY).prop_map(|((tag, i), take)| Op::BeginCopy(tag, i, take)),
+        5 => any::<u8>().prop_map(Op::Copy),
+        5 => (any::<u8>(), prop::bool::weighted(0.6)).prop_map(|(n, to)| Op::BeginMove(n, to)),
+        4 => (any::<u8>(), any::<u8>()).prop_map(|(n, way)| Op::EndMove(n, way)),
+        2 => key().prop_map(|(tag, i)| Op::Promote(tag, i)),
+        1 => any::<u8>().prop_map(Op::TakeBack),
+        2 => Just(Op::Sweep),
+        2 => key().prop_map(|(tag, i)| Op::Take(tag, i)),
+        1 => key().prop_map(|(tag, i)| Op::Peek(tag, i)),
+        5 => key().prop_map(|(tag, i)| Op::Erase(tag, i)),
+        20 => op(),
     ];
     prop::collection::vec(op, 0..most)
 }
