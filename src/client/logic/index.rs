@@ -40,7 +40,7 @@
 //!                               vacant                     vacant     vacant, Flush::Page
 //! ```
 //!
-//! Where there is a window, a page can be there instead, and has no version:
+//! Where there is a [window](super::window), a page can be there instead, and has no version:
 //!
 //! ```text
 //!           insert_slots()          begin_move()           complete(Stored)

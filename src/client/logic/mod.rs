@@ -32,4 +32,5 @@ pub mod mem;
 pub mod patience;
 pub mod standing;
 pub mod watchdog;
+pub mod window;
 pub mod wire;

@@ -499,11 +499,21 @@ impl World {
     /// Lets everything come to its end.
     fn quiesce(&mut self) {
         self.quiesce_window();
-        loop {
+        for rounds in 0.. {
+            assert!(
+                rounds < 1000,
+                "there is no end to it: {:?}",
+                self.shard.stats()
+            );
             while !self.staged.is_empty() {
                 self.worker(true);
             }
-            while self.harvest(3) {}
+            for flushes in 0.. {
+                assert!(flushes < 10_000, "there is no end of flushes");
+                if !self.harvest(3) {
+                    break;
+                }
+            }
             while !self.host.is_idle() {
                 let outcome = self.host.step(0, false, &self.window);
                 self.outcomes.extend(outcome);
