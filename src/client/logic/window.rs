@@ -21,7 +21,7 @@
 //! |---|---|---|
 //! | [`Magazine`] | its own, of one kind and one processor | that processor; whoever empties it |
 //! | [`Depot`] | one for the window | whoever fills or spills a magazine; the worker |
-//! | `Order` | one for each kind | whoever puts, gets or flushes a page in the window; the worker |
+//! | [`Order`] | one for each kind | whoever puts, gets or flushes a page in the window; the worker |
 //! | [`Shard`](super::index::Shard) | its own | see there |
 //!
 //! All are spin locks with interrupts off. A shard's lock is taken first, then a magazine's, then
@@ -40,6 +40,7 @@
 
 mod depot;
 mod magazine;
+mod order;
 
 pub use depot::{
     Broken,
@@ -48,6 +49,12 @@ pub use depot::{
     Level, //
 };
 pub use magazine::Magazine;
+pub use order::{
+    Order,
+    Page,
+    Slots,
+    PROBE, //
+};
 
 /// The number of slots of a chunk.
 pub const SLOTS_PER_CHUNK: u32 = 512;

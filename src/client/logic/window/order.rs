@@ -1,0 +1,460 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Whose page is in a slot, and which page is to go first.
+//!
+//! # Ephemeral pages
+//!
+//! They are what the guest's page cache could not keep, and whoever gets one takes it away. So no page
+//! here has ever been used, and what caches go by elsewhere, whether a page was used since it came,
+//! says nothing: CLOCK and SIEVE are first-in-first-out under such gets, and so is LRU. What does tell
+//! pages apart is whether one has come back: a page that was got, and is put again, is worth more than
+//! one that nobody has asked for yet. Therefore there are two queues, as in S3-FIFO and 2Q:
+//!
+//! ```text
+//!          new ───► probation ───► goes first while it is more than its share
+//!   put ──┤            │ got: remembered, in a filter
+//!          come back ─► proven ────► goes first otherwise
+//! ```
+//!
+//! - The share of the probation follows where the hits are: a hit in either queue moves it in favour
+//!   of that queue, by as much as the queue is small. After a change of what the guest does, hits are
+//!   in the probation; while something is read once, in the other.
+//! - Of the new pages one in [`PROBE`] counts as if it had come back. In a loop over more than there is
+//!   room for no page would ever come back otherwise.
+//!
+//! `examples/replacement` compares this with what else could be done.
+//!
+//! # Persistent pages
+//!
+//! They are in one queue, in the order in which they were put, and the oldest go to the store. A get
+//! does not change the order: the guest has the page in its own memory then, so that it is not the
+//! window's copy that is needed next.
+
+use super::{
+    super::mem::{
+        Block,
+        NoMemory,
+        Table, //
+    },
+    chunk_of,
+    first_slot,
+    SLOTS_PER_CHUNK, //
+};
+
+/// Of so many new pages one is treated as if it had come back.
+pub const PROBE: u32 = 32;
+
+const SIZE: usize = SLOTS_PER_CHUNK as usize;
+
+/// The end of a queue.
+const NIL: u32 = u32::MAX;
+
+/// A page in a slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The object that the page belongs to.
+    pub tag: u64,
+    /// The page's place in it.
+    pub index: u64,
+    /// When it was put, in seconds.
+    pub put_at: u32,
+    /// The CRC of its content, or whatever else the caller wants to know of it.
+    pub crc: u32,
+}
+
+/// Where in the order a page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Nowhere: there is no page in the slot, or it is somebody's who takes the slot over.
+    Out,
+    In(Queue),
+}
+
+/// Which queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Queue {
+    Probation,
+    Proven,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    page: Page,
+    newer: u32,
+    /// The next older page; the place is in the upper two bits, which no slot has.
+    older: u32,
+}
+
+const _: () = assert!(size_of::<Slot>() == 32);
+
+const PLACE_SHIFT: u32 = 30;
+const OLDER: u32 = (1 << PLACE_SHIFT) - 1;
+
+impl Slot {
+    const EMPTY: Self = Self {
+        page: Page {
+            tag: 0,
+            index: 0,
+            put_at: 0,
+            crc: 0,
+        },
+        newer: NIL,
+        older: OLDER,
+    };
+
+    fn place(&self) -> Place {
+        match self.older >> PLACE_SHIFT {
+            0 => Place::Out,
+            1 => Place::In(Queue::Probation),
+            _ => Place::In(Queue::Proven),
+        }
+    }
+
+    fn set_place(&mut self, place: Place) {
+        let bits = match place {
+            Place::Out => 0u32,
+            Place::In(Queue::Probation) => 1,
+            Place::In(Queue::Proven) => 2,
+        };
+        self.older = (self.older & OLDER) | (bits << PLACE_SHIFT);
+    }
+
+    fn older(&self) -> u32 {
+        match self.older & OLDER {
+            OLDER => NIL,
+            slot => slot,
+        }
+    }
+
+    fn set_older(&mut self, slot: u32) {
+        self.older = (self.older & !OLDER) | (slot & OLDER);
+    }
+}
+
+/// What is to be known of the slots of one chunk, allocated outside of the lock: 16 KiB.
+pub struct Slots(Block<Slot, SIZE>);
+
+impl Slots {
+    /// Allocates it.
+    ///
+    /// May sleep, and may enter reclaim: whoever calls must not be someone that reclaim waits for.
+    pub fn new() -> Result<Self, NoMemory> {
+        Ok(Self(Block::new(Slot::EMPTY)?))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Ends {
+    newest: u32,
+    oldest: u32,
+    len: u32,
+}
+
+impl Ends {
+    const EMPTY: Self = Self {
+        newest: NIL,
+        oldest: NIL,
+        len: 0,
+    };
+}
+
+/// The pages of one kind, and the order in which they go.
+///
+/// It takes 32 bytes for each slot of the chunks that are there, and for ephemeral pages two more for
+/// each that is to be remembered.
+pub struct Order {
+    chunks: Table<Option<Slots>>,
+    probation: Ends,
+    proven: Ends,
+    /// How many pages may be in the probation before they go first.
+    share: u32,
+    came_back: Filter,
+    /// From which it follows which of the new pages is a probe.
+    random: u32,
+}
+
+impl Order {
+    /// Makes the order of persistent pages, in a window of so many chunks.
+    ///
+    /// May sleep.
+    pub fn persistent(chunks: u32) -> Result<Self, NoMemory> {
+        Self::new(chunks, 0)
+    }
+
+    /// Makes the order of ephemeral pages, in a window of so many chunks; `remembered` is of about how
+    /// many pages to remember that they were got. A page that was got is in the guest's memory until
+    /// it is put again: so it should be as many as that has pages.
+    ///
+    /// May sleep.
+    pub fn ephemeral(chunks: u32, remembered: u32) -> Result<Self, NoMemory> {
+        Self::new(chunks, remembered.max(1))
+    }
+
+    fn new(chunks: u32, remembered: u32) -> Result<Self, NoMemory> {
+        let mut table = Table::with_capacity(chunks as usize)?;
+        for _ in 0..chunks {
+            table.push(None).map_err(|_| NoMemory)?;
+        }
+        Ok(Self {
+            chunks: table,
+            probation: Ends::EMPTY,
+            proven: Ends::EMPTY,
+            share: 0,
+            came_back: Filter::new(remembered)?,
+            random: 1,
+        })
+    }
+
+    /// Takes a chunk in.
+    ///
+    /// Gives the memory back if there is no such chunk, or it is there already.
+    pub fn add(&mut self, chunk: u32, slots: Slots) -> Result<(), Slots> {
+        match self.chunks.get_mut(chunk as usize) {
+            Some(place @ None) => {
+                *place = Some(slots);
+                Ok(())
+            }
+            _ => Err(slots),
+        }
+    }
+
+    /// Takes a chunk out; to be dropped outside of the lock. Pages in it are forgotten.
+    pub fn remove(&mut self, chunk: u32) -> Option<Slots> {
+        for slot in (first_slot(chunk)..).take(SIZE) {
+            self.unlink(slot);
+        }
+        self.chunks.get_mut(chunk as usize)?.take()
+    }
+
+    /// Returns the number of pages.
+    pub fn len(&self) -> u32 {
+        self.probation.len.wrapping_add(self.proven.len)
+    }
+
+    /// Returns whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes note of a page that has been put into a slot.
+    ///
+    /// Nothing if the slot is of no chunk that is there.
+    pub fn insert(&mut self, slot: u32, page: Page) {
+        self.unlink(slot);
+        let proven = self.came_back.forget(page.tag, page.index) || self.is_probe();
+        let queue = if proven {
+            Queue::Proven
+        } else {
+            Queue::Probation
+        };
+        if let Some(record) = self.get_mut(slot) {
+            record.page = page;
+            self.link(slot, queue);
+        }
+    }
+
+    /// Takes note that the page in a slot has been got and taken, and returns it, if it is there.
+    pub fn got(&mut self, slot: u32) -> Option<Page> {
+        let record = self.get(slot)?;
+        let (page, place) = (record.page, record.place());
+        let Place::In(queue) = place else {
+            return None;
+        };
+        let len = self.ends(queue).len;
+        let total = self.len();
+        // It is at least one.
+        let step = total.checked_div(len).unwrap_or(1);
+        let share = match queue {
+            Queue::Probation => self.share.saturating_add(step),
+            Queue::Proven => self.share.saturating_sub(step),
+        };
+        let least = total / 8;
+        self.share = share.clamp(least, total.saturating_sub(least));
+        self.came_back.remember(page.tag, page.index);
+        self.unlink(slot);
+        Some(page)
+    }
+
+    /// Takes note that the page in a slot has been flushed.
+    pub fn flushed(&mut self, slot: u32) {
+        self.unlink(slot);
+    }
+
+    /// Returns the page in a slot, if it is there.
+    pub fn page(&self, slot: u32) -> Option<Page> {
+        let record = self.get(slot)?;
+        (record.place() != Place::Out).then_some(record.page)
+    }
+
+    /// Takes the page out of the order that is to go first, and returns its slot with it.
+    ///
+    /// Whoever calls asks the page's shard to give it up. If it does, the slot is the caller's; if
+    /// not, somebody else has got or flushed the page meanwhile, and frees the slot. The page of a
+    /// move that fails is to be inserted again.
+    pub fn pop(&mut self) -> Option<(u32, Page)> {
+        let share = self.share.max(self.len() / 8);
+        let first = if self.probation.len > share || self.proven.len == 0 {
+            self.probation.oldest
+        } else {
+            self.proven.oldest
+        };
+        let page = self.page(first)?;
+        self.unlink(first);
+        Some((first, page))
+    }
+
+    /// Calls `f` with the slot and the page of all pages in a chunk.
+    pub fn for_each_in(&self, chunk: u32, mut f: impl FnMut(u32, Page)) {
+        for slot in (first_slot(chunk)..).take(SIZE) {
+            if let Some(page) = self.page(slot) {
+                f(slot, page);
+            }
+        }
+    }
+
+    fn is_probe(&mut self) -> bool {
+        if self.came_back.is_none() {
+            return false;
+        }
+        // The numbers of Numerical Recipes; the upper bits are the better ones.
+        self.random = self
+            .random
+            .wrapping_mul(1_664_525)
+            .wrapping_add(1_013_904_223);
+        (self.random >> 16) & PROBE.wrapping_sub(1) == 0
+    }
+
+    #[inline]
+    fn get(&self, slot: u32) -> Option<&Slot> {
+        let chunk = self.chunks.get(chunk_of(slot) as usize)?.as_ref()?;
+        chunk.0.get((slot % SLOTS_PER_CHUNK) as usize)
+    }
+
+    #[inline]
+    fn get_mut(&mut self, slot: u32) -> Option<&mut Slot> {
+        let chunk = self.chunks.get_mut(chunk_of(slot) as usize)?.as_mut()?;
+        chunk.0.get_mut((slot % SLOTS_PER_CHUNK) as usize)
+    }
+
+    fn ends(&self, queue: Queue) -> &Ends {
+        match queue {
+            Queue::Probation => &self.probation,
+            Queue::Proven => &self.proven,
+        }
+    }
+
+    fn ends_mut(&mut self, queue: Queue) -> &mut Ends {
+        match queue {
+            Queue::Probation => &mut self.probation,
+            Queue::Proven => &mut self.proven,
+        }
+    }
+
+    /// Makes a page that is in no queue the newest of one.
+    fn link(&mut self, slot: u32, queue: Queue) {
+        let ends = self.ends_mut(queue);
+        let older = core::mem::replace(&mut ends.newest, slot);
+        if older == NIL {
+            ends.oldest = slot;
+        }
+        ends.len = ends.len.wrapping_add(1);
+        if let Some(record) = self.get_mut(older) {
+            record.newer = slot;
+        }
+        if let Some(record) = self.get_mut(slot) {
+            record.newer = NIL;
+            record.set_older(older);
+            record.set_place(Place::In(queue));
+        }
+    }
+
+    /// Takes a page out of its queue, if it is in one.
+    fn unlink(&mut self, slot: u32) {
+        let Some(record) = self.get_mut(slot) else {
+            return;
+        };
+        let (newer, older) = (record.newer, record.older());
+        let Place::In(queue) = record.place() else {
+            return;
+        };
+        record.set_place(Place::Out);
+        match self.get_mut(newer) {
+            Some(record) => record.set_older(older),
+            None => self.ends_mut(queue).newest = older,
+        }
+        match self.get_mut(older) {
+            Some(record) => record.newer = newer,
+            None => self.ends_mut(queue).oldest = newer,
+        }
+        let ends = self.ends_mut(queue);
+        ends.len = ends.len.wrapping_sub(1);
+    }
+}
+
+/// Of which pages it is remembered that they were got.
+///
+/// A page is remembered as 16 bits in one of the four places of a word; where all are taken, those that
+/// have been there for longest make room. Of 16,384 pages one is taken for another; that does less
+/// than a probe does.
+struct Filter(Table<u64>);
+
+const MARK_BITS: u32 = 16;
+const MARKS: u32 = u64::BITS / MARK_BITS;
+
+impl Filter {
+    fn new(pages: u32) -> Result<Self, NoMemory> {
+        let len = match pages.div_ceil(MARKS) {
+            0 => 0,
+            words => (words as usize).next_power_of_two(),
+        };
+        Ok(Self(Table::filled(0, len)?))
+    }
+
+    /// Returns whether nothing is remembered, whatever happens.
+    fn is_none(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns the word of a page, and its mark, which is not zero.
+    fn find(&mut self, tag: u64, index: u64) -> Option<(&mut u64, u64)> {
+        let last = self.0.len().checked_sub(1)?;
+        // The multiplier is that of `include/linux/hash.h`; the upper bits depend on all others.
+        let hash = (tag ^ index.rotate_left(32)).wrapping_mul(0x61c8_8646_80b5_83eb);
+        let hash = (hash ^ (hash >> 32)).wrapping_mul(0x61c8_8646_80b5_83eb);
+        // CAST: Some of the bits are meant to be cut off.
+        let mark = u64::from((hash >> 16) as u16).max(1);
+        self.0
+            .get_mut((hash >> 32) as usize & last)
+            .map(|word| (word, mark))
+    }
+
+    fn remember(&mut self, tag: u64, index: u64) {
+        let Some((word, mark)) = self.find(tag, index) else {
+            return;
+        };
+        let vacant = Self::shift_of(*word, 0);
+        match vacant {
+            Some(shift) => *word |= mark << shift,
+            None => *word = (*word << MARK_BITS) | mark,
+        }
+    }
+
+    /// Returns whether a page is remembered, and forgets it.
+    fn forget(&mut self, tag: u64, index: u64) -> bool {
+        let Some((word, mark)) = self.find(tag, index) else {
+            return false;
+        };
+        let found = Self::shift_of(*word, mark);
+        if let Some(shift) = found {
+            *word &= !(u64::from(u16::MAX) << shift);
+        }
+        found.is_some()
+    }
+
+    /// Returns where in a word a mark is.
+    fn shift_of(word: u64, mark: u64) -> Option<u32> {
+        (0..MARKS)
+            .map(|n| n.wrapping_mul(MARK_BITS))
+            .find(|shift| (word >> shift) & u64::from(u16::MAX) == mark)
+    }
+}
