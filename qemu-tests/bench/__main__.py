@@ -24,6 +24,7 @@ PARTS = {
     "exits": "exits of the guest for each page, by real KVM's own counters",
     "insns": "instructions of the guest for each page, counted by the emulator",
     "daemon": "throughput and latency of the daemon, over its real protocol",
+    "policy": "which pages go first from the window, by made-up traces",
     "guest": "work that needs more memory than the guest has, and what it costs",
 }
 
