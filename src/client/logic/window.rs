@@ -41,6 +41,7 @@
 mod depot;
 mod magazine;
 mod order;
+mod supply;
 
 pub use depot::{
     Broken,
@@ -54,6 +55,12 @@ pub use order::{
     Page,
     Slots,
     PROBE, //
+};
+pub use supply::{
+    Step,
+    Supply,
+    Way,
+    MOST_AT_ONCE, //
 };
 
 /// The number of slots of a chunk.
