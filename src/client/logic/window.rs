@@ -41,6 +41,7 @@
 mod depot;
 mod magazine;
 mod order;
+mod report;
 mod supply;
 
 pub use depot::{
@@ -55,6 +56,12 @@ pub use order::{
     Page,
     Slots,
     PROBE, //
+};
+pub use report::{
+    ChunkReport,
+    Report,
+    AGES,
+    REPORT_SIZE, //
 };
 pub use supply::{
     Step,

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the device is told of the window.
+
+use virtio_tmem_logic::window::{
+    ChunkReport,
+    Report,
+    AGES, //
+};
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+#[test]
+fn hits_are_told_apart_by_powers_of_two() {
+    for (age, place) in [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+        (3, 2),
+        (4, 3),
+        (7, 3),
+        (8, 4),
+        (16_383, 14),
+        (16_384, 15),
+        (u32::MAX, 15),
+    ] {
+        let mut report = Report::default();
+        report.hit(age);
+        let mut expected = [0; AGES];
+        expected[place] = 1;
+        assert_eq!(report.hits_by_age, expected, "{age} seconds");
+        assert_eq!((report.gets, report.hits), (1, 1));
+    }
+    let mut report = Report::default();
+    report.miss();
+    assert_eq!((report.gets, report.hits), (1, 0));
+}
+
+#[test]
+fn it_is_written_as_specified() {
+    let mut report = Report {
+        puts: 1,
+        refused: 2,
+        gets: 3,
+        hits: 4,
+        replaced: 5,
+        moved: 6,
+        ..Report::default()
+    };
+    report.hits_by_age[0] = 7;
+    report.hits_by_age[15] = 8;
+    let bytes = report.to_bytes(9, 10);
+    for n in 0..6 {
+        assert_eq!(word(&bytes, 8 * n), n as u64 + 1);
+    }
+    assert_eq!(word(&bytes, 48), 9 | (10 << 32));
+    assert_eq!(bytes[56..128], [0; 72]);
+    assert_eq!((word(&bytes, 128), word(&bytes, 248)), (7, 8));
+    assert_eq!(bytes.len(), 256);
+
+    let chunk = ChunkReport {
+        used: 0x0102,
+        hits: 0x0304_0506,
+    };
+    assert_eq!(chunk.to_bytes(), [2, 1, 0, 0, 6, 5, 4, 3]);
+}
+
+#[test]
+fn what_each_processor_counts_is_added_up() {
+    let mut sum = Report::default();
+    for age in [0, 5, 100_000] {
+        let mut other = Report {
+            puts: 2,
+            ..Report::default()
+        };
+        other.hit(age);
+        sum.add(&other);
+    }
+    assert_eq!((sum.puts, sum.gets, sum.hits), (6, 3, 3));
+    assert_eq!(sum.hits_by_age.iter().sum::<u64>(), 3);
+}
+
+#[test]
+fn hits_of_a_chunk_stay_at_the_highest_number() {
+    let mut chunk = ChunkReport {
+        used: 0,
+        hits: u32::MAX - 1,
+    };
+    chunk.hit();
+    chunk.hit();
+    assert_eq!(chunk.hits, u32::MAX);
+}
