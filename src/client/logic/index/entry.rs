@@ -64,16 +64,6 @@ impl Older {
         }
     }
 
-    /// Returns the mark to be left when the page in the window is gone.
-    #[inline]
-    pub(super) const fn mark(self) -> Option<Entry> {
-        match self {
-            Self::Nothing => None,
-            Self::Version(version) => Some(Entry::Stale { version }),
-            Self::Any => Some(Entry::Stale { version: 0 }),
-        }
-    }
-
     /// Returns what there may be after a put of a version that the store has.
     #[inline]
     pub(super) const fn or_newer(self, version: u32) -> Self {
@@ -280,13 +270,14 @@ pub(super) const fn told(raw: u64) -> u64 {
 /// takes it.
 #[inline]
 pub(super) const fn taken(raw: u64) -> u64 {
-    match Entry::unpack(raw) {
-        Some(Entry::Window { older, .. }) => match older.mark() {
-            Some(mark) => mark.pack(),
-            None => 0,
-        },
-        _ => 0,
+    // All but one in the window leave nothing, and most have nothing below them.
+    if !is_stale(raw) {
+        return 0;
     }
+    Entry::Stale {
+        version: outdated(raw),
+    }
+    .pack()
 }
 
 /// Returns the 64 bits of what is left of a page that is erased.

@@ -138,11 +138,17 @@ impl Shard {
                 );
                 let new = entry.pack();
 
-                orphans = orphans.wrapping_add(entry::is_pending(raw).into());
-                let more = |is: fn(u64) -> bool| i32::from(is(new)).wrapping_sub(is(raw).into());
-                live = live.wrapping_add(more(entry::is_live));
-                stale = stale.wrapping_add(more(entry::is_stale));
-                pending = pending.wrapping_add(more(entry::is_pending));
+                live = live.wrapping_add(1);
+                stale = stale.wrapping_add(entry::is_stale(new).into());
+                pending = pending.wrapping_add(entry::is_pending(new).into());
+                // Most places are vacant.
+                if raw != 0 {
+                    let was_pending = entry::is_pending(raw);
+                    orphans = orphans.wrapping_add(was_pending.into());
+                    live = live.wrapping_sub(entry::is_live(raw).into());
+                    stale = stale.wrapping_sub(entry::is_stale(raw).into());
+                    pending = pending.wrapping_sub(was_pending.into());
+                }
                 new
             })?;
 
