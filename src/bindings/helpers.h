@@ -42,6 +42,16 @@ void tmem_copy_page(struct page *to, struct page *from);
 bool tmem_pages_equal(struct page *a, struct page *b, size_t len);
 u32 tmem_crc_page(struct page *page);
 
+/* windows */
+void *tmem_window_map(u64 start, size_t len, int *err);
+void tmem_window_unmap(void *addr, u64 start, size_t len);
+bool tmem_window_make_write_back(void *addr, size_t len);
+void tmem_copy_from_page(void *to, struct page *from);
+void tmem_copy_to_page(struct page *to, const void *from);
+void tmem_copy(void *to, const void *from, size_t len);
+u32 tmem_crc(const void *page);
+u32 tmem_load_le32(const void *addr);
+
 struct shrinker *tmem_shrinker_register(const char *name,
 	unsigned long (*count)(struct shrinker *, struct shrink_control *),
 	unsigned long (*scan)(struct shrinker *, struct shrink_control *),
