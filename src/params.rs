@@ -93,6 +93,11 @@ pub(crate) fn filesystem(name: &CStr) -> bool {
     }
 }
 
+/// Returns whether memory that the host lends is used.
+pub(crate) fn window() -> bool {
+    module_parameters::window.value()
+}
+
 /// Returns whether clean pages that come from the host are compared with what the disk has.
 pub(crate) fn verify() -> bool {
     module_parameters::verify.value()
@@ -177,6 +182,7 @@ in_force! {
     xfs,
     btrfs,
     crc,
+    window,
     verify,
     admission,
     max_order,

@@ -7,6 +7,7 @@
 //!
 //! - [`hooks`]: where in the kernel pages come from and go to;
 //! - [`client`]: what the host has, and how to put, get and flush it;
+//! - [`window`]: memory of the host's that pages are copied to and from, where there is such;
 //! - [`virtio`]: the virtio bus and virtqueues, which know nothing of all that;
 //! - [`bindings`]: what the `kernel` crate lacks.
 //!
@@ -25,6 +26,10 @@ mod stats;
     reason = "it is whole, whatever this driver needs of it"
 )]
 mod virtio;
+#[expect(dead_code, reason = "the client does not use windows yet")]
+mod window;
+
+use core::pin::Pin;
 
 use kernel::prelude::*;
 
@@ -38,6 +43,8 @@ fn this_module() -> &'static ThisModule {
 struct TmemModule {
     #[pin]
     registration: kernel::driver::Registration<virtio::Adapter<driver::TmemDriver>>,
+    // Windows are there before the devices that they belong to, and go after them.
+    _window: Option<Pin<KBox<window::Registration>>>,
     // Dropped last, when there is no device any more: hooks may outlive it.
     _hooks: hooks::Teardown,
 }
@@ -47,6 +54,7 @@ impl kernel::InPlaceModule for TmemModule {
         pin_init::pin_init_scope(move || {
             params::check()?;
             Ok(try_pin_init!(Self {
+                _window: window::register(module)?,
                 registration <- kernel::driver::Registration::new(
                     <Self as kernel::ModuleMetadata>::NAME,
                     module,
@@ -95,6 +103,10 @@ module! {
         crc: u32 {
             default: 1,
             description: "Compare clean pages that come back with what was put: 0 never, 1 where the filesystem checks sums itself, 2 always (default: 1)",
+        },
+        window: bool {
+            default: true,
+            description: "Use memory that the host lends by ivshmem-plain devices (default: on)",
         },
         verify: bool {
             default: false,
