@@ -55,6 +55,18 @@ impl Standing {
         self.0 == 0
     }
 
+    /// Returns whether pages may be put where the device need not be asked.
+    #[inline]
+    pub const fn may_put_here(self) -> bool {
+        self.0 & !SILENT == 0
+    }
+
+    /// Returns whether ephemeral pages may be got from where the device need not be asked.
+    #[inline]
+    pub const fn may_get_here(self) -> bool {
+        !self.is(FRESH | SUSPENDED | OUTDATED | GONE)
+    }
+
     /// Returns whether the device can be asked for something, and be expected to answer.
     #[inline]
     pub const fn answers(self) -> bool {

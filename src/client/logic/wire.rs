@@ -7,6 +7,7 @@
 //! another operation is not one that failed, it is a device that [lies](Lie).
 
 use virtio_tmem_abi::{
+    Chunks,
     Key,
     Le16,
     Le32,
@@ -17,6 +18,7 @@ use virtio_tmem_abi::{
     Range,
     RequestHeader,
     ResponseHeader,
+    SlotKey,
     Status, //
 };
 use zerocopy::FromBytes;
@@ -28,13 +30,15 @@ pub const MAX_ENTRIES: usize = 32;
 pub const HEADER_BYTES: usize = size_of::<RequestHeader>();
 
 /// The bytes of the longest request, pages apart.
-pub const REQUEST_BYTES: usize = HEADER_BYTES + MAX_ENTRIES * size_of::<Key>();
+pub const REQUEST_BYTES: usize = HEADER_BYTES + MAX_ENTRIES * size_of::<SlotKey>();
 
 /// The bytes of a response without results.
 pub const RESPONSE_BYTES: usize = size_of::<ResponseHeader>();
 
 /// The bytes of the longest answer, pages apart.
-pub const ANSWER_BYTES: usize = RESPONSE_BYTES + MAX_ENTRIES;
+pub const ANSWER_BYTES: usize = RESPONSE_BYTES + size_of::<Chunks>();
+
+const _: () = assert!(MAX_ENTRIES <= size_of::<Chunks>());
 
 const _: () = assert!(MAX_ENTRIES <= u32::BITS as usize);
 
@@ -43,6 +47,8 @@ const _: () = assert!(MAX_ENTRIES <= u32::BITS as usize);
 pub enum Operation {
     /// To store pages.
     Put,
+    /// To store pages that are in the window.
+    PutSlot,
     /// To return pages.
     Get,
     /// To forget pages in one version.
@@ -59,6 +65,7 @@ impl Operation {
     pub const fn opcode(self) -> Opcode {
         match self {
             Self::Put => Opcode::Put,
+            Self::PutSlot => Opcode::PutSlot,
             Self::Get => Opcode::Get,
             Self::FlushPage => Opcode::FlushPage,
             Self::FlushRange => Opcode::FlushRange,
@@ -76,7 +83,7 @@ impl Operation {
     #[inline]
     const fn usual(self) -> PageResult {
         match self {
-            Self::Put => PageResult::Stored,
+            Self::Put | Self::PutSlot => PageResult::Stored,
             Self::Get => PageResult::Hit,
             Self::FlushPage | Self::FlushRange | Self::FlushObject => PageResult::Flushed,
         }
@@ -87,10 +94,12 @@ impl Operation {
     #[inline]
     pub const fn accepts(self, result: PageResult) -> Option<bool> {
         match (self, result) {
-            (Self::Put, PageResult::Stored) | (Self::Get, PageResult::Hit) => Some(true),
-            (Self::Put, _) if result.is_refusal() => Some(false),
+            (Self::Put | Self::PutSlot, PageResult::Stored) | (Self::Get, PageResult::Hit) => {
+                Some(true)
+            }
+            (Self::Put | Self::PutSlot, _) if result.is_refusal() => Some(false),
             (Self::Get, PageResult::Miss | PageResult::Damaged) => Some(false),
-            (Self::Put | Self::Get, _) => None,
+            (Self::Put | Self::PutSlot | Self::Get, _) => None,
             (_, PageResult::Flushed | PageResult::Absent) => Some(true),
             _ => None,
         }
@@ -266,6 +275,8 @@ pub enum Lie {
         /// The result.
         result: u8,
     },
+    /// It grants more chunks of the window than were asked for, or one that it cannot grant.
+    Chunk(u32),
     /// It goes back to an epoch that it had left, changes it time and again, or has none.
     Epoch(u64),
 }
@@ -287,6 +298,7 @@ impl core::fmt::Display for Lie {
             Self::Result { operation, result } => {
                 write!(f, "result {result} for a {operation:?}")
             }
+            Self::Chunk(chunk) => write!(f, "chunk {chunk} of the window, which cannot be granted"),
             Self::Epoch(epoch) => write!(f, "epoch {epoch:#x} after another one"),
         }
     }
@@ -347,6 +359,22 @@ pub fn decode_control(answer: &[u8], written: usize) -> Result<Option<(Status, D
     let header = decode_header(answer, written)?;
 
     Ok(header.map(|(status, header, _)| (status, DeviceState::from(&header))))
+}
+
+/// Reads which chunks were granted, of at most `asked`, behind the header of an answer that is
+/// [`Status::Ok`].
+pub fn decode_chunks(answer: &[u8], written: usize, asked: u32) -> Result<Chunks, Lie> {
+    let answer = answer.get(..written).unwrap_or(answer);
+    let Ok((chunks, _)) = Chunks::read_from_prefix(answer.get(RESPONSE_BYTES..).unwrap_or(&[]))
+    else {
+        return Err(Lie::Short { written });
+    };
+    let count = chunks.count.get();
+
+    if count > asked {
+        return Err(Lie::Chunk(count));
+    }
+    Ok(chunks)
 }
 
 /// The parts of an answer: what became of the request as a whole, the header, and the results.

@@ -51,7 +51,7 @@ fn it_is_written_as_specified() {
     };
     report.hits_by_age[0] = 7;
     report.hits_by_age[15] = 8;
-    let bytes = report.to_bytes(9, 10);
+    let bytes = report.encode(9, 10);
     for n in 0..6 {
         assert_eq!(word(&bytes, 8 * n), n as u64 + 1);
     }
@@ -64,7 +64,7 @@ fn it_is_written_as_specified() {
         used: 0x0102,
         hits: 0x0304_0506,
     };
-    assert_eq!(chunk.to_bytes(), [2, 1, 0, 0, 6, 5, 4, 3]);
+    assert_eq!(chunk.encode(), [2, 1, 0, 0, 6, 5, 4, 3]);
 }
 
 #[test]

@@ -188,6 +188,21 @@ impl Depot {
         self.get(chunk).map_or(0, |record| record.generation)
     }
 
+    /// Returns whether slots of a chunk are handed out for pages of a kind.
+    pub fn is_granted(&self, chunk: u32, kind: Kind) -> bool {
+        self.get(chunk)
+            .is_some_and(|record| record.state == State::Granted(kind))
+    }
+
+    /// Returns how many slots of a chunk are not in the depot; of one that the driver does not have,
+    /// none.
+    pub fn used(&self, chunk: u32) -> u32 {
+        self.get(chunk).map_or(0, |record| match record.state {
+            State::Absent => 0,
+            _ => SLOTS_PER_CHUNK.wrapping_sub(record.count.into()),
+        })
+    }
+
     /// Returns whether a chunk is to leave.
     #[inline]
     pub fn is_leaving(&self, chunk: u32) -> bool {

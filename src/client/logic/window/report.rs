@@ -52,6 +52,13 @@ impl Report {
         self.gets = self.gets.wrapping_add(1);
     }
 
+    /// Counts pages for which there was no slot.
+    #[inline]
+    pub fn refuse(&mut self, pages: usize) {
+        // CAST: To as many bits.
+        self.refused = self.refused.wrapping_add(pages as u64);
+    }
+
     /// Adds what another processor has counted.
     pub fn add(&mut self, other: &Self) {
         for (sum, more) in self.counters().into_iter().zip(other.all()) {
@@ -60,7 +67,7 @@ impl Report {
     }
 
     /// Returns what is written to the window, with the free slots of either kind.
-    pub fn to_bytes(&self, ephemeral_free: u32, persistent_free: u32) -> [u8; REPORT_SIZE] {
+    pub fn encode(&self, ephemeral_free: u32, persistent_free: u32) -> [u8; REPORT_SIZE] {
         let mut bytes = [0; REPORT_SIZE];
         let free = u64::from(ephemeral_free) | (u64::from(persistent_free) << 32);
         let (counters, by_age) = bytes.split_at_mut(BY_AGE);
@@ -123,7 +130,7 @@ impl ChunkReport {
     }
 
     /// Returns what is written to the window.
-    pub fn to_bytes(self) -> [u8; 8] {
+    pub fn encode(self) -> [u8; 8] {
         (u64::from(self.used) | (u64::from(self.hits) << 32)).to_le_bytes()
     }
 }

@@ -38,11 +38,45 @@ impl Shard {
             )
     }
 
+    /// Calls `f` with the index and the entry of the pages at `from..` that nobody in the guest has,
+    /// and that are not on their way, in the order of their indices, until it returns false.
+    ///
+    /// As [`Shard::stored_from()`], but with those that are in a slot of the window.
+    pub fn away_from(
+        &self,
+        tag: u64,
+        from: u64,
+        mut f: impl FnMut(u64, Entry) -> bool,
+    ) -> Option<u64> {
+        let (_, object) = self.find_usable(tag)?;
+
+        object
+            .tree
+            .visit(
+                &self.nodes,
+                from,
+                Self::LEAVES_TO_LOOK_AT,
+                |index, raw| match Entry::unpack(raw) {
+                    Some(entry @ (Entry::Remote { .. } | Entry::Window { .. })) => f(index, entry),
+                    _ => true,
+                },
+            )
+    }
+
     /// Returns whether a page is what the device has stored as this version of it.
     pub fn is_stored(&self, tag: u64, index: u64, version: u32) -> bool {
         self.peek(tag, index).is_some_and(
             |found| matches!(found.entry, Entry::Remote { version: v, .. } if v == version),
         )
+    }
+
+    /// Returns whether a page is what the device has stored as this version of it, or what is moving
+    /// from the window in this version.
+    pub fn is_away(&self, tag: u64, index: u64, version: u32) -> bool {
+        self.peek(tag, index).is_some_and(|found| {
+            matches!(found.entry, Entry::Remote { version: v, .. } | Entry::Moving { version: v, .. }
+                if v == version)
+        })
     }
 
     /// Erases a page if it still is what the device has stored as this version of it.

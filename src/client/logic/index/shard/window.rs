@@ -17,10 +17,13 @@
 use super::{
     super::{
         entry::{
+            self,
             Entry,
             Older, //
         },
-        object::state, //
+        node::PLACES,
+        object::state,
+        tree::Kind, //
     },
     Completed,
     Inserted,
@@ -80,12 +83,112 @@ impl Shard {
             .is_some_and(|found| found.entry.slot() == Some(slot))
     }
 
+    /// Returns whether a page is in the window, moving or not.
+    pub fn has_slot(&self, tag: u64, index: u64) -> bool {
+        self.peek(tag, index)
+            .is_some_and(|found| matches!(found.entry, Entry::Window { .. } | Entry::Moving { .. }))
+    }
+
     /// Erases a page if it is in a slot of the window; returns whether it was, so that the slot is
     /// the caller's.
     ///
     /// This is for whoever takes a slot over, and for slots of chunks that were taken back.
     pub fn erase_slot(&mut self, tag: u64, index: u64, slot: u32) -> bool {
         self.is_in_slot(tag, index, slot) && self.erase(tag, index).is_some()
+    }
+
+    /// Calls `f` with the slots of pages at `index..`, up to `count`, as far as they are in the window.
+    ///
+    /// Returns how many of the first it was. The pages stay where they are: see
+    /// [`Shard::is_in_slot()`]. Those that are moving are there, too.
+    pub fn slots_of(&self, tag: u64, index: u64, count: u64, mut f: impl FnMut(u32)) -> u64 {
+        let Some((_, object)) = self.find_usable(tag).filter(|_| count > 0) else {
+            return 0;
+        };
+        let mut seen = 0u64;
+        let leaves = (count as usize).div_ceil(PLACES).wrapping_add(1);
+
+        object.tree.visit(&self.nodes, index, leaves, |i, raw| {
+            if seen == count || i != index.wrapping_add(seen) {
+                return false;
+            }
+            match Entry::unpack(raw) {
+                Some(Entry::Window { slot, .. } | Entry::Moving { slot, .. }) => f(slot),
+                _ => return false,
+            }
+            seen = seen.wrapping_add(1);
+            true
+        });
+        seen
+    }
+
+    /// Takes pages at `index..`, up to `count`, out of the index as far as they are in the window,
+    /// and calls `f` with the slot of each, which is the caller's.
+    ///
+    /// Returns how many of the first it was.
+    pub fn take_slots(&mut self, tag: u64, index: u64, count: u64, mut f: impl FnMut(u32)) -> u64 {
+        let Some(more) = count.checked_sub(1) else {
+            return 0;
+        };
+        let Some((at, _)) = self.find_usable(tag) else {
+            return 0;
+        };
+        let Some(object) = self.objects.get_mut(at) else {
+            return 0;
+        };
+        let mut taken = 0u32;
+        let leaves = (count as usize).div_ceil(PLACES).wrapping_add(1);
+        let _ = object.tree.rewrite(
+            &mut self.nodes,
+            index,
+            index.saturating_add(more),
+            Kind::Live,
+            leaves,
+            |i, raw| match Entry::unpack(raw) {
+                Some(Entry::Window { slot, .. }) if i == index.wrapping_add(taken.into()) => {
+                    taken = taken.wrapping_add(1);
+                    f(slot);
+                    Some(entry::taken(raw))
+                }
+                _ => None,
+            },
+        );
+        object.live = object.live.wrapping_sub(taken);
+        self.live = self.live.wrapping_sub(taken.into());
+        if taken > 0 {
+            self.settle(at, true);
+        }
+        taken.into()
+    }
+
+    /// Takes note that the page in a slot of the window is not there any more, if it still is the
+    /// page of this entry; the slot is the caller's then.
+    ///
+    /// Whoever has the right to the page keeps it: see [`Shard::lose_all()`].
+    pub fn lose_slot(&mut self, tag: u64, index: u64, slot: u32) -> bool {
+        let Some((at, _)) = self.find_usable(tag) else {
+            return false;
+        };
+        let Some(object) = self.objects.get_mut(at) else {
+            return false;
+        };
+        let spot = object.tree.find(&self.nodes, index);
+        let Some(Entry::Window { older, slot: is }) = Entry::unpack(spot.raw) else {
+            return false;
+        };
+        if is != slot {
+            return false;
+        }
+        let raw = Entry::Lost.pack();
+        object.tree.store(&mut self.nodes, index, spot, raw);
+        if older != Older::Nothing {
+            // What the store may have of it goes with the object.
+            object.stale = object.stale.wrapping_sub(1);
+            self.stale = self.stale.wrapping_sub(1);
+            object.state |= state::LEAKY;
+            self.leaked = self.leaked.wrapping_add(1);
+        }
+        true
     }
 
     /// Begins to move a page out of a slot of the window, if it is there.
