@@ -5,7 +5,6 @@
 mod raw;
 
 pub(crate) mod block;
-#[expect(dead_code, reason = "the client does not use windows yet")]
 pub(crate) mod mapping;
 pub(crate) mod memory;
 pub(crate) mod page;

@@ -14,10 +14,12 @@
 //! stage   pages that cannot: Staging ──► (thread) ──► carry ──► …
 //! get     the index, then as the first; whoever gets polls for a while
 //! again   … what did not come, by way of other memory
+//! here    puts and gets without the device, by way of the window
 //! flush   the index; the device learns of it from the thread
 //! pools   creating, keeping and destroying them
 //! carry   requests there and back        life    what the device's coming and going means
 //! pump    the thread, and its watchdog   events  what the device says without being asked
+//! window  slots of the host's memory, and the chunks that they are in
 //! ```
 //!
 //! What is decided, and not done, is in [`logic`], without the kernel and tested on the host.
@@ -32,6 +34,7 @@ mod flight;
 mod flush;
 mod frame;
 mod get;
+mod here;
 mod lanes;
 mod life;
 pub(crate) mod logic;
@@ -44,6 +47,7 @@ mod request;
 mod stage;
 mod staging;
 mod stored;
+mod window;
 
 use kernel::{
     new_mutex, new_spinlock_irq, new_work,
@@ -57,6 +61,7 @@ use kernel::{
         },
         Arc,
         Mutex,
+        SetOnce,
         SpinLockIrq, //
     },
     workqueue::{
@@ -105,7 +110,8 @@ use self::{
         Request,
         RequestPool, //
     },
-    staging::Staging, //
+    staging::Staging,
+    window::Window, //
 };
 
 pub(crate) use self::{
@@ -118,6 +124,7 @@ pub(crate) use self::{
         Gets,
         NotNow, //
     },
+    here::Here,
     pool::Pool,
     request::{
         Answers,
@@ -125,6 +132,7 @@ pub(crate) use self::{
         Outcome, //
     },
     staging::StagingSize,
+    window::Moves, //
 };
 
 /// How many requests may be in the virtqueues at once.
@@ -157,6 +165,8 @@ pub(crate) struct Limits {
     pub(crate) poll_us: u32,
     /// Whether swapped pages are in their swap area, too.
     pub(crate) written_through: bool,
+    /// Whether to use the device's window.
+    pub(crate) window: bool,
     /// Pages of memory by which to judge which clean pages are worth being put, if that is done.
     pub(crate) admission: Option<u64>,
 }
@@ -218,6 +228,11 @@ pub(crate) struct Client<O: Origin> {
     #[pin]
     cleancache: PoolState,
     admission: Option<Admission>,
+    /// What the device's window is known by, if it has one that is to be used.
+    identity: Option<[u8; 16]>,
+    window: SetOnce<Arc<Window>>,
+    /// Whether chunks of it are to be looked after now.
+    tending: Atomic<bool>,
     bell: Bell,
     #[pin]
     pump: pump::State,
@@ -234,6 +249,8 @@ pub(crate) struct Client<O: Origin> {
     end: Work<Self, END>,
     #[pin]
     renew: Work<Self, RENEW>,
+    #[pin]
+    tend: Work<Self, TEND>,
 }
 
 /// Gives the index and the staging memory what they want.
@@ -244,12 +261,15 @@ const LET_GO: u64 = 1;
 const END: u64 = 2;
 /// Goes over to another epoch.
 const RENEW: u64 = 3;
+/// Looks after chunks of the window.
+const TEND: u64 = 4;
 
 impl_has_work! {
     impl{O: Origin} HasWork<Self, GROW> for Client<O> { self.grow }
     impl{O: Origin} HasWork<Self, LET_GO> for Client<O> { self.let_go }
     impl{O: Origin} HasWork<Self, END> for Client<O> { self.end }
     impl{O: Origin} HasWork<Self, RENEW> for Client<O> { self.renew }
+    impl{O: Origin} HasWork<Self, TEND> for Client<O> { self.tend }
 }
 
 impl<O: Origin> Client<O> {
@@ -277,6 +297,8 @@ impl<O: Origin> Client<O> {
         let (timeout, give_up) = (limits.timeout_ms, limits.give_up_ms);
         let pages = limits.max_pages;
         let first = config.epoch.get();
+        let has_window = limits.window && config.capabilities.get() & cap::WINDOW != 0;
+        let identity = has_window.then_some(config.window);
 
         let client = Arc::pin_init(
             try_pin_init!(Self {
@@ -308,6 +330,9 @@ impl<O: Origin> Client<O> {
                 frontswap <- PoolState::new(pages),
                 cleancache <- PoolState::new(pages),
                 admission: limits.admission.map(Admission::new).transpose()?,
+                identity,
+                window: SetOnce::new(),
+                tending: Atomic::new(false),
                 bell: Bell::new(),
                 pump <- pump::State::new(timeout, give_up),
                 growth,
@@ -317,6 +342,7 @@ impl<O: Origin> Client<O> {
                 let_go <- new_work!("Client::let_go"),
                 end <- new_work!("Client::end"),
                 renew <- new_work!("Client::renew"),
+                tend <- new_work!("Client::tend"),
             }? Error),
             GFP_KERNEL,
         )?;
@@ -459,6 +485,15 @@ impl<O: Origin> workqueue::WorkItem<RENEW> for Client<O> {
 
     fn run(this: Arc<Self>) {
         Self::renew(&this);
+    }
+}
+
+impl<O: Origin> workqueue::WorkItem<TEND> for Client<O> {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.tending.store(false, Release);
+        this.tend();
     }
 }
 

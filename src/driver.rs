@@ -168,6 +168,7 @@ fn bind<'bound>(vdev: &'bound virtio::Device<Core<'_>>) -> Result<TmemData<'boun
     let attached = Attached(client.clone());
     Client::attach(&client, vdev)?;
     client.begin_pools()?;
+    client.open_window(false)?;
 
     let hooks = seat.install(&client, wants)?;
     let shrinker = if wants.cleancache {

@@ -30,7 +30,7 @@ pub(crate) struct About {
     client: Arc<Client>,
 }
 
-static FILES: [File<About>; 3] = [
+static FILES: [File<About>; 4] = [
     File {
         name: c"state",
         show: Some(show_state),
@@ -40,6 +40,11 @@ static FILES: [File<About>; 3] = [
         name: c"drain",
         show: Some(show_drain),
         store: Some(store_drain),
+    },
+    File {
+        name: c"window",
+        show: Some(show_window),
+        store: None,
     },
     File {
         name: c"give_up",
@@ -56,6 +61,23 @@ pub(crate) fn add(device: &Device<Bound>, client: Arc<Client>) -> Result<Group<'
 /// Says how the driver stands with the device, in one word.
 fn show_state(about: &About, text: &mut Text<'_>) -> Result {
     writeln!(text, "{}", about.client.standing().name()).map_err(|_| EOVERFLOW)
+}
+
+/// Says what there is of the window, in pages: of clean ones and of swapped ones.
+fn show_window(about: &About, text: &mut Text<'_>) -> Result {
+    let Some([ephemeral, persistent]) = about.client.window_shares() else {
+        return writeln!(text, "none").map_err(|_| EOVERFLOW);
+    };
+
+    for (name, share) in [("ephemeral", ephemeral), ("persistent", persistent)] {
+        writeln!(
+            text,
+            "{name} granted {} leaving {} free {} used {}",
+            share.granted, share.leaving, share.free, share.used
+        )
+        .map_err(|_| EOVERFLOW)?;
+    }
+    Ok(())
 }
 
 /// Gives the device up.

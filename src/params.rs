@@ -136,6 +136,7 @@ pub(crate) fn limits(wants: Wants, total_pages: u64) -> Limits {
         timeout_ms: module_parameters::timeout_ms.value(),
         give_up_ms: Some(module_parameters::give_up_ms.value()).filter(|&ms| ms > 0),
         poll_us: module_parameters::poll_us.value(),
+        window: window(),
         written_through: write_through(),
         admission: module_parameters::admission.value().then_some(total_pages),
     }

@@ -26,7 +26,6 @@ mod stats;
     reason = "it is whole, whatever this driver needs of it"
 )]
 mod virtio;
-#[expect(dead_code, reason = "the client does not use windows yet")]
 mod window;
 
 use core::pin::Pin;

@@ -93,11 +93,6 @@ impl Source {
     pub(crate) fn with<R>(&self, f: impl FnOnce(&Mapping) -> R) -> Option<R> {
         self.region.mapping.try_access_with(f)
     }
-
-    /// Returns whether the memory is gone, for good. Any context.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.with(|_| ()).is_none()
-    }
 }
 
 /// Returns the window with this identity, whose header the host has written before. May sleep.

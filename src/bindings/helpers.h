@@ -49,7 +49,6 @@ bool tmem_window_make_write_back(void *addr, size_t len);
 void tmem_copy_from_page(void *to, struct page *from);
 void tmem_copy_to_page(struct page *to, const void *from);
 void tmem_copy(void *to, const void *from, size_t len);
-u32 tmem_crc(const void *page);
 u32 tmem_load_le32(const void *addr);
 
 struct shrinker *tmem_shrinker_register(const char *name,

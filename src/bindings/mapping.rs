@@ -115,14 +115,6 @@ impl Mapping {
         true
     }
 
-    /// Returns the CRC-32C of the page at `offset`, as [`PageRef::crc`] does. Any context.
-    pub(crate) fn crc(&self, offset: usize) -> Option<u32> {
-        let page = self.page_at(offset)?;
-
-        // SAFETY: It is a page of the mapping.
-        Some(unsafe { raw::tmem_crc(page) })
-    }
-
     /// Reads a little-endian number, after all that was read before and before all that is read or
     /// written after.
     ///

@@ -4,7 +4,6 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/crc32c.h>
 #include <linux/highmem.h>
 #include <linux/io.h>
 #include <linux/ioport.h>
@@ -75,12 +74,6 @@ void tmem_copy(void *to, const void *from, size_t len)
 {
 	memcpy(to, from, len);
 }
-
-u32 tmem_crc(const void *page)
-{
-	return crc32c(~0, page, PAGE_SIZE);
-}
-
 /*
  * What was read before has been read before, on any architecture, and with one
  * processor too: it is the host's that write.

@@ -192,7 +192,7 @@ impl<O: Origin> Client<O> {
 
         blank.seal(flags, self.epoch());
         match operation {
-            Operation::Put => state.counters.puts.add(count),
+            Operation::Put | Operation::PutSlot => state.counters.puts.add(count),
             Operation::Get => state.counters.gets.add(count),
             _ => state.counters.flushes_sent.add(count),
         }
@@ -364,6 +364,7 @@ impl<O: Origin> Client<O> {
         let mut outcomes = outcomes.unwrap_or(Outcomes::failed(blank.record.len()));
 
         match blank.record.operation {
+            Operation::PutSlot => self.slots_sent(&blank, outcomes),
             Operation::Put => self.put_done(&mut blank, outcomes),
             Operation::Get => match self.get_done(blank, &mut outcomes) {
                 Some(done) => blank = done,
@@ -380,6 +381,7 @@ impl<O: Origin> Client<O> {
         let outcomes = Outcomes::failed(blank.record.len());
 
         match blank.record.operation {
+            Operation::PutSlot => self.slots_sent(&blank, outcomes),
             Operation::Put => self.put_failed(&blank),
             Operation::Get => return self.settle(blank, None),
             _ => (),

@@ -88,6 +88,16 @@ counters! {
     hits,
     /// Pages that were returned from the staging memory, without the device.
     staged_hits,
+    /// Pages put into the window, without the device.
+    window_puts,
+    /// Pages that were got from the window, without the device.
+    window_hits,
+    /// Pages that were in the window until the device took it back.
+    window_lost,
+    /// Pages of the window that made room for others.
+    window_replaced,
+    /// Pages that went from the window to the device's store.
+    window_moved,
     /// Pages looked for and not in the index.
     misses,
     /// Pages that the index had and the device did not return.

@@ -64,8 +64,15 @@ impl<O: Origin> Client<O> {
                 };
                 self.heed(&state, None);
             }
-            if kind == Some(EventKind::Shrink) {
-                O::shrink(event.pages.get());
+            match kind {
+                Some(EventKind::Shrink) => O::shrink(event.pages.get()),
+                Some(EventKind::Recall) => {
+                    if let Some(window) = self.window() {
+                        window.recall(event.pages.get());
+                        self.want_chunks();
+                    }
+                }
+                _ => (),
             }
         }
 

@@ -16,7 +16,10 @@ use crate::bindings::{
 use super::{
     frame::MAX_PAGES,
     logic::{
-        index::Flush,
+        index::{
+            Entry as Known,
+            Flush, //
+        },
         wire::{
             self,
             Operation, //
@@ -26,6 +29,7 @@ use super::{
         Entry,
         Origin, //
     },
+    window::Freed,
     Client,
     Pool, //
 };
@@ -52,10 +56,18 @@ impl<O: Origin> Client<O> {
         let state = self.pool(pool);
         let erased = state.shard(tag).and_then(|mut s| s.erase(tag, index));
 
-        if erased.is_some() {
+        if let Some(entry) = erased {
+            self.free_slot(pool, entry);
             state.counters.flushes.add(1);
             trace::flush(pool.number(), tag, index, 1);
             self.flush_later();
+        }
+    }
+
+    /// Frees the slot of an entry that has left the index, if it has one. Any context.
+    fn free_slot(&self, pool: Pool, entry: Known) {
+        if let (Some(slot), Some(window)) = (entry.slot(), self.window()) {
+            window.free(pool.kind(), &[slot]);
         }
     }
 
@@ -71,8 +83,11 @@ impl<O: Origin> Client<O> {
             let Some(mut shard) = state.shard(tag) else {
                 break;
             };
-            let erased = shard.erase_range(tag, from, last, |_| ());
+            let mut freed = Freed::new(self.window(), pool);
+            let erased = shard.erase_range(tag, from, last, |entry| freed.entry(Some(entry)));
 
+            drop(shard);
+            drop(freed);
             count += erased.count;
             next = erased.next;
         }
@@ -108,7 +123,9 @@ impl<O: Origin> Client<O> {
     /// Forgets all pages of a pool, and does not tell the device.
     pub(crate) fn forget(&self, pool: Pool) {
         for mut shard in self.pool(pool).shards() {
-            shard.forget_all();
+            let mut freed = Freed::new(self.window(), pool);
+
+            shard.forget_all_slots(|slot| freed.slot(slot));
         }
     }
 
@@ -223,15 +240,18 @@ impl<O: Origin> Client<O> {
 
         let mut flushes = [None; MAX_PAGES];
         let mut count = 0;
-        let more = self
-            .pool(pool)
-            .nth_shard(n)?
-            .harvest(self.max_flushes.load(Relaxed), |flush| {
+        let mut freed = Freed::new(self.window(), pool);
+        let more = self.pool(pool).nth_shard(n)?.harvest_slots(
+            self.max_flushes.load(Relaxed),
+            |flush| {
                 if let Some(place) = flushes.get_mut(count) {
                     *place = Some(flush);
                     count += 1;
                 }
-            });
+            },
+            |slot| freed.slot(slot),
+        );
+        drop(freed);
 
         for flush in flushes.into_iter().flatten() {
             let operation = match flush {

@@ -142,7 +142,7 @@ impl<O: Origin> Client<O> {
         }
     }
 
-    /// Returns what is to be done about a page of a pool that the index has. Any context.
+    /// Returns what is to be done about a page of a pool that the device has. Any context.
     pub(crate) fn access(&self, pool: Pool) -> Access {
         let standing = self.standing();
 
@@ -171,6 +171,7 @@ impl<O: Origin> Client<O> {
             return (0, Stop::Full);
         };
         let mut at = index;
+        let mut gone = u64::MAX;
         let blank = &mut batch.blank;
         // What has not been sent yet is copied under the lock of the shard, which is what frees its
         // slot.
@@ -183,6 +184,12 @@ impl<O: Origin> Client<O> {
                 Known::Pending { slot, .. } => {
                     self.staging.copy_out(slot, page);
                     state.counters.staged_hits.add(1);
+                }
+                // A clean one between others that the device has: it is this one's to free.
+                Known::Window { slot, .. } => {
+                    if !self.take_slot(pool, slot, page) {
+                        gone = gone.min(at.wrapping_sub(index));
+                    }
                 }
                 Known::Remote { version, crc } => {
                     let entry = Entry {
@@ -197,9 +204,8 @@ impl<O: Origin> Client<O> {
                     // It fits: see above.
                     let _ = blank.push_key(entry).and_then(|()| blank.push_page(page));
                 }
-                // No pages are put into the window yet.
-                Known::Window { .. } | Known::Moving { .. } => (),
-                Known::Lost | Known::Stale { .. } => (),
+                // Clean pages do not move.
+                Known::Moving { .. } | Known::Lost | Known::Stale { .. } => (),
             }
             at = at.wrapping_add(1);
         };
@@ -216,7 +222,14 @@ impl<O: Origin> Client<O> {
                 })
                 .count(),
         };
-        if pushed < room {
+        // CAST: There are at most 32.
+        let next = index.wrapping_add(pushed as u64);
+        if gone < pushed as u64 {
+            (gone as usize, Stop::Refused)
+        } else if pushed > 0 && pool == Pool::Frontswap && shard.has_slot(tag, next) {
+            // That needs no request: see `get_here()`.
+            (pushed, Stop::Full)
+        } else if pushed < room {
             (pushed, Stop::Refused)
         } else if pushed < count {
             (pushed, Stop::Full)

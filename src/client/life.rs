@@ -45,6 +45,7 @@ use super::{
             Access,
             Standing, //
         },
+        window::Kind,
         wire::{
             DeviceState,
             Lie,
@@ -281,7 +282,9 @@ impl<O: Origin> Client<O> {
         self.kept.store(keep, Relaxed);
         if keep && !self.is_gone() {
             self.keep_pools();
+            self.keep_window();
         }
+        self.close_window();
         self.detach();
         Ok(())
     }
@@ -296,9 +299,11 @@ impl<O: Origin> Client<O> {
         let result = Self::attach(this, vdev).and_then(|()| {
             if this.kept.load(Relaxed) {
                 this.find_pools()?;
-                this.create_pools()
+                this.create_pools()?;
+                this.open_window(true)
             } else {
-                this.begin_pools()
+                this.begin_pools()?;
+                this.open_window(false)
             }
         });
 
@@ -361,6 +366,7 @@ impl<O: Origin> Client<O> {
             let next = this.next_epoch.load(Relaxed);
 
             // In this order: nothing names the new epoch before all of the old one is forgotten.
+            this.close_window();
             this.staging.drain();
             this.lose_pages(Pool::Cleancache);
             this.lose_pages(Pool::Frontswap);
@@ -372,7 +378,7 @@ impl<O: Origin> Client<O> {
             }
             pr_warn!("the host's epoch changed: what it had before is not used any more\n");
 
-            match this.create_pools() {
+            match this.create_pools().and_then(|()| this.open_window(false)) {
                 Ok(()) => break,
                 Err(_) if this.next_epoch.load(Relaxed) != next => (),
                 Err(error) => {
@@ -433,7 +439,14 @@ impl<O: Origin> Client<O> {
         self.frontswap.credits.clear();
         self.cleancache.credits.clear();
         self.control.close();
-        let pages = self.pages(Pool::Frontswap).load(Relaxed);
+        // What is in the window can be got without the device.
+        let here = self
+            .window()
+            .map_or(0, |window| window.used(Kind::Persistent).load(Relaxed));
+        let pages = self
+            .pages(Pool::Frontswap)
+            .load(Relaxed)
+            .saturating_sub(here.into());
         if self.written_through {
             pr_err!(
                 "the device is given up: {pages} swap pages are read from their swap area ({why})\n"

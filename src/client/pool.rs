@@ -183,11 +183,16 @@ impl PoolState {
         }
     }
 
+    /// Returns whether there may be more pages. Any context.
+    pub(super) fn has_room(&self) -> bool {
+        self.pages.load(Relaxed) < self.max_pages
+    }
+
     /// Makes room for up to `pages` more pages, and returns for how many there is any.
     ///
     /// Any context. To be followed by insertions and [`Self::admitted`].
     pub(super) fn admit(&self, pages: usize) -> usize {
-        if self.pages.load(Relaxed) >= self.max_pages {
+        if !self.has_room() {
             self.counters.over_limit.add(pages);
             return 0;
         }

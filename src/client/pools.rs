@@ -160,16 +160,31 @@ impl<O: Origin> Client<O> {
     ///
     /// May sleep, but not for longer than the device is given time for.
     pub(super) fn ask(&self, opcode: Opcode, pool: Pool, entry: &[u8]) -> Result<Status> {
+        let count = usize::from(!entry.is_empty());
+
+        self.ask_with(opcode, pool, (count, entry), RESPONSE_BYTES)
+            .map(|(status, ..)| status)
+    }
+
+    /// As [`Self::ask`], with a table of `count` entries, and room for an answer of `room` bytes.
+    ///
+    /// Returns the request, too, and how much of its answer was written.
+    pub(super) fn ask_with(
+        &self,
+        opcode: Opcode,
+        pool: Pool,
+        (count, table): (usize, &[u8]),
+        room: usize,
+    ) -> Result<(Status, KBox<Request<O>>, usize)> {
         let _turn = self.control.turn.lock();
         let queue = usize::from(QUEUE_CONTROL);
         let epoch = self.epoch();
-        let count = usize::from(!entry.is_empty());
         let header = wire::header(opcode, 0, pool.number(), count, epoch);
 
         let mut request = Request::new(NO_PLACE)?;
-        request.frame.reset(RESPONSE_BYTES, Direction::Out);
+        request.frame.reset(room, Direction::Out);
         request.frame.push_out(header.as_bytes())?;
-        request.frame.push_out(entry)?;
+        request.frame.push_out(table)?;
 
         // One that came too late is of no interest any more.
         let late = self.control.answer.lock().request.take();
@@ -183,7 +198,11 @@ impl<O: Origin> Client<O> {
         loop {
             if let Some((request, written)) = answer.request.take() {
                 drop(answer);
-                return self.read_answer(opcode, epoch, &request, written);
+                // The virtqueues were stopped, if nothing was.
+                let written = written.ok_or(ENODEV)?;
+                let status = self.read_answer(opcode, epoch, &request, written)?;
+
+                return Ok((status, request, written));
             }
             if answer.closed {
                 return Err(ENODEV);
@@ -212,11 +231,8 @@ impl<O: Origin> Client<O> {
         opcode: Opcode,
         epoch: u64,
         request: &Request<O>,
-        written: Option<usize>,
+        written: usize,
     ) -> Result<Status> {
-        // The virtqueues were stopped.
-        let written = written.ok_or(ENODEV)?;
-
         match decode_control(request.frame.answer(), written) {
             Ok(Some((status, state))) => {
                 self.heed(&state, Some(epoch));

@@ -42,7 +42,8 @@ use super::{
     END,
     GROW,
     IN_FLIGHT,
-    RENEW, //
+    RENEW,
+    TEND, //
 };
 
 /// What the thread remembers.
@@ -108,6 +109,7 @@ impl<O: Origin> thread::Work for Client<O> {
             this.pump_kicks(),
             this.offer_again(),
             Self::watch_requests(this),
+            Self::watch_chunks(this),
         ]
         .into_iter()
         .flatten()
@@ -126,6 +128,16 @@ impl<O: Origin> Client<O> {
         if !self.pump.watching.load(Relaxed) {
             self.bell.ring();
         }
+    }
+
+    /// Has chunks of the window looked after if it is time; returns in how many jiffies to look again.
+    fn watch_chunks(this: &Arc<Self>) -> Option<usize> {
+        let (left, due) = this.chunks_due()?;
+
+        if due {
+            let _ = this.growth.enqueue::<_, TEND>(this.clone());
+        }
+        Some(left)
     }
 
     /// Looks whether requests are answered in time; returns in how many jiffies to look again.

@@ -29,6 +29,7 @@ use super::{
         Entry,
         Origin, //
     },
+    window::Freed,
     Client,
     Pool,
     GET_RESERVE, //
@@ -72,9 +73,11 @@ impl<O: Origin> Client<O> {
             return (0, Stop::Refused);
         };
         let admitted = state.admit(room);
+        let mut replaced = Freed::new(self.window(), batch.blank.record.pool);
         let blank = &mut batch.blank;
         // CAST: There are at most 32.
         let pushed = shard.insert_run(tag, index, admitted as u64, |n, inserted| {
+            replaced.entry(inserted.replaced);
             let Some((page, mine)) = pages.next() else {
                 return NO_SLOT;
             };
@@ -95,10 +98,11 @@ impl<O: Origin> Client<O> {
         state.counters.no_memory.add(admitted - pushed);
         let refused = pushed < room;
         if refused {
-            shard.erase(tag, index.wrapping_add(pushed as u64));
+            replaced.entry(shard.erase(tag, index.wrapping_add(pushed as u64)));
         }
         let short = shard.wants().any();
         drop(shard);
+        drop(replaced);
 
         state.admitted(admitted, pushed);
         if pushed > 0 {

@@ -22,6 +22,7 @@ use super::{
         Origin, //
     },
     staging::Staged,
+    window::Freed,
     Client,
     Pool, //
 };
@@ -53,6 +54,9 @@ impl<O: Origin> Client<O> {
         checked: bool,
         refuse: impl FnOnce() -> bool,
     ) -> usize {
+        if let Some(window) = self.window_for(Pool::Cleancache) {
+            return self.stage_here(window, (tag, index), count, pages, checked, refuse);
+        }
         let state = &self.cleancache;
         let last = index.wrapping_add(count as u64).wrapping_sub(1);
         let mut slots = [const { None }; MAX_PAGES];
@@ -80,6 +84,7 @@ impl<O: Origin> Client<O> {
 
         let lane = PoolState::shard_of(tag) % self.staging.queues().max(1);
         let (mut staged, mut before) = (0, 0);
+        let mut replaced = Freed::new(self.window(), Pool::Cleancache);
         if refuse() {
             state.counters.unsafe_inode.add(taken);
         } else if let Some(mut fifo) = self.staging.fifos.get(lane).map(|fifo| fifo.lock()) {
@@ -87,6 +92,7 @@ impl<O: Origin> Client<O> {
 
             // CAST: There are at most 32.
             staged = shard.insert_run(tag, index, taken as u64, |n, inserted| {
+                replaced.entry(inserted.replaced);
                 let Some(slot) = copies.next().and_then(Option::take) else {
                     return super::put::NO_SLOT;
                 };
@@ -110,8 +116,9 @@ impl<O: Origin> Client<O> {
         }
         if staged < count {
             let first = index.wrapping_add(staged as u64);
+            let mut freed = Freed::new(self.window(), Pool::Cleancache);
             // So few pages are gone through at once.
-            let _ = shard.erase_range(tag, first, last, |_| ());
+            let _ = shard.erase_range(tag, first, last, |entry| freed.entry(Some(entry)));
         }
         let short = shard.wants().any();
         drop(shard);
@@ -128,9 +135,9 @@ impl<O: Origin> Client<O> {
         staged
     }
 
-    /// Returns whether there is staging memory for so many pages. Any context.
+    /// Returns whether there is memory for so many pages: staging memory, or the window. Any context.
     pub(crate) fn can_stage(&self, count: usize) -> bool {
-        self.staging.pages().free() >= count
+        self.puts_here(Pool::Cleancache) || self.staging.pages().free() >= count
     }
 
     /// Waits until so many pages can be staged, or it has taken too long.

@@ -9,21 +9,6 @@ use super::{
 };
 
 impl<O: Origin> Client<O> {
-    /// Calls `f` with the index and the version of the pages at `from..` of an object that the device
-    /// has stored, in the order of their indices, until it returns false.
-    ///
-    /// `f` runs with the index locked. Returns where to go on, or [`None`] after the last page. Any
-    /// context.
-    pub(crate) fn stored_from(
-        &self,
-        pool: Pool,
-        tag: u64,
-        from: u64,
-        f: impl FnMut(u64, u32) -> bool,
-    ) -> Option<u64> {
-        self.pool(pool).shard(tag)?.stored_from(tag, from, f)
-    }
-
     /// Returns whether a page is what the device has stored as this version of it. Any context.
     pub(crate) fn is_stored(&self, pool: Pool, tag: u64, index: u64, version: u32) -> bool {
         self.pool(pool)

@@ -253,14 +253,14 @@ unsafe extern "C" fn removed(_data: *mut c_void, folio: *mut bindings::folio) {
                 .client
                 .stage(tag, index, count, folio.pages_at(n, count), checked, refuse);
     }
-    if !folio.is_workingset() {
+    if !folio.is_workingset() && !context.client.puts_here(Pool::Cleancache) {
         context.client.spend_trust(tag, first, staged as u64);
     }
 }
 
 /// Returns whether a folio is one that is put, if all else is right.
 fn wants_put(context: &Entered, file: File, folio: Folio) -> bool {
-    context.client.running()
+    can_put(context)
         && folio.order() <= params::max_order()
         && file.is_cacheable()
         && file.filesystem(context).is_some()
@@ -270,9 +270,17 @@ fn wants_put(context: &Entered, file: File, folio: Folio) -> bool {
 
 /// Returns whether a folio is likely to be read again.
 ///
-/// The kernel knows so of some; of all others the client says what became of those before.
+/// The kernel knows so of some; of all others the client says what became of those before. Where a
+/// put is a copy and nothing else, all are: those that do not come back make room first.
 fn is_worth_putting(context: &Entered, file: File, folio: Folio) -> bool {
-    folio.is_workingset() || context.client.is_worth_putting(file.tag(), folio.index())
+    folio.is_workingset()
+        || context.client.puts_here(Pool::Cleancache)
+        || context.client.is_worth_putting(file.tag(), folio.index())
+}
+
+/// Returns whether clean pages can be put now.
+fn can_put(context: &Entered) -> bool {
+    context.client.running() || context.client.puts_here(Pool::Cleancache)
 }
 
 /// Returns the filesystem of a folio that is to be put.
@@ -281,7 +289,7 @@ fn may_put(context: &Entered, file: File, folio: Folio) -> Option<&Filesystem> {
     let counters = client.counters(Pool::Cleancache);
     let pages = folio.pages() as usize;
 
-    if !client.running() || !folio.is_putable() {
+    if !can_put(context) || !folio.is_putable() {
         return None;
     }
     if !file.is_cacheable() {

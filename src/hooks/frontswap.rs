@@ -285,6 +285,14 @@ impl<'a> Builder<'a> {
             }
             while done < run.len {
                 let key = (run.tag, run.index + done);
+                // What is in the window, or goes there, needs no request.
+                let here = self.here(key, (run.len - done) as usize, &mut at);
+
+                done += here;
+                self.counted += here;
+                if here > 0 {
+                    continue;
+                }
                 // CAST: A run is not longer than an object.
                 let (count, stop) = self.push(key, (run.len - done) as usize, &mut at);
 
@@ -312,6 +320,28 @@ impl<'a> Builder<'a> {
         // Before somebody may sleep.
         drop(self.gets.take());
         request.put(self.context, true);
+    }
+
+    /// Gets pages from the window, or puts them there; returns how many of the first, which is also
+    /// how far the position has moved on. Any context.
+    fn here(&self, key: (u64, u64), count: usize, at: &mut Position) -> u64 {
+        let client = &self.context.client;
+        // More may be looked at than are dealt with.
+        let mut ahead = *at;
+        let mut next = || Some(self.request.next(&mut ahead)?.0);
+
+        let here = if self.gets.is_some() {
+            client
+                .get_here(Pool::Frontswap, key, count, |_| next())
+                .got
+        } else {
+            client.put_here(Pool::Frontswap, key, count, core::iter::from_fn(next))
+        };
+        for _ in 0..here {
+            let _ = self.request.next(at);
+        }
+        // CAST: To as many bits.
+        here as u64
     }
 
     fn push(&mut self, key: (u64, u64), count: usize, at: &mut Position) -> (usize, Stop) {
@@ -410,11 +440,13 @@ unsafe extern "C" fn submit_write(ctx: *mut bindings::swap_io_ctx) {
 fn may_put(context: &Entered) -> Result<drain::Putting<'_>, Reason> {
     let client = &context.client;
 
-    if !client.running() {
-        return Err(Reason::NotRunning);
-    }
-    if client.credits(Pool::Frontswap) == 0 {
-        return Err(Reason::NoCredit);
+    if !client.puts_here(Pool::Frontswap) {
+        if !client.running() {
+            return Err(Reason::NotRunning);
+        }
+        if client.credits(Pool::Frontswap) == 0 {
+            return Err(Reason::NoCredit);
+        }
     }
     context.drain.begin_put().ok_or(Reason::Draining)
 }
@@ -530,6 +562,8 @@ fn read_whole(context: &Entered, request: Request, here: bool, patience: Patienc
     } else if params::write_through() && !client.standing().answers() {
         // All that was put is in the area too.
         counters.from_area.add(pages);
+    } else if read_here(context, request) {
+        return request.put(context, true);
     } else {
         let mut gets = client.gets();
         let first = match gets.begin(Pool::Frontswap) {
@@ -546,6 +580,27 @@ fn read_whole(context: &Entered, request: Request, here: bool, patience: Patienc
         return builder.run();
     }
     request.read_from_area();
+}
+
+/// Reads a request from the window, if all of its pages are there. Any context.
+fn read_here(context: &Entered, request: Request) -> bool {
+    let client = &context.client;
+    let mut from = Position::START;
+
+    while let Some(run) = request.run(from) {
+        let mut at = from;
+        let key = (run.tag, run.index);
+        // CAST: A run is not longer than an object.
+        let here = client.get_here(Pool::Frontswap, key, run.len as usize, |_| {
+            Some(request.next(&mut at)?.0)
+        });
+
+        if (here.got as u64) < run.len {
+            return false;
+        }
+        from = run.next;
+    }
+    true
 }
 
 /// A slot of a swap area is free: nobody wants its page any more.

@@ -34,6 +34,7 @@ use crate::{
     client::{
         Answers,
         Batch,
+        Here,
         Outcome,
         Pool,
         Stop, //
@@ -316,6 +317,18 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
         }
 
         let pages = folio.pages() as usize;
+        let here = get_here(context, file, folio, 0, |n| folio.page(n).ok());
+        if here.got == pages || here.lost {
+            // From here on the folio is this function's to end the read of.
+            // SAFETY: By the safety requirements, and it is the one that was looked at; no request is
+            // about it.
+            unsafe {
+                bindings::tmem_readahead_next(rac);
+                bindings::tmem_readahead_settle(rac);
+                folio.end_read(!here.lost);
+            }
+            continue;
+        }
         if request
             .as_ref()
             .is_some_and(|batch| client.room(batch) < pages)
@@ -331,15 +344,17 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
         let Some(batch) = request.as_mut() else {
             break;
         };
-        if client.room(batch) < pages {
-            // It takes several requests, which somebody has to wait for.
+        if client.room(batch) < pages || here.got > 0 {
+            // It takes several requests, or is here in part, so that somebody has to wait for it.
             submit(context, &mut gets, request.take());
             gets = None;
             // SAFETY: By the safety requirements, and it is the one that was looked at.
             unsafe {
                 bindings::tmem_readahead_next(rac);
                 bindings::tmem_readahead_settle(rac);
-                match read_by_parts(context, file, folio, true, |n| folio.page(n).ok()) {
+                // CAST: To as many bits.
+                let from = here.got as u64;
+                match read_by_parts(context, file, folio, from, true, |n| folio.page(n).ok()) {
                     Came::All => folio.end_read(true),
                     Came::NotAll => folio.end_read(false),
                     Came::Later => folio.evict(),
@@ -427,14 +442,16 @@ pub(in crate::hooks) unsafe extern "C" fn readahead(rac: *mut bindings::readahea
 fn gives(context: &Entered, file: File) -> bool {
     let client = &context.client;
 
-    client.running() && client.pages(Pool::Cleancache).load(Relaxed) > 0 && file.is_cacheable()
+    client.gives(Pool::Cleancache)
+        && client.pages(Pool::Cleancache).load(Relaxed) > 0
+        && file.is_cacheable()
 }
 
 /// Returns whether a folio can be got; counts it if it cannot.
 fn is_hit(context: &Entered, file: File, folio: Folio) -> bool {
     let client = &context.client;
 
-    if !client.running() || client.pages(Pool::Cleancache).load(Relaxed) == 0 {
+    if !client.gives(Pool::Cleancache) || client.pages(Pool::Cleancache).load(Relaxed) == 0 {
         return false;
     }
     let hit = file.is_cacheable() && may_get(context, file, folio);
@@ -448,7 +465,28 @@ fn is_hit(context: &Entered, file: File, folio: Folio) -> bool {
     hit
 }
 
-/// Reads a folio from the host, page `n` to `to(n)`, by as many requests as it takes. Sleeps.
+/// Gets the pages of a folio from `from` on that are in the host's window, page `n` to `to(n)`.
+///
+/// Any context.
+fn get_here(
+    context: &Entered,
+    file: File,
+    folio: Folio,
+    from: u64,
+    to: impl Fn(u64) -> Option<PageRef>,
+) -> Here {
+    let key = (file.tag(), folio.index().saturating_add(from));
+    // CAST: A folio has fewer pages.
+    let count = folio.pages().saturating_sub(from) as usize;
+
+    // CAST: To as many bits.
+    context
+        .client
+        .get_here(Pool::Cleancache, key, count, |n| to(from + n as u64))
+}
+
+/// Reads a folio from the host from page `from` on, page `n` to `to(n)`, by as many requests as it
+/// takes. Sleeps.
 ///
 /// Where that is the folio's own page, `to_folio`, it is not waited for any longer than the host
 /// answers.
@@ -456,11 +494,21 @@ pub(super) fn read_by_parts(
     context: &Entered,
     file: File,
     folio: Folio,
+    from: u64,
     to_folio: bool,
     to: impl Fn(u64) -> Option<PageRef>,
 ) -> Came {
     let client = &context.client;
-    let mut next = Ok(0);
+    let here = get_here(context, file, folio, from, &to);
+    // CAST: To as many bits.
+    let from = from + here.got as u64;
+    if here.lost {
+        return Came::NotAll;
+    }
+    if from == folio.pages() {
+        return Came::All;
+    }
+    let mut next = Ok(from);
 
     pin_init::stack_pin_init!(let wait = Wait::new());
     let mut gets = client.gets();
@@ -509,7 +557,7 @@ pub(in crate::hooks) unsafe extern "C" fn read_folio(
         if let Some(cache) = cache.filter(|cache| is_hit(context, *cache, folio)) {
             match &context.verify {
                 None => {
-                    match read_by_parts(context, cache, folio, true, |n| folio.page(n).ok()) {
+                    match read_by_parts(context, cache, folio, 0, true, |n| folio.page(n).ok()) {
                         Came::All => {
                             // SAFETY: It is locked for a read, which the filesystem is not asked for.
                             unsafe { folio.end_read(true) };

@@ -114,7 +114,7 @@ impl Verify {
         }
         let to = |n| pages.get(usize::try_from(n).ok()?)?.borrow();
 
-        (read_by_parts(context, file, folio, false, to) == Came::All).then(|| Check {
+        (read_by_parts(context, file, folio, 0, false, to) == Came::All).then(|| Check {
             file,
             // SAFETY: It is locked, and so is not freed before this has a reference to it.
             folio: unsafe { Held::new(folio) },

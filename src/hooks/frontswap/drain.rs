@@ -62,6 +62,7 @@ use crate::{
             WINDOW, //
         },
         Answers,
+        Moves,
         Outcome,
         Pool,
         Stop, //
@@ -105,6 +106,8 @@ struct Memory {
     window: Window,
     transfer: Transfer<WINDOW>,
     pages: KVec<Page>,
+    /// Those that are in the host's window.
+    moves: Moves,
 }
 
 /// Answers that are still to come, plus one while questions are asked.
@@ -167,6 +170,7 @@ impl Drainer {
                     window: Window::EMPTY,
                     transfer: Transfer::new(),
                     pages,
+                    moves: Moves::new(),
                 },
                 GFP_KERNEL,
             )?;
@@ -347,11 +351,16 @@ impl Drainer {
                 if course.is_enough() {
                     return true;
                 }
-                offset = fill(context, &mut memory.window, area, offset, end);
+                offset = fill(context, memory, area, offset, end);
                 if memory.window.is_empty() {
                     continue;
                 }
-                if !self.window(context, memory, area, seen, course) {
+                let goes_on = self.window(context, memory, area, seen, course);
+
+                context
+                    .client
+                    .end_moves(Pool::Frontswap, &mut memory.moves);
+                if !goes_on {
                     course.pass_over();
                     break;
                 }
@@ -385,16 +394,16 @@ impl Drainer {
 
                 context
                     .client
-                    .is_stored(Pool::Frontswap, tag, index, page.version)
+                    .is_away(Pool::Frontswap, tag, index, page.version)
             });
             memory.write(*held);
         }
-        let tally = memory.window.settle(|page| {
+        let Memory { window, moves, .. } = memory;
+        let tally = window.settle(|page| {
             let (tag, index) = key(area, page.offset);
+            let version = (tag, index, page.version);
 
-            context
-                .client
-                .flush_stored(Pool::Frontswap, tag, index, page.version)
+            context.client.taken_back(Pool::Frontswap, version, moves)
         });
         if self.flying.load(Relaxed) {
             *self.in_flight.lock() = InFlight::NONE;
@@ -422,6 +431,14 @@ impl Drainer {
 
         *self.expected.lock() = Expected { left: 1, failed: 0 };
         while let Some(page) = window.page(n) {
+            let count = window.neighbours(n, OBJECT_PAGES);
+            let here = client.get_here(Pool::Frontswap, key(area, page.offset), count, |k| {
+                page_of(pages, n + k)
+            });
+            if here.got > 0 {
+                n += here.got;
+                continue;
+            }
             if batch.is_none() {
                 batch = gets.begin_waiting(Pool::Frontswap).ok();
             }
@@ -431,14 +448,10 @@ impl Drainer {
                 n += 1;
                 continue;
             };
-            let count = window.neighbours(n, OBJECT_PAGES);
-            let places = pages.iter().enumerate().skip(n).take(count);
-            let pages = places.filter_map(|(n, page)| {
-                let page = core::ptr::NonNull::new(page.as_ptr())?;
-                // SAFETY: The page stays until the worker is done, which waits for all answers.
-                // CAST: There are at most 64.
-                Some((unsafe { PageRef::new(page) }, PageOf::Place(n as u8)))
-            });
+            let places = (n..).take(count);
+            // CAST: There are at most 64.
+            let pages =
+                places.filter_map(|n| Some((page_of(pages, n)?, PageOf::Place(n as u8))));
 
             let (done, stop) = client.push_gets(open, key(area, page.offset), count, pages);
             n += done;
@@ -478,6 +491,14 @@ impl Drainer {
     }
 }
 
+/// Returns page `n` of the worker's own.
+fn page_of(pages: &[Page], n: usize) -> Option<PageRef> {
+    let page = core::ptr::NonNull::new(pages.get(n)?.as_ptr())?;
+
+    // SAFETY: The page stays until the worker is done, which waits for all answers.
+    Some(unsafe { PageRef::new(page) })
+}
+
 impl Memory {
     /// Writes what is in the window. Sleeps.
     fn write(&mut self, area: Area) {
@@ -485,6 +506,7 @@ impl Memory {
             window,
             transfer,
             pages,
+            ..
         } = self;
         let some = |first: usize, count: usize| {
             pages.iter().skip(first).take(count).filter_map(|page| {
@@ -514,16 +536,25 @@ impl Memory {
 }
 
 /// Takes pages of an area from `offset` on into the window, and returns where to go on.
-fn fill(context: &Entered, window: &mut Window, area: u32, mut offset: u64, end: u64) -> u64 {
+fn fill(context: &Entered, memory: &mut Memory, area: u32, mut offset: u64, end: u64) -> u64 {
+    let Memory { window, moves, .. } = memory;
+
     window.clear();
     while offset < end && window.len() < WINDOW {
         let (tag, index) = key(area, offset);
         let base = offset - index;
-        let more = context
-            .client
-            .stored_from(Pool::Frontswap, tag, index, |index, version| {
-                window.push(base + index, version)
-            });
+        let room = WINDOW - window.len();
+        let more = context.client.take_back_from(
+            Pool::Frontswap,
+            tag,
+            index,
+            room,
+            moves,
+            |index, version| {
+                // There is room.
+                let _ = window.push(base + index, version);
+            },
+        );
 
         offset = base + more.unwrap_or(OBJECT_PAGES).min(OBJECT_PAGES);
     }

@@ -104,7 +104,7 @@ pub(super) struct Run {
     pub(super) index: u64,
     pub(super) len: u64,
     /// Where the next one begins.
-    next: Position,
+    pub(super) next: Position,
 }
 
 impl Request {

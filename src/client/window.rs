@@ -1,0 +1,567 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The window: slots of the host's memory that pages are copied to and from.
+//!
+//! ```text
+//! put     take() ──► write() ──► the index, note()        open    finding it, chunks there and back
+//! get     the index ──► read()  ──► free()                away    pages out of it: home, or to the store
+//! flush   the index ──────────────► free()
+//! ```
+//!
+//! Which page is in a slot is said by the index alone. What is here knows which slots may be used,
+//! and when one was lost: see [`super::logic::window`], which also says who owns a slot, and in which
+//! order locks are taken.
+
+mod away;
+mod open;
+
+use kernel::{
+    cpu::{
+        self,
+        CpuId, //
+    },
+    new_mutex, new_spinlock_irq,
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Mutex,
+        SpinLockIrq, //
+    },
+    time::msecs_to_jiffies, //
+};
+use virtio_tmem_abi::GENERATIONS;
+
+use crate::{
+    bindings::{
+        mapping::Mapping,
+        page::PageRef,
+        thread, //
+    },
+    window::Source,
+};
+
+use super::{
+    frame::MAX_PAGES,
+    logic::index::Entry,
+    logic::window::{
+        chunk_of,
+        Depot,
+        Each,
+        Kind,
+        Level,
+        Magazine,
+        Order,
+        Page,
+        Report,
+        Supply,
+        SLOTS_PER_CHUNK, //
+    },
+    Client,
+    Origin,
+    Pool, //
+};
+
+pub(crate) use self::away::Moves;
+
+/// How many slots there are for, or of, one operation.
+pub(super) type Slots = [u32; MAX_PAGES];
+
+/// The bytes of a slot.
+const SLOT: usize = kernel::page::PAGE_SIZE;
+
+/// The mark of a chunk that is to leave, in the place of its generation, which is even.
+const LEAVING: u32 = 1;
+
+impl Pool {
+    /// Returns the kind of chunks that the pool's pages are in.
+    pub(super) const fn kind(self) -> Kind {
+        match self {
+            Self::Frontswap => Kind::Persistent,
+            Self::Cleancache => Kind::Ephemeral,
+        }
+    }
+}
+
+/// What is known of a chunk without a lock.
+struct Chunk {
+    /// The generation with which it was granted, with [`LEAVING`] if it is to leave; zero, or only
+    /// the mark, where nothing in it can be got.
+    granted: Atomic<u32>,
+    /// Pages that were got from it since.
+    hits: Atomic<u32>,
+}
+
+/// The window of a device.
+#[pin_data]
+pub(super) struct Window {
+    source: Arc<Source>,
+    chunks: KVVec<Chunk>,
+    #[pin]
+    depot: SpinLockIrq<Depot>,
+    /// Of each processor, two: see [`Each`].
+    magazines: KVec<Each<Pin<KBox<SpinLockIrq<Magazine>>>>>,
+    orders: Each<Pin<KBox<SpinLockIrq<Order>>>>,
+    #[pin]
+    report: SpinLockIrq<Report>,
+    /// Whether pages may be put here.
+    open: Atomic<bool>,
+    /// Whether there are chunks, of each kind.
+    has: Each<Atomic<bool>>,
+    /// Slots in use, of each kind.
+    used: Each<Atomic<u32>>,
+    #[pin]
+    supplies: Mutex<Each<Supply>>,
+    tickets: Atomic<u64>,
+    /// Slots that the device has asked for and that nothing was done about yet.
+    recalled: Atomic<u64>,
+    /// When to look after chunks, in jiffies.
+    due: Atomic<usize>,
+}
+
+impl Window {
+    /// Makes the window that is in `source`, without chunks. `remembered` is of about how many clean
+    /// pages to remember that they were read.
+    ///
+    /// May sleep.
+    pub(super) fn new(source: Arc<Source>, remembered: u32) -> Result<Arc<Self>> {
+        let count = source.chunks();
+        let mut chunks = KVVec::with_capacity(count as usize, GFP_KERNEL)?;
+        for _ in 0..count {
+            chunks.push(
+                Chunk {
+                    granted: Atomic::new(0),
+                    hits: Atomic::new(0),
+                },
+                GFP_KERNEL,
+            )?;
+        }
+        let magazine = || KBox::pin_init(
+            new_spinlock_irq!(Magazine::EMPTY, "Window::magazines"),
+            GFP_KERNEL,
+        );
+        let mut magazines = KVec::with_capacity(cpu::nr_cpu_ids() as usize, GFP_KERNEL)?;
+        for _ in 0..cpu::nr_cpu_ids() {
+            magazines.push(Each::new(magazine()?, magazine()?), GFP_KERNEL)?;
+        }
+        let ephemeral = Order::ephemeral(count, remembered).map_err(|_| ENOMEM)?;
+        let persistent = Order::persistent(count).map_err(|_| ENOMEM)?;
+        let depot = Depot::new(count).map_err(|_| ENOMEM)?;
+        // CAST: There are at most 32.
+        let supply = |kind| Supply::new(kind, MAX_PAGES as u32);
+
+        Arc::pin_init(
+            try_pin_init!(Self {
+                source,
+                chunks,
+                depot <- new_spinlock_irq!(depot, "Window::depot"),
+                magazines,
+                orders: Each::new(
+                    KBox::pin_init(new_spinlock_irq!(ephemeral, "Window::ephemeral"), GFP_KERNEL)?,
+                    KBox::pin_init(new_spinlock_irq!(persistent, "Window::persistent"), GFP_KERNEL)?,
+                ),
+                report <- new_spinlock_irq!(Report::default(), "Window::report"),
+                open: Atomic::new(false),
+                has: Each::new(Atomic::new(false), Atomic::new(false)),
+                used: Each::new(Atomic::new(0), Atomic::new(0)),
+                supplies <- new_mutex!(
+                    Each::new(supply(Kind::Ephemeral), supply(Kind::Persistent)),
+                    "Window::supplies"
+                ),
+                tickets: Atomic::new(0),
+                recalled: Atomic::new(0),
+                due: Atomic::new(thread::jiffies()),
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Returns whether pages may be put here, if there are slots. Any context.
+    #[inline]
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(Relaxed)
+    }
+
+    /// Returns how many slots of a kind are in use, for a file.
+    pub(super) fn used(&self, kind: Kind) -> &Atomic<u32> {
+        self.used.of(kind)
+    }
+
+    /// Returns the numbers of a kind. Any context.
+    pub(super) fn level(&self, kind: Kind) -> Level {
+        self.depot.lock().level(kind)
+    }
+
+    /// Returns whether there are chunks of a kind, so that its pages are put here. Any context.
+    #[inline]
+    pub(super) fn has(&self, kind: Kind) -> bool {
+        self.is_open() && self.has.of(kind).load(Relaxed)
+    }
+
+    fn magazine(&self, kind: Kind) -> Option<&SpinLockIrq<Magazine>> {
+        // CAST: To more bits.
+        let own = self.magazines.get(CpuId::current().as_u32() as usize)?;
+
+        Some(own.of(kind))
+    }
+
+    fn order(&self, kind: Kind) -> &SpinLockIrq<Order> {
+        self.orders.of(kind)
+    }
+
+    /// Takes free slots of a kind, as many as there are, into the first of `slots`; returns how many.
+    ///
+    /// They are the caller's until they are [noted](Self::note) or [given back](Self::give_back).
+    /// Any context.
+    pub(super) fn take(&self, kind: Kind, slots: &mut [u32]) -> usize {
+        let mut taken = 0;
+
+        if !self.is_open() {
+            return 0;
+        }
+        let Some(mut magazine) = self.magazine(kind).map(|magazine| magazine.lock()) else {
+            return 0;
+        };
+        while let Some(place) = slots.get_mut(taken) {
+            let slot = match magazine.pop() {
+                Some(slot) => slot,
+                None if magazine.fill(&mut self.depot.lock(), kind) > 0 => continue,
+                None => break,
+            };
+            if self.may_write(slot) {
+                *place = slot;
+                taken += 1;
+            } else {
+                // Its chunk is on its way back.
+                let _ = self.depot.lock().give(slot);
+            }
+        }
+        taken
+    }
+
+    /// Gives slots back that no page came to be in. Any context.
+    pub(super) fn give_back(&self, kind: Kind, slots: &[u32]) {
+        let Some(mut magazine) = self.magazine(kind).map(|magazine| magazine.lock()) else {
+            return;
+        };
+
+        for &slot in slots {
+            if !self.may_write(slot) {
+                let _ = self.depot.lock().give(slot);
+                continue;
+            }
+            if magazine.push(slot).is_err() {
+                magazine.spill(&mut self.depot.lock(), |_| ());
+                // It is half empty.
+                let _ = magazine.push(slot);
+            }
+        }
+    }
+
+    /// Takes note of pages that the index says to be in these slots from now on.
+    ///
+    /// `page` tells of each. Called with the lock of the index's shard held. Any context.
+    pub(super) fn note(&self, kind: Kind, slots: &[u32], page: impl Fn(usize) -> Page) {
+        let mut order = self.order(kind).lock();
+
+        for (n, &slot) in slots.iter().enumerate() {
+            order.insert(slot, page(n));
+        }
+        drop(order);
+        // CAST: There are at most 32.
+        self.used(kind).add(slots.len() as u32, Relaxed);
+    }
+
+    /// Frees slots whose pages the index does not have any more.
+    ///
+    /// Any context; with the lock of the index's shard held, or not.
+    pub(super) fn free(&self, kind: Kind, slots: &[u32]) {
+        if slots.is_empty() {
+            return;
+        }
+        let mut order = self.order(kind).lock();
+        for &slot in slots {
+            order.flushed(slot);
+        }
+        drop(order);
+        self.unuse(kind, slots);
+    }
+
+    fn unuse(&self, kind: Kind, slots: &[u32]) {
+        // CAST: There are at most 32.
+        self.used(kind).fetch_sub(slots.len() as u32, Relaxed);
+        self.give_back(kind, slots);
+    }
+
+    /// Takes note of slots that were taken over from clean pages. Any context.
+    pub(super) fn replaced(&self, slots: &[u32]) {
+        if !slots.is_empty() {
+            // CAST: There are at most 32.
+            self.used(Kind::Ephemeral)
+                .fetch_sub(slots.len() as u32, Relaxed);
+            self.count(|report| report.replaced += slots.len() as u64);
+        }
+    }
+
+    /// Frees slots whose pages were taken and got, and calls `page` with what was noted of each.
+    /// Any context.
+    pub(super) fn got(&self, kind: Kind, slots: &[u32], mut page: impl FnMut(usize, Page)) {
+        let now = seconds();
+        let mut ages = [0; MAX_PAGES];
+        let mut order = self.order(kind).lock();
+        for (n, (&slot, age)) in slots.iter().zip(&mut ages).enumerate() {
+            if let Some(noted) = order.got(slot) {
+                *age = now.wrapping_sub(noted.put_at);
+                page(n, noted);
+            }
+        }
+        drop(order);
+        self.count_hits(slots, ages.get(..slots.len()).unwrap_or(&[]));
+        self.unuse(kind, slots);
+    }
+
+    /// Counts pages that were got, by when they were put.
+    fn count_hits(&self, slots: &[u32], ages: &[u32]) {
+        let mut report = self.report.lock();
+
+        for (&slot, &age) in slots.iter().zip(ages) {
+            report.hit(age);
+            if let Some(chunk) = self.chunk(slot) {
+                chunk.hits.add(1, Relaxed);
+            }
+        }
+    }
+
+    /// Counts pages that were got and stay where they are. Any context.
+    pub(super) fn looked_at(&self, kind: Kind, slots: &[u32]) {
+        let now = seconds();
+        let mut ages = [0; MAX_PAGES];
+        let order = self.order(kind).lock();
+        for (&slot, age) in slots.iter().zip(&mut ages) {
+            *age = order.page(slot).map_or(0, |page| now.wrapping_sub(page.put_at));
+        }
+        drop(order);
+        self.count_hits(slots, ages.get(..slots.len()).unwrap_or(&[]));
+    }
+
+    /// Takes note that the device wants persistent chunks with so many slots back. Any context.
+    pub(super) fn recall(&self, slots: u64) {
+        self.recalled.add(slots, Relaxed);
+    }
+
+    /// Changes what the host is told. Any context.
+    pub(super) fn count(&self, f: impl FnOnce(&mut Report)) {
+        f(&mut self.report.lock());
+    }
+
+    #[inline]
+    fn chunk(&self, slot: u32) -> Option<&Chunk> {
+        // CAST: To more bits.
+        self.chunks.get(chunk_of(slot) as usize)
+    }
+
+    /// Returns whether a page may be put into a slot.
+    #[inline]
+    fn may_write(&self, slot: u32) -> bool {
+        let granted = self
+            .chunk(slot)
+            .map_or(0, |chunk| chunk.granted.load(Relaxed));
+
+        granted != 0 && granted & LEAVING == 0
+    }
+
+    /// Copies pages to slots; returns how many of the first were copied.
+    ///
+    /// One more page may have been taken out of `pages`. Any context.
+    pub(super) fn write(&self, slots: &[u32], pages: impl Iterator<Item = PageRef>) -> usize {
+        self.source
+            .with(|memory| {
+                slots
+                    .iter()
+                    .zip(pages)
+                    .take_while(|(&slot, page)| self.write_one(memory, slot, *page))
+                    .count()
+            })
+            .unwrap_or(0)
+    }
+
+    #[inline]
+    fn write_one(&self, memory: &Mapping, slot: u32, page: PageRef) -> bool {
+        // A chunk that was taken back would be memory that was not granted.
+        self.generation(memory, slot) == Some(self.granted(slot))
+            && memory.copy_in(offset(slot), page)
+    }
+
+    /// Copies pages out of slots, the one from slot `n` to `to(n)`; returns how many of the first are
+    /// what was put there.
+    ///
+    /// Any context.
+    pub(super) fn read(
+        &self,
+        slots: &[u32],
+        mut to: impl FnMut(usize) -> Option<PageRef>,
+    ) -> usize {
+        self.source
+            .with(|memory| {
+                slots
+                    .iter()
+                    .enumerate()
+                    .take_while(|&(n, &slot)| {
+                        to(n).is_some_and(|page| self.read_one(memory, slot, page))
+                    })
+                    .count()
+            })
+            .unwrap_or(0)
+    }
+
+    #[inline]
+    fn read_one(&self, memory: &Mapping, slot: u32, page: PageRef) -> bool {
+        let granted = self.granted(slot);
+
+        // In this order: what was copied is the page if its chunk is still the same after that.
+        granted != 0
+            && memory.copy_out(offset(slot), page)
+            && self.generation(memory, slot) == Some(granted)
+    }
+
+    /// Returns the generation with which a slot's chunk was granted; zero for none.
+    #[inline]
+    fn granted(&self, slot: u32) -> u32 {
+        self.chunk(slot)
+            .map_or(0, |chunk| chunk.granted.load(Acquire) & !LEAVING)
+    }
+
+    /// Returns the generation that a slot's chunk has now.
+    #[inline]
+    fn generation(&self, memory: &Mapping, slot: u32) -> Option<u32> {
+        memory.load32(generation_at(chunk_of(slot)))
+    }
+
+    /// Takes out of the order what is to go first; returns how many slots are in `gone`, and whose
+    /// pages they have.
+    pub(super) fn oldest(&self, kind: Kind, count: usize, gone: &mut [(u32, Page); MAX_PAGES]) -> usize {
+        let mut order = self.order(kind).lock();
+        let mut found = 0;
+
+        for place in gone.iter_mut().take(count) {
+            let Some(oldest) = order.pop() else {
+                break;
+            };
+            *place = oldest;
+            found += 1;
+        }
+        found
+    }
+}
+
+/// How much of the window one kind of pages has, in pages.
+pub(crate) struct Share {
+    /// Slots that are handed out.
+    pub(crate) granted: u32,
+    /// Slots of chunks that are to leave.
+    pub(crate) leaving: u32,
+    /// Slots that nobody has.
+    pub(crate) free: u32,
+    /// Slots with a page.
+    pub(crate) used: u32,
+}
+
+impl<O: Origin> Client<O> {
+    /// Returns how much of the window clean and swapped pages have, if there is one. Any context.
+    pub(crate) fn window_shares(&self) -> Option<[Share; 2]> {
+        let window = self.window()?;
+
+        Some(Kind::ALL.map(|kind| {
+            let level = window.level(kind);
+
+            Share {
+                granted: level.chunks.wrapping_mul(SLOTS_PER_CHUNK),
+                leaving: level.leaving.wrapping_mul(SLOTS_PER_CHUNK),
+                free: level.free,
+                used: window.used(kind).load(Relaxed),
+            }
+        }))
+    }
+}
+
+/// Slots whose pages have left the index; they are freed at the latest when it is dropped.
+///
+/// May be made, and dropped, with the lock of the index's shard held.
+pub(super) struct Freed<'a> {
+    window: Option<&'a Window>,
+    kind: Kind,
+    slots: Slots,
+    count: usize,
+}
+
+impl<'a> Freed<'a> {
+    /// None so far.
+    #[inline]
+    pub(super) fn new(window: Option<&'a Window>, pool: Pool) -> Self {
+        Self {
+            window,
+            kind: pool.kind(),
+            slots: [0; MAX_PAGES],
+            count: 0,
+        }
+    }
+
+    /// Takes the slot of an entry that has left the index, if it has one.
+    #[inline]
+    pub(super) fn entry(&mut self, entry: Option<Entry>) {
+        if let Some(slot) = entry.and_then(Entry::slot) {
+            self.slot(slot);
+        }
+    }
+
+    /// Takes a slot.
+    pub(super) fn slot(&mut self, slot: u32) {
+        if let Some(place) = self.slots.get_mut(self.count) {
+            *place = slot;
+            self.count += 1;
+        }
+        if self.count == self.slots.len() {
+            self.free();
+        }
+    }
+
+    fn free(&mut self) {
+        let count = core::mem::take(&mut self.count);
+
+        if let (Some(window), Some(slots)) = (self.window, self.slots.get(..count)) {
+            window.free(self.kind, slots);
+        }
+    }
+}
+
+impl Drop for Freed<'_> {
+    fn drop(&mut self) {
+        if self.count > 0 {
+            self.free();
+        }
+    }
+}
+
+/// Returns where a slot begins.
+#[inline]
+const fn offset(slot: u32) -> usize {
+    // CAST: To more bits.
+    slot as usize * SLOT
+}
+
+/// Returns where the generation of a chunk is.
+#[inline]
+const fn generation_at(chunk: u32) -> usize {
+    // CAST: To more bits.
+    GENERATIONS as usize + chunk as usize * size_of::<u32>()
+}
+
+/// Returns the time, in seconds since some time.
+pub(super) fn seconds() -> u32 {
+    // CAST: It may wrap.
+    (thread::jiffies() / msecs_to_jiffies(1000).max(1)) as u32
+}

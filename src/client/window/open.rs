@@ -1,0 +1,602 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Finding and opening the window, and chunks there and back.
+//!
+//! All of this is done by work that may sleep, and that nobody who puts or gets waits for.
+
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Full,
+            Relaxed,
+            Release, //
+        },
+        Arc, //
+    },
+    time::msecs_to_jiffies, //
+};
+use virtio_tmem_abi::{
+    window_flags,
+    Chunk as Granted,
+    ChunkGrant,
+    ChunkKind,
+    Chunks,
+    Le32,
+    Le64,
+    Opcode,
+    Status,
+    WindowOpen,
+    CHUNK_REPORTS,
+    CHUNK_SHIFT,
+    MAX_GRANT, //
+};
+use zerocopy::IntoBytes;
+
+use crate::{
+    bindings::{
+        memory::total_pages,
+        thread, //
+    },
+    window::{
+        self,
+        Source, //
+    },
+};
+
+use super::{
+    super::{
+        frame::MAX_PAGES,
+        logic::{
+            window::{
+                first_slot,
+                Kind,
+                Page,
+                Slots,
+                Step,
+                FIRST_CHUNK,
+                SLOTS_PER_CHUNK, //
+            },
+            wire::{
+                decode_chunks,
+                Lie,
+                RESPONSE_BYTES, //
+            },
+        },
+        request::Origin,
+        Client,
+        Pool, //
+    },
+    generation_at,
+    Window,
+    LEAVING, //
+};
+
+/// How often to look after chunks, in milliseconds.
+const PERIOD: u32 = 1000;
+
+/// Where the report begins.
+const REPORT: usize = 1 << CHUNK_SHIFT;
+
+impl<O: Origin> Client<O> {
+    /// Opens the window, if the device has one; with `resume` what was granted before stays granted.
+    ///
+    /// Where it cannot be used a line says why, and all goes on without it. May sleep, but not for
+    /// longer than the device is given time for.
+    pub(crate) fn open_window(&self, resume: bool) -> Result {
+        let Some(identity) = &self.identity else {
+            return Ok(());
+        };
+        let flags = if resume { window_flags::RESUME } else { 0 };
+        let open = WindowOpen {
+            flags: Le32::new(flags),
+            reserved: [0; 12],
+        };
+
+        match self.ask(Opcode::WindowOpen, Pool::Frontswap, open.as_bytes())? {
+            Status::Ok => (),
+            Status::StaleEpoch => return Err(ESTALE),
+            status => {
+                pr_warn!(
+                    "the host does not open its window ({status:?}), see its log: pages go by \
+                     requests\n"
+                );
+                return Ok(());
+            }
+        }
+        let known = self.window.as_ref();
+        if known.is_none() {
+            let Some(source) = window::find(identity) else {
+                return Ok(());
+            };
+            match self.begin_window(source) {
+                Ok(()) => (),
+                Err(error) => {
+                    pr_warn!("there is no memory for the window ({error:?}): pages go by requests\n");
+                    return Ok(());
+                }
+            }
+        }
+        let Some(window) = self.window() else {
+            return Ok(());
+        };
+        if window.source.epoch() != self.epoch() {
+            pr_warn!("the window is not that of the host's epoch: pages go by requests\n");
+            return Ok(());
+        }
+        window.open.store(true, Relaxed);
+        if !resume {
+            window.tickets.store(0, Relaxed);
+        }
+        self.find_lost(window);
+        self.want_chunks();
+        Ok(())
+    }
+
+    fn begin_window(&self, source: Arc<Source>) -> Result {
+        // CAST: Clamped.
+        let remembered = total_pages().clamp(1, 1 << 24) as u32;
+        let window = Window::new(source, remembered)?;
+
+        self.window.populate(window);
+        Ok(())
+    }
+
+    /// Has what is in the window outlive a reset that follows. May sleep.
+    pub(in super::super) fn keep_window(&self) {
+        if self.window().is_some_and(Window::is_open) {
+            // What has become of it is seen when it is open again.
+            let _ = self.ask(Opcode::WindowKeep, Pool::Frontswap, &[]);
+        }
+    }
+
+    /// Has nothing put into the window until it is opened again. Any context.
+    pub(in super::super) fn close_window(&self) {
+        if let Some(window) = self.window() {
+            window.open.store(false, Relaxed);
+        }
+    }
+
+    /// Has chunks looked after soon. Any context.
+    pub(in super::super) fn want_chunks(&self) {
+        if self.window.as_ref().is_some() && !self.tending.xchg(true, Full) {
+            self.bell.ring();
+        }
+    }
+
+    /// Returns in how many jiffies to look after chunks, and whether that is now; for the thread
+    /// itself.
+    pub(in super::super) fn chunks_due(&self) -> Option<(usize, bool)> {
+        let window = self.window().filter(|window| window.is_open())?;
+        let period = msecs_to_jiffies(PERIOD);
+        let now = thread::jiffies();
+        let left = window.due.load(Relaxed).wrapping_sub(now) as isize;
+        let due = left <= 0 || self.tending.load(Relaxed);
+
+        if due {
+            window.due.store(now.wrapping_add(period), Relaxed);
+            return Some((period, true));
+        }
+        Some((left as usize, false))
+    }
+
+    /// Looks after chunks: what was taken back is lost, what is to go goes, and there is more where
+    /// more is needed. May sleep, and enters reclaim.
+    pub(in super::super) fn tend(&self) {
+        let Some(window) = self.window() else {
+            return;
+        };
+
+        self.find_lost(window);
+        if !self.standing().answers() {
+            return;
+        }
+        self.heed_recall(window);
+        self.empty_leaving(window);
+        self.give_back(window);
+        let mut again = false;
+        for kind in Kind::ALL {
+            again |= self.supply(window, kind);
+        }
+        window.tell();
+        if again {
+            self.want_chunks();
+        }
+    }
+
+    /// Finds chunks that were taken back, and forgets what was in them.
+    fn find_lost(&self, window: &Window) {
+        let (mut chunks, mut pages) = (0, 0);
+
+        for number in FIRST_CHUNK..window.chunk_count() {
+            let granted = window.granted_of(number);
+            if granted & !LEAVING != 0 && window.generation_of(number) != Some(granted & !LEAVING) {
+                // It may be leaving already.
+                let _ = window.depot.lock().withdraw(number);
+                window.set_granted(number, LEAVING);
+                chunks += 1;
+            }
+            if window.granted_of(number) == LEAVING {
+                pages += self.forget_chunk(window, number);
+            }
+        }
+        if chunks > 0 {
+            window.let_go();
+        }
+        if pages > 0 {
+            pr_err!(
+                "the host has taken the window's memory of {pages} swap pages that only it had: \
+                 reading one is an I/O error\n"
+            );
+        }
+    }
+
+    /// Forgets what was in a chunk that is lost; returns how many swapped pages it was.
+    fn forget_chunk(&self, window: &Window, number: u32) -> u64 {
+        let mut lost = 0;
+
+        for pool in [Pool::Cleancache, Pool::Frontswap] {
+            window.for_each_page(pool.kind(), number, |pages| {
+                for &(slot, page) in pages {
+                    let (tag, index) = (page.tag, page.index);
+                    let gone = self.pool(pool).shard(tag).is_some_and(|mut shard| match pool {
+                        Pool::Cleancache => shard.erase_slot(tag, index, slot),
+                        Pool::Frontswap => shard.lose_slot(tag, index, slot),
+                    });
+
+                    if gone {
+                        window.free(pool.kind(), &[slot]);
+                        lost += u64::from(pool == Pool::Frontswap);
+                    }
+                }
+            });
+        }
+        lost
+    }
+
+    /// Chooses the chunks that the device has asked for.
+    fn heed_recall(&self, window: &Window) {
+        let slots = window.recalled.xchg(0, Full);
+        let chunks = slots.div_ceil(u64::from(SLOTS_PER_CHUNK));
+
+        for _ in 0..chunks {
+            let mut depot = window.depot.lock();
+            let Some(number) = depot
+                .cheapest(Kind::Persistent)
+                .or_else(|| window.any_granted(&depot))
+            else {
+                break;
+            };
+
+            if depot.withdraw(number).is_ok() {
+                window.set_granted(number, window.granted_of(number) | LEAVING);
+            }
+        }
+        if chunks > 0 {
+            window.let_go();
+        }
+    }
+
+    /// Moves what is in chunks that are to leave to the store, as far as it takes it.
+    fn empty_leaving(&self, window: &Window) {
+        let mut refused = 0;
+
+        for number in FIRST_CHUNK..window.chunk_count() {
+            let granted = window.granted_of(number);
+            if granted & LEAVING == 0 || granted == LEAVING {
+                continue;
+            }
+            window.for_each_page(Kind::Persistent, number, |pages| {
+                if refused > 0 || !self.send_slots(window, pages) {
+                    // CAST: There are at most 32.
+                    refused += pages.len() as u64;
+                }
+            });
+        }
+        if refused > 0 {
+            // They have a place of their own, which costs a write.
+            O::shrink(refused);
+        }
+    }
+
+    /// Gives chunks back that are to leave, and of which no slot is in use.
+    fn give_back(&self, window: &Window) {
+        let mut returned = [Granted::default(); MAX_GRANT as usize];
+        let mut count = 0;
+
+        if window.depot_levels().all(|level| level.leaving == 0) {
+            return;
+        }
+        window.let_go();
+        for number in FIRST_CHUNK..window.chunk_count() {
+            let granted = window.granted_of(number);
+            if granted & LEAVING == 0 {
+                continue;
+            }
+            let Ok(generation) = window.depot.lock().collect(number) else {
+                continue;
+            };
+            window.set_granted(number, 0);
+            for kind in Kind::ALL {
+                let slots = window.order(kind).lock().remove(number);
+                drop(slots);
+            }
+            // What was taken back need not be returned.
+            if granted != LEAVING {
+                if let Some(place) = returned.get_mut(count) {
+                    *place = Granted {
+                        number: Le32::new(number),
+                        generation: Le32::new(generation),
+                    };
+                    count += 1;
+                }
+            }
+            if count == returned.len() {
+                self.return_chunks(returned.get(..count).unwrap_or(&[]));
+                count = 0;
+            }
+        }
+        self.return_chunks(returned.get(..count).unwrap_or(&[]));
+        window.look_again();
+    }
+
+    fn return_chunks(&self, chunks: &[Granted]) {
+        if !chunks.is_empty() {
+            // One that the device does not get it takes back with the rest, when that time comes.
+            let _ = self.ask_with(
+                Opcode::ChunkReturn,
+                Pool::Frontswap,
+                (chunks.len(), chunks.as_bytes()),
+                RESPONSE_BYTES,
+            );
+        }
+    }
+
+    /// Does what is to be done about the chunks of a kind; returns whether to look again soon.
+    fn supply(&self, window: &Window, kind: Kind) -> bool {
+        let wanted = match kind {
+            Kind::Ephemeral => self.wants.cleancache,
+            Kind::Persistent => self.wants.frontswap,
+        };
+        if !wanted || !window.is_open() || !self.standing().may_put_here() {
+            return false;
+        }
+        let level = window.level(kind);
+        let step = window.supplies.lock().of_mut(kind).next(level, now());
+
+        match step {
+            Step::Rest => false,
+            Step::Ask(count) => {
+                let got = self.ask_for_chunks(window, kind, count).unwrap_or(0);
+
+                window.supplies.lock().of_mut(kind).answered(count, got, now());
+                got > 0
+            }
+            Step::GiveBack(count) => {
+                window.spare(kind, count);
+                self.give_back(window);
+                false
+            }
+            Step::MakeRoom(count) => self.move_to_store(window, count as usize),
+        }
+    }
+
+    /// Asks for chunks; returns how many there are more.
+    fn ask_for_chunks(&self, window: &Window, kind: Kind, count: u32) -> Result<u32> {
+        let mut memory = KVec::with_capacity(count as usize, GFP_KERNEL)?;
+        for _ in 0..count {
+            let Ok(slots) = Slots::new() else { break };
+            memory.push(slots, GFP_KERNEL)?;
+        }
+        // CAST: There are at most `MAX_GRANT`.
+        let count = memory.len() as u32;
+        if count == 0 {
+            return Err(ENOMEM);
+        }
+        let grant = ChunkGrant {
+            kind: Le32::new(
+                match kind {
+                    Kind::Ephemeral => ChunkKind::Ephemeral,
+                    Kind::Persistent => ChunkKind::Persistent,
+                }
+                .to_wire(),
+            ),
+            count: Le32::new(count),
+            ticket: Le64::new(window.tickets.fetch_add(1, Relaxed) + 1),
+        };
+        let (status, request, written) = self.ask_with(
+            Opcode::ChunkGrant,
+            Pool::Frontswap,
+            (1, grant.as_bytes()),
+            RESPONSE_BYTES + size_of::<Chunks>(),
+        )?;
+        if status != Status::Ok {
+            return Ok(0);
+        }
+        let granted = decode_chunks(request.frame.answer(), written, count);
+        let granted = granted.inspect_err(|lie| self.accuse(lie)).map_err(|_| EPROTO)?;
+        let mut strange = [Granted::default(); MAX_GRANT as usize];
+        let mut strangers = 0;
+        let mut got = 0;
+
+        for chunk in granted.chunks.iter().take(granted.count.get() as usize) {
+            let (number, generation) = (chunk.number.get(), chunk.generation.get());
+
+            if !window.is_chunk(number) || generation == 0 || generation % 2 != 0 {
+                self.accuse(&Lie::Chunk(number));
+                return Err(EPROTO);
+            }
+            let Some(slots) = memory.pop() else { break };
+            if window.granted_of(number) == generation {
+                self.accuse(&Lie::Chunk(number));
+                return Err(EPROTO);
+            }
+            match window.add(kind, number, generation, slots) {
+                Ok(()) => got += 1,
+                // It was taken back, and what was in it is still being cleared away.
+                Err(slots) => {
+                    drop(slots);
+                    if let Some(place) = strange.get_mut(strangers) {
+                        *place = *chunk;
+                        strangers += 1;
+                    }
+                }
+            }
+        }
+        self.return_chunks(strange.get(..strangers).unwrap_or(&[]));
+        window.look_again();
+        Ok(got)
+    }
+}
+
+impl Window {
+    fn chunk_count(&self) -> u32 {
+        // CAST: It was made for as many.
+        self.chunks.len() as u32
+    }
+
+    fn is_chunk(&self, number: u32) -> bool {
+        (FIRST_CHUNK..self.chunk_count()).contains(&number)
+    }
+
+    /// Returns what is known of a chunk's generation: see [`Chunk`](super::Chunk).
+    fn granted_of(&self, number: u32) -> u32 {
+        self.chunk(first_slot(number))
+            .map_or(0, |chunk| chunk.granted.load(Relaxed))
+    }
+
+    fn set_granted(&self, number: u32, granted: u32) {
+        if let Some(chunk) = self.chunk(first_slot(number)) {
+            chunk.granted.store(granted, Release);
+        }
+    }
+
+    fn generation_of(&self, number: u32) -> Option<u32> {
+        self.source
+            .with(|memory| memory.load32(generation_at(number)))
+            .flatten()
+    }
+
+    /// Takes a chunk in that was granted. Fails if what was in it before is not cleared away.
+    fn add(&self, kind: Kind, number: u32, generation: u32, slots: Slots) -> Result<(), Slots> {
+        if self.granted_of(number) != 0 {
+            return Err(slots);
+        }
+        self.order(kind).lock().add(number, slots)?;
+        if let Some(chunk) = self.chunk(first_slot(number)) {
+            chunk.hits.store(0, Relaxed);
+        }
+        // Before somebody can take a slot of it.
+        self.set_granted(number, generation);
+        if self.depot.lock().grant(number, generation, kind).is_err() {
+            pr_warn!("chunk {number} of the window is not used: it is there already\n");
+        }
+        Ok(())
+    }
+
+    /// Takes the slots of chunks that are to leave out of the magazines.
+    fn let_go(&self) {
+        for own in self.magazines.iter() {
+            for kind in Kind::ALL {
+                let mut magazine = own.of(kind).lock();
+
+                magazine.let_go(&mut self.depot.lock(), |_| ());
+            }
+        }
+    }
+
+    /// Has up to `count` chunks leave in which no slot is in use.
+    fn spare(&self, kind: Kind, count: u32) {
+        for _ in 0..count {
+            let mut depot = self.depot.lock();
+            let Some(number) = depot.cheapest(kind) else {
+                break;
+            };
+            if depot.used(number) != 0 || depot.withdraw(number).is_err() {
+                break;
+            }
+            self.set_granted(number, self.granted_of(number) | LEAVING);
+        }
+    }
+
+    /// Returns some persistent chunk, where all have all of their slots in use.
+    fn any_granted(&self, depot: &super::Depot) -> Option<u32> {
+        (FIRST_CHUNK..self.chunk_count())
+            .filter(|&number| depot.is_granted(number, Kind::Persistent))
+            .last()
+    }
+
+    fn depot_levels(&self) -> impl Iterator<Item = super::Level> {
+        let depot = self.depot.lock();
+
+        Kind::ALL.map(|kind| depot.level(kind)).into_iter()
+    }
+
+    /// Looks again whether there are chunks of either kind.
+    fn look_again(&self) {
+        for kind in Kind::ALL {
+            self.has
+                .of(kind)
+                .store(self.level(kind).chunks > 0, Relaxed);
+        }
+    }
+
+    /// Calls `f` with the pages in a chunk, some at a time.
+    fn for_each_page(&self, kind: Kind, number: u32, mut f: impl FnMut(&[(u32, Page)])) {
+        let mut from = 0;
+
+        while from < SLOTS_PER_CHUNK {
+            let mut pages = [(0, Page::default()); MAX_PAGES];
+            let mut count = 0;
+            let order = self.order(kind).lock();
+
+            while from < SLOTS_PER_CHUNK && count < MAX_PAGES {
+                let slot = first_slot(number).wrapping_add(from);
+
+                if let (Some(page), Some(place)) = (order.page(slot), pages.get_mut(count)) {
+                    *place = (slot, page);
+                    count += 1;
+                }
+                from += 1;
+            }
+            drop(order);
+            if let Some(pages) = pages.get(..count).filter(|pages| !pages.is_empty()) {
+                f(pages);
+            }
+        }
+    }
+
+    /// Writes down what the host may want to know.
+    fn tell(&self) {
+        let free = Kind::ALL.map(|kind| self.level(kind).free);
+        let report = self.report.lock().encode(free[0], free[1]);
+
+        self.source.with(|memory| {
+            memory.write(REPORT, &report);
+            for number in FIRST_CHUNK..self.chunk_count() {
+                if self.granted_of(number) == 0 {
+                    continue;
+                }
+                let used = self.depot.lock().used(number);
+                let hits = self
+                    .chunk(first_slot(number))
+                    .map_or(0, |chunk| chunk.hits.load(Relaxed));
+                let told = super::super::logic::window::ChunkReport {
+                    // CAST: There are 512.
+                    used: used as u16,
+                    hits,
+                };
+                // CAST: To more bits.
+                let at = REPORT + CHUNK_REPORTS as usize + number as usize * 8;
+
+                memory.write(at, &told.encode());
+            }
+        });
+    }
+}
+
+/// Returns the time in milliseconds, since some time; it wraps.
+fn now() -> u32 {
+    // CAST: It is meant to be cut off.
+    (thread::jiffies().wrapping_mul(1000) / msecs_to_jiffies(1000).max(1) as usize) as u32
+}
