@@ -170,6 +170,45 @@ class Device:
         qmp.ask("chardev-remove", id=self.name)
 
 
+class Window:
+    """Memory of the host's that a guest copies pages to and from by itself."""
+
+    def __init__(self, folder: Path, name: str, size: str) -> None:
+        self.name = name
+        self._size = size
+        self._folder = folder / f"{name}.windows"
+        self.file = self._folder / f"{name}.window"
+        # What QEMU takes it to be the size of, in bytes; the file's own where it is not told.
+        self.size: int | None = None
+
+    def mount(self) -> None:
+        """Makes a place for it where memory comes in huge pages; there is one for each daemon."""
+        self._folder.mkdir(exist_ok=True)
+        if not self._folder.is_mount():
+            mount = ["mount", "-t", "tmpfs", "-o", "huge=always,size=8G", "tmem-windows"]
+            subprocess.run([*mount, self._folder], check=True)
+
+    def unmount(self) -> None:
+        """Gives the place back."""
+        if self._folder.is_mount():
+            subprocess.run(["umount", "--lazy", self._folder], check=True)
+
+    def options(self) -> list[str | Path]:
+        """What the daemon has to be told."""
+        return ["--window-dir", self._folder, "--window-size", self._size]
+
+    def qemu_options(self) -> list[str]:
+        """What QEMU has to be told."""
+        size = self.file.stat().st_size if self.size is None else self.size
+        memory = f"memory-backend-file,id={self.name}-window,mem-path={self.file}"
+        return [
+            "-object",
+            f"{memory},size={size},share=on,align=2M",
+            "-device",
+            f"ivshmem-plain,memdev={self.name}-window",
+        ]
+
+
 class Daemon(Device):
     """The real one."""
 
@@ -183,9 +222,12 @@ class Daemon(Device):
         slot: int | None = None,
         options: Sequence[str] = (),
         others: Sequence[str] = (),
+        window: str | None = None,
         **properties: str | int,
     ) -> None:
         super().__init__(folder, name, data_queues, slot, **properties)
+        # Memory that the guest reaches by itself, if it is to have some.
+        self.window = None if window is None else Window(folder, name, window)
         self._options = options
         # Where further guests find it; nothing of their own is to be started.
         self.others = [Device(folder, other, data_queues) for other in others]
@@ -211,7 +253,23 @@ class Daemon(Device):
             command += ["--socket-path", f"{other.name}={other.socket}"]
         if self._refuse_percent:
             command += ["--fault-refuse-percent", str(self._refuse_percent)]
+        if self.window is not None:
+            command += self.window.options()
         return [*command, *self._options]
+
+    def start(self) -> None:
+        if self.window is not None:
+            self.window.mount()
+        super().start()
+
+    def end(self) -> None:
+        super().end()
+        if self.window is not None:
+            self.window.unmount()
+
+    def qemu_options(self) -> list[str]:
+        options = super().qemu_options()
+        return options if self.window is None else [*self.window.qemu_options(), *options]
 
     def ready(self) -> bool:
         places = (self, *self.others)
