@@ -11,7 +11,9 @@ use virtio_tmem_logic::window::{
     Order,
     Page,
     Slots,
-    FIRST_CHUNK, //
+    FIRST_CHUNK,
+    MAX_CHUNKS,
+    SLOTS_PER_CHUNK, //
 };
 
 const CHUNKS: u32 = 5;
@@ -52,6 +54,29 @@ fn a_chunk_is_taken_in_once() {
     // A page in a chunk that is not there is nobody's.
     order.insert(first_slot(FIRST_CHUNK), page(1));
     assert!(order.is_empty());
+}
+
+#[test]
+fn a_chunk_beyond_the_window_is_none_of_its_chunks() {
+    let mut order = order(false);
+    let slot = first_slot(FIRST_CHUNK);
+    order.insert(slot, page(1));
+    // The slots of this one wrap to those of the first.
+    let beyond = FIRST_CHUNK + (1 << 23);
+    assert_eq!(first_slot(beyond), slot);
+    order.for_each_in(beyond, |slot, _| panic!("slot {slot} is in another chunk"));
+    assert!(order.remove(beyond).is_none());
+    assert_eq!(order.page(slot), Some(page(1)));
+    // The last slot there is a number for.
+    order.for_each_in(u32::MAX / SLOTS_PER_CHUNK, |_, _| panic!());
+    assert!(order.remove(u32::MAX / SLOTS_PER_CHUNK).is_none());
+}
+
+#[test]
+fn no_window_has_more_chunks_than_links_can_name() {
+    let mut order = Order::persistent(MAX_CHUNKS + 1).unwrap();
+    assert!(order.add(MAX_CHUNKS, slots()).is_err());
+    assert!(order.add(MAX_CHUNKS - 1, slots()).is_ok());
 }
 
 #[test]

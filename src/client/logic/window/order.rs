@@ -38,6 +38,7 @@ use super::{
     },
     chunk_of,
     first_slot,
+    MAX_CHUNKS,
     SLOTS_PER_CHUNK, //
 };
 
@@ -191,6 +192,8 @@ impl Order {
     }
 
     fn new(chunks: u32, remembered: u32) -> Result<Self, NoMemory> {
+        // Above that, slots would not fit into the links of the queues.
+        let chunks = chunks.min(MAX_CHUNKS);
         let mut table = Table::with_capacity(chunks as usize)?;
         for _ in 0..chunks {
             table.push(None).map_err(|_| NoMemory)?;
@@ -220,6 +223,8 @@ impl Order {
 
     /// Takes a chunk out; to be dropped outside of the lock. Pages in it are forgotten.
     pub fn remove(&mut self, chunk: u32) -> Option<Slots> {
+        // The slots of a chunk beyond would wrap to those of another.
+        self.chunks.get(chunk as usize)?.as_ref()?;
         for slot in (first_slot(chunk)..).take(SIZE) {
             self.unlink(slot);
         }
@@ -305,6 +310,9 @@ impl Order {
 
     /// Calls `f` with the slot and the page of all pages in a chunk.
     pub fn for_each_in(&self, chunk: u32, mut f: impl FnMut(u32, Page)) {
+        if !matches!(self.chunks.get(chunk as usize), Some(Some(_))) {
+            return;
+        }
         for slot in (first_slot(chunk)..).take(SIZE) {
             if let Some(page) = self.page(slot) {
                 f(slot, page);
