@@ -290,9 +290,13 @@ impl Engine {
     }
 
     /// A guest is not connected any more. Forgets all that it put, be it by way of another engine on
-    /// the same store, and returns what that was.
+    /// the same store, and returns what that was. What it was granted of its window is taken back.
     pub fn remove_guest(&self, guest: GuestId) -> Dropped {
         let Some(removed) = lock(&self.guests).remove(&guest) else {
+            // Before there is no such guest to lend anything.
+            if let Some(lender) = self.lenders.of(guest) {
+                lender.end();
+            }
             return Walk::remove_guest(&*self.store, &self.store.guest(guest.0)).1;
         };
         let mut it = lock(&removed);

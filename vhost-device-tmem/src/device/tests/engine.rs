@@ -9,7 +9,7 @@ use std::{
 };
 
 use tmem_driver::{Part, Queue as Vring};
-use virtio_tmem_abi::{FIRST_DATA_QUEUE, QUEUE_CONTROL};
+use virtio_tmem_abi::{ChunkKind, FIRST_DATA_QUEUE, QUEUE_CONTROL};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -40,7 +40,10 @@ fn engine(threads: usize) -> (Arc<Engine>, mpsc::Receiver<(GuestId, String)>) {
     engine_on(Store::new(&StoreConfig::new(32 << 20)).unwrap(), threads)
 }
 
-fn engine_on(store: Store, threads: usize) -> (Arc<Engine>, mpsc::Receiver<(GuestId, String)>) {
+fn engine_on(
+    store: impl Into<Arc<Store>>,
+    threads: usize,
+) -> (Arc<Engine>, mpsc::Receiver<(GuestId, String)>) {
     let config = EngineConfig {
         threads,
         poll: Duration::from_micros(50),
@@ -48,7 +51,7 @@ fn engine_on(store: Store, threads: usize) -> (Arc<Engine>, mpsc::Receiver<(Gues
         taken_anyway: 0,
     };
     let (sender, failed) = mpsc::channel();
-    let engine = Engine::start(Arc::new(store), config, Arc::new(Told(sender)));
+    let engine = Engine::start(store.into(), config, Arc::new(Told(sender)));
     (Arc::new(engine.unwrap()), failed)
 }
 
@@ -305,6 +308,43 @@ fn a_guest_that_an_engine_never_served_leaves_nothing_either() {
     next.create(0, 0);
     next.assert_works(DATA);
     assert_eq!(pools(&next), 1);
+}
+
+/// Nor does it keep what it was granted of its window.
+#[test]
+fn a_guest_that_an_engine_never_served_loses_its_chunks_too() {
+    let file = window_files();
+    let before = open_window(&file);
+    assert!(before.open_for(EPOCH, false));
+    before.begin_grant(1);
+    for kind in [ChunkKind::Persistent, ChunkKind::Ephemeral] {
+        assert!(before.make_ready() && before.grant(kind));
+    }
+    let granted = before.granted();
+    assert_eq!(granted.len(), 2);
+    // The worker that granted it is gone.
+    drop(before);
+
+    let store = Arc::new(Store::new(&StoreConfig::new(32 << 20)).unwrap());
+    let (engine, _failed) = engine_on(Arc::clone(&store), 1);
+    let id = GuestId(3);
+    let [window, book] = descriptors(&file);
+    engine.set_window(id, Some(EPOCH), window, book).unwrap();
+    assert_eq!(store.report().lent_bytes, 4 * window::CHUNK);
+    engine.remove_guest(id);
+    let state = engine.lenders().of(id).unwrap().state();
+    assert_eq!((state.open, state.allocated), (false, 0));
+    assert_eq!((state.chunks.free, state.chunks.persistent), (2, 0));
+    assert_eq!(store.report().lent_bytes, 0);
+    // Nor does the next process find anything that is granted, and each has another generation.
+    let after = open_window(&file);
+    for (number, generation) in granted {
+        assert!(!after.holds(number, generation) && !after.holds(number, generation + 2));
+    }
+    assert!(after.open_for(EPOCH + 1, false));
+    after.begin_grant(1);
+    assert!(after.make_ready() && after.grant(ChunkKind::Persistent));
+    assert_eq!(after.granted(), [(2, 4)]);
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod steps;
 
 use std::{
     convert::Infallible,
+    os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -42,7 +43,7 @@ use super::{
 use crate::{
     socket::Rights,
     store::{Config as StoreConfig, Store, PAGE_SIZE},
-    window::{self, Window},
+    window::{self, Window, WindowFiles},
 };
 
 const MEMORY: usize = 8 << 20;
@@ -137,7 +138,7 @@ impl Device {
     fn build(capacity: u64, window: bool) -> Self {
         let store = Arc::new(Store::new(&StoreConfig::new(capacity)).unwrap());
         let lender = window.then(|| {
-            let window = open_window();
+            let window = open_window(&window_files());
             Arc::new(Lender::new(Arc::clone(&store), 0, window, None))
         });
         let mut device = Self {
@@ -326,19 +327,22 @@ fn serve_parts(
     used
 }
 
-/// Makes a window of which two chunks can be granted.
-fn open_window() -> Window {
+/// Makes the files of a window of which two chunks can be granted.
+fn window_files() -> WindowFiles {
     let directory = tempfile::tempdir_in("/dev/shm").unwrap();
-    let made = window::create(
-        directory.path(),
-        "test",
-        window::MIN_SIZE,
-        Rights::default(),
-    );
-    let (files, _path) = made.unwrap();
-    let [file, book] = files
+    let rights = Rights::default();
+    let made = window::create(directory.path(), "test", window::MIN_SIZE, rights);
+    made.unwrap().0
+}
+
+fn descriptors(files: &WindowFiles) -> [OwnedFd; 2] {
+    files
         .descriptors()
-        .map(|fd| fd.try_clone_to_owned().unwrap());
+        .map(|fd| fd.try_clone_to_owned().unwrap())
+}
+
+fn open_window(files: &WindowFiles) -> Window {
+    let [file, book] = descriptors(files);
     Window::open(file, book).unwrap()
 }
 
