@@ -106,7 +106,7 @@ pub use codec::Compression;
 pub use get::{PageSink, Taken};
 pub use guest::{Dropped, DroppedKind, Guest, PoolError};
 pub use memory::Memory;
-pub(crate) use memory::{taken, written};
+pub(crate) use memory::taken;
 pub use pool::{Contents, PoolCounters, PoolKind, PoolReport};
 pub use put::PageSource;
 pub use records::Hold;

@@ -5,7 +5,7 @@
 //! It decides, and does nothing: whoever uses it writes down what [`Ledger::take_changes`] returns,
 //! and has memory come and go.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Range};
 
 use serde::{Deserialize, Serialize};
 use virtio_tmem_abi::{ChunkKind, FIRST_CHUNK};
@@ -133,12 +133,17 @@ impl Ledger {
         self.ready.len() as u32 + ephemeral + persistent + leaving
     }
 
-    /// Returns the numbers of all other chunks.
-    pub(super) fn unoccupied(&self) -> impl Iterator<Item = u32> + '_ {
-        let unoccupied = self
-            .entries()
-            .filter(|(number, entry)| entry.state == State::Free && !self.ready.contains(number));
-        unoccupied.map(|(number, _)| number)
+    /// Returns the first chunks from number `from` on that are next to each other and of which none
+    /// has memory, or may have it: at most so many. [`None`] if there are no such.
+    pub(super) fn unoccupied(&self, from: u32, most: u32) -> Option<Range<u32>> {
+        let is_unoccupied = |number: &u32| {
+            let entry = self.entry(*number);
+            entry.is_some_and(|entry| entry.state == State::Free) && !self.ready.contains(number)
+        };
+        let end = FIRST_CHUNK + self.entries.len() as u32;
+        let start = (from.max(FIRST_CHUNK)..end).find(is_unoccupied)?;
+        let count = (start..end).take(most as usize).take_while(is_unoccupied);
+        Some(start..start + count.count() as u32)
     }
 
     /// Returns what is known of all chunks, by number.

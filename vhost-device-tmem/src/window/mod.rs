@@ -28,6 +28,7 @@ mod tests;
 use std::{
     fs::File,
     io,
+    ops::Range,
     os::fd::OwnedFd,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -47,7 +48,7 @@ use choice::coldest;
 use ledger::Ledger;
 use mapping::Mapping;
 
-use crate::store::{taken, written, PageBytes, PAGE_SHIFT};
+use crate::store::{taken, PageBytes, PAGE_SHIFT};
 
 /// The size of a chunk in bytes.
 pub const CHUNK: u64 = 1 << CHUNK_SHIFT;
@@ -63,6 +64,9 @@ pub const MAX_SIZE: u64 = MAX_CHUNKS as u64 * CHUNK;
 
 /// The bytes that a window takes while it is open, besides what is granted.
 pub const OVERHEAD: u64 = FIRST_CHUNK as u64 * CHUNK;
+
+/// The most chunks of which the memory is taken under one hold of the lock: 64 MiB.
+const TRIMMED_AT_ONCE: u32 = 32;
 
 #[derive(Debug)]
 struct Inner {
@@ -206,11 +210,11 @@ impl Window {
     /// Opens it for the driver in an epoch. Whoever does not `resume` begins with new tickets. False
     /// if there is no memory for it.
     pub fn open_for(&self, epoch: u64, resume: bool) -> bool {
-        let memory = self.memory();
+        // Held until the window is open: before that, nobody else knows that this is to have memory.
+        let _memory = self.memory();
         if self.has_failed() || self.allocate(0, OVERHEAD).is_err() {
             return false;
         }
-        drop(memory);
         let mut inner = self.inner();
         inner.record.mode = Mode::Held;
         inner.record.epoch = epoch;
@@ -255,8 +259,9 @@ impl Window {
         self.write_record(&mut inner);
         drop(inner);
         while self.unready() {}
+        // All of it: the next guest of this window is to find nothing of what this one wrote anywhere.
         let _memory = self.memory();
-        self.release(0, OVERHEAD);
+        self.release(0, u64::from(self.chunks()) * CHUNK);
     }
 
     /// Begins to grant chunks. Returns how many were granted already, if it is the same request.
@@ -298,8 +303,9 @@ impl Window {
         let Some(number) = self.inner().ledger.next_free() else {
             return false;
         };
-        // Nothing of what the guest wrote there is to stay: it is not to be had by it either.
         let at = u64::from(number) * CHUNK;
+        // What the guest wrote there is not to stay, nor are the small pages that it took for that.
+        self.release(at, CHUNK);
         if self.allocate(at, CHUNK).is_err() {
             self.release(at, CHUNK);
             return false;
@@ -396,32 +402,34 @@ impl Window {
             && self.holds(number, generation)
     }
 
-    /// Takes the memory of chunks that are not granted, where the guest wrote to such. Returns how
-    /// many bytes that was.
+    /// Takes the memory of chunks that are not granted, where the guest wrote to such, or a process
+    /// before was about to grant them. Returns how many bytes that was.
     pub fn trim(&self) -> u64 {
-        let before = self.allocated();
-        if before <= self.expected() {
+        if self.allocated() <= self.expected() {
             return 0;
         }
-        let _memory = self.memory();
-        let (closed, free) = {
-            let inner = self.inner();
-            let free: Vec<_> = inner.ledger.unoccupied().collect();
-            (inner.record.mode == Mode::Closed, free)
-        };
-        let end = u64::from(self.book.chunks()) * CHUNK;
-        let Ok(parts) = written(&self.file, 0, end) else {
-            return 0;
-        };
-        let first = if closed { 0..FIRST_CHUNK } else { 0..0 };
-        for number in first.chain(free) {
-            let (start, end) = (u64::from(number) * CHUNK, u64::from(number + 1) * CHUNK);
-            let at = parts.partition_point(|(_, until)| *until <= start);
-            if parts.get(at).is_some_and(|(from, _)| *from < end) {
-                self.release(start, CHUNK);
-            }
+        let (mut from, mut trimmed) = (0, 0);
+        // A part at a time, for nobody to wait long: most of it is empty, and costs next to nothing.
+        while from < self.chunks() {
+            let _memory = self.memory();
+            let Some(part) = self.unoccupied(from) else {
+                break;
+            };
+            let before = self.allocated();
+            self.release(u64::from(part.start) * CHUNK, part.len() as u64 * CHUNK);
+            trimmed += before.saturating_sub(self.allocated());
+            from = part.end;
         }
-        before.saturating_sub(self.allocated())
+        trimmed
+    }
+
+    /// Returns the next chunks that are to have no memory. The lock of memory is held.
+    fn unoccupied(&self, from: u32) -> Option<Range<u32>> {
+        let inner = self.inner();
+        if from == 0 && inner.record.mode == Mode::Closed {
+            return Some(0..FIRST_CHUNK);
+        }
+        inner.ledger.unoccupied(from, TRIMMED_AT_ONCE)
     }
 
     fn write_generations(&self, ledger: &Ledger) {
