@@ -113,6 +113,9 @@ fn run(args: &Args) -> Result<(), Failure> {
             window,
         });
     }
+    if let Some(why) = small_pages_of_windows(&config, &guests) {
+        tracing::warn!("{why}");
+    }
     let control = match &config.control_path {
         None => None,
         Some(path) => {
@@ -257,6 +260,13 @@ fn window(
         path.path().display()
     );
     Ok(Some((window, Some(path))))
+}
+
+/// Returns why windows have small pages, where there are windows and that is so.
+fn small_pages_of_windows(config: &Config, guests: &[GuestSetup]) -> Option<String> {
+    let directory = config.window_dir.as_ref()?;
+    let mut windows = guests.iter().filter_map(|guest| guest.window.as_ref());
+    windows.next().and_then(|_| window::small_pages(directory))
 }
 
 fn enter_sandbox(

@@ -48,6 +48,8 @@ impl Mapping {
         // What guests have in memory is nobody's business. It is advice, so that errors do no harm.
         // SAFETY: The mapping is ours, and the advice does not change what is in it.
         unsafe { libc::madvise(region.as_ptr().cast(), len, libc::MADV_DONTDUMP) };
+        // SAFETY: As above. A kernel that has no huge pages refuses, and memory is had without.
+        unsafe { libc::madvise(region.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
         let mapped = (region.as_ptr() as usize, region.size());
         // SAFETY: It is the mapping of `region`, a whole one, which goes when that is dropped, after
         // the watch; and it is accessed by the methods of this type only, which copy from it by
@@ -61,6 +63,20 @@ impl Mapping {
     /// Returns whether an access failed. What was read, and written, since is nothing then.
     pub(super) fn has_failed(&self) -> bool {
         self.watch.fault().is_some()
+    }
+
+    /// Takes memory for a range of the file, as far as there is some: in huge pages where they can be
+    /// had.
+    pub(super) fn populate(&self, at: u64, len: u64) {
+        let (Ok(at), Ok(len)) = (usize::try_from(at), usize::try_from(len)) else {
+            return;
+        };
+        if let Ok(slice) = self.region.get_slice(at, len) {
+            let range = slice.ptr_guard_mut();
+            // SAFETY: The range is within the mapping, which lives as long as the slice. What is in
+            // it stays as it is, and memory that cannot be had is an error here, and no signal.
+            unsafe { libc::madvise(range.as_ptr().cast(), len, libc::MADV_POPULATE_WRITE) };
+        }
     }
 
     /// Writes the header. The file has memory for it.

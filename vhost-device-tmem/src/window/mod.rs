@@ -20,6 +20,7 @@ mod book;
 mod choice;
 mod create;
 mod entry;
+mod huge;
 mod ledger;
 mod mapping;
 #[cfg(test)]
@@ -41,6 +42,7 @@ use virtio_tmem_abi::{
 
 pub use book::Mode;
 pub use create::{create, OwnedPath, WindowError, WindowFiles};
+pub use huge::small_pages;
 pub use ledger::Counts;
 
 use book::{Book, Record};
@@ -447,6 +449,9 @@ impl Window {
             self.give_up("its file was made shorter");
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        // On a tmpfs that has huge pages for who asks, only a mapping can ask. Where this takes less
+        // than all, the next line does, or says why not.
+        self.mapping.populate(at, len);
         Ok(fallocate(&self.file, flags, at, len)?)
     }
 
