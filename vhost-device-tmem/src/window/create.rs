@@ -31,6 +31,18 @@ pub enum WindowError {
          one (such as /dev/shm, or mount -t tmpfs -o huge=always,mode=755 tmem DIR)"
     )]
     NotInMemory(PathBuf),
+    /// No file can be made there.
+    #[error(
+        "cannot make the window {path}: {error}; give --window-dir a directory on a tmpfs that \
+         exists, that this daemon's user may write to, and that has a file left"
+    )]
+    Make {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
     /// Something else has the name.
     #[error("{0} is there, and is no file; remove it")]
     NoFile(PathBuf),
@@ -171,7 +183,10 @@ pub fn create(
         .create_new(true)
         .mode(0o600)
         .open(&path)
-        .map_err(failed("make the window"))?;
+        .map_err(|error| WindowError::Make {
+            path: path.clone(),
+            error,
+        })?;
     let metadata = file.metadata().map_err(failed("examine"))?;
     // It is removed again from here on if something fails.
     let owned = OwnedPath {
@@ -284,6 +299,10 @@ mod tests {
         fs::create_dir(directory.path().join("b.window")).unwrap();
         let made = create(directory.path(), "b", MIN_SIZE, Rights::default());
         assert!(matches!(made, Err(WindowError::NoFile(_))));
+        let made = create(Path::new("/nowhere"), "d", MIN_SIZE, Rights::default());
+        let why = made.unwrap_err().to_string();
+        assert!(why.contains("/nowhere/d.window: No such file"), "{why}");
+        assert!(why.contains("--window-dir"), "{why}");
         // The tests are not run from memory.
         let disk = Path::new(env!("CARGO_MANIFEST_DIR"));
         let made = create(disk, "c", MIN_SIZE, Rights::default());
