@@ -41,7 +41,10 @@ use zerocopy::{
 use crate::{
     bindings::{
         self,
-        mapping::Mapping,
+        mapping::{
+            self,
+            Mapping, //
+        },
         static_mutex::StaticMutex, //
     },
     params, //
@@ -224,7 +227,11 @@ fn lend(pdev: &pci::Device<Core<'_>>) -> Result<Lent> {
     }
 
     bindings::pci::enable(pdev)?;
-    if header(&Mapping::new(start, PAGE_SIZE)?).is_none() {
+
+    // Before it is claimed: most ivshmem devices are somebody else's, and are left alone.
+    let mut header = WindowHeader::new_zeroed();
+    mapping::peek(start, header.as_mut_bytes())?;
+    if header.magic.get() != WINDOW_MAGIC {
         WITHOUT_HEADER.fetch_add(1, Relaxed);
         return Err(ENODEV);
     }

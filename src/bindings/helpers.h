@@ -45,6 +45,7 @@ u32 tmem_crc_page(struct page *page);
 /* windows */
 void *tmem_window_map(u64 start, size_t len, int *err);
 void tmem_window_unmap(void *addr, u64 start, size_t len);
+int tmem_window_peek(u64 start, void *to, size_t len);
 bool tmem_window_make_write_back(void *addr, size_t len);
 void tmem_copy_from_page(void *to, struct page *from);
 void tmem_copy_to_page(struct page *to, const void *from);

@@ -11,6 +11,7 @@ use core::{
 };
 
 use kernel::{
+    error::to_result,
     page::PAGE_SIZE,
     prelude::*, //
 };
@@ -19,6 +20,14 @@ use super::{
     page::PageRef,
     raw, //
 };
+
+/// Reads physical memory without claiming it, which would disturb whoever uses it. May sleep.
+///
+/// [`Mapping`] is for what is more than a look.
+pub(crate) fn peek(start: u64, to: &mut [u8]) -> Result {
+    // SAFETY: It only reads, into as many bytes as there are in `to`.
+    to_result(unsafe { raw::tmem_window_peek(start, to.as_mut_ptr().cast(), to.len()) })
+}
 
 /// A range of physical memory, mapped write-back.
 ///

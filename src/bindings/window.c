@@ -36,6 +36,18 @@ void tmem_window_unmap(void *addr, u64 start, size_t len)
 	release_mem_region(start, len);
 }
 
+/* Reads without claiming, which would take the memory from a process that mapped it. */
+int tmem_window_peek(u64 start, void *to, size_t len)
+{
+	void *addr = memremap(start, len, MEMREMAP_WB);
+
+	if (!addr)
+		return -ENOMEM;
+	memcpy(to, addr, len);
+	memunmap(addr);
+	return 0;
+}
+
 bool tmem_window_make_write_back(void *addr, size_t len)
 {
 	unsigned long at = (unsigned long)addr, end = at + len;
