@@ -70,7 +70,6 @@ static WITHOUT_HEADER: Atomic<i32> = Atomic::new(0);
 struct Region {
     #[pin]
     mapping: Revocable<Mapping>,
-    write_back: bool,
 }
 
 /// A window, as it was when it was found.
@@ -151,7 +150,10 @@ fn usable(region: &Arc<Region>, header: &WindowHeader) -> Option<Source> {
         return None;
     }
 
-    let there = region.mapping.try_access_with(Mapping::len)? >> CHUNK_SHIFT;
+    let (len, write_back) = region
+        .mapping
+        .try_access_with(|mapping| (mapping.len(), mapping.is_write_back()))?;
+    let there = len >> CHUNK_SHIFT;
     let chunks = header
         .chunks
         .get()
@@ -164,8 +166,8 @@ fn usable(region: &Arc<Region>, header: &WindowHeader) -> Option<Source> {
         );
         return None;
     }
-    if !region.write_back {
-        pr_err!("the window is not used, as it cannot be mapped write-back: have QEMU put it above 4 GiB, by a window of 4 GiB or more\n");
+    if !write_back {
+        pr_err!("the window is not used, as it cannot be mapped write-back, and copies would be slower than requests: give the guest a window of 4 GiB or more, which is put where that is the rule\n");
         return None;
     }
     Some(Source {
@@ -237,11 +239,9 @@ fn lend(pdev: &pci::Device<Core<'_>>) -> Result<Lent> {
     }
 
     let mapping = Mapping::new(start, len)?;
-    let write_back = mapping.make_write_back();
     let region = Arc::pin_init(
         try_pin_init!(Region {
             mapping <- Revocable::new(mapping),
-            write_back,
         }),
         GFP_KERNEL,
     )?;

@@ -29,7 +29,7 @@ pub(crate) fn peek(start: u64, to: &mut [u8]) -> Result {
     to_result(unsafe { raw::tmem_window_peek(start, to.as_mut_ptr().cast(), to.len()) })
 }
 
-/// A range of physical memory, mapped write-back.
+/// A range of physical memory, mapped write-back if it [can be](Self::is_write_back).
 ///
 /// # Invariants
 ///
@@ -39,6 +39,7 @@ pub(crate) struct Mapping {
     addr: NonNull<c_void>,
     start: u64,
     len: usize,
+    write_back: bool,
 }
 
 // SAFETY: A mapping of the kernel's belongs to no thread, and may be unmapped by any that may sleep.
@@ -61,10 +62,17 @@ impl Mapping {
         // SAFETY: It claims the range before it maps it, so that it is nobody else's.
         let addr = unsafe { raw::tmem_window_map(start, len, &mut err) };
 
+        let addr = NonNull::new(addr).ok_or_else(|| Error::from_errno(err))?;
+        // SAFETY: The range has just been mapped, and nobody else knows of the mapping.
+        let write_back = unsafe { raw::tmem_window_make_write_back(addr.as_ptr(), len) };
+
         // INVARIANT: It was mapped as a whole, and is unmapped only by `drop()`.
-        NonNull::new(addr)
-            .map(|addr| Self { addr, start, len })
-            .ok_or_else(|| Error::from_errno(err))
+        Ok(Self {
+            addr,
+            start,
+            len,
+            write_back,
+        })
     }
 
     /// Returns how long it is, in bytes. Any context.
@@ -72,13 +80,9 @@ impl Mapping {
         self.len
     }
 
-    /// Makes the mapping write-back where it is not; returns whether it all is. May sleep.
-    ///
-    /// The kernel maps memory uncached where the MTRRs do not say write-back, whatever it is asked
-    /// for.
-    pub(crate) fn make_write_back(&self) -> bool {
-        // SAFETY: By the type invariants the range is mapped, and by nobody else's mapping.
-        unsafe { raw::tmem_window_make_write_back(self.addr.as_ptr(), self.len) }
+    /// Returns whether all of it is write-back: otherwise copies are very slow. Any context.
+    pub(crate) fn is_write_back(&self) -> bool {
+        self.write_back
     }
 
     /// Returns where `len` bytes from `offset` on are, if they are within the mapping.
