@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.daemon import Stat
-from harness.guest import Guest
+from harness.guest import BACK, Guest
 
 from .load import ANON_MIB, FILES_MIB, MEMORY_MIB, PHASES
 
@@ -42,7 +42,7 @@ class Result:
         # Pages that came back before they were sent spare the disk just the same.
         clean = sum(
             second.driver.get(f"cleancache/{hit}", 0) - first.driver.get(f"cleancache/{hit}", 0)
-            for hit in ("hits", "staged_hits")
+            for hit in BACK
         )
         moved = sum(
             counts.puts + counts.gets_hit for counts in (stat.persistent, stat.ephemeral)

@@ -2,6 +2,7 @@
 """The daemon, and what it counts."""
 
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -227,6 +228,7 @@ class Daemon(Device):
     ) -> None:
         super().__init__(folder, name, data_queues, slot, **properties)
         # Memory that the guest reaches by itself, if it is to have some.
+        window = window or os.environ.get("TMEM_TEST_WINDOW") or None
         self.window = None if window is None else Window(folder, name, window)
         self._options = options
         # Where further guests find it; nothing of their own is to be started.

@@ -41,6 +41,11 @@ DEBUG_OPTIONS = "kasan_multi_shot watchdog_thresh=60 printk.devkmsg=on init_on_a
 KERNEL_RUNS = "Linux version"
 
 
+# What the driver counts of pages that went out, and that came back, whichever way.
+OUT = ("stored", "window_puts")
+BACK = ("hits", "staged_hits", "window_hits")
+
+
 @dataclass
 class Machine:
     """What a guest is made of."""

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from harness.guest import Guest
+from harness.guest import BACK, OUT, Guest
 
 from ..report import Report
 from ..sample import Sample, ratios
@@ -68,8 +68,8 @@ def cost(guest: Guest, cpu: Mapping[str, float], run: Run) -> Cost | None:
         cpu=cpu[f"end {run.name}"] - cpu[f"begin {run.name}"],
         swap=sectors("swap"),
         files=sectors("files"),
-        puts=driver("stored"),
-        gets=driver("hits", "staged_hits"),
+        puts=driver(*OUT),
+        gets=driver(*BACK),
         not_put=driver(*NOT_PUT),
     )
 
