@@ -22,6 +22,7 @@ DEFAULTS = {
     "xfs": 1,
     "btrfs": 1,
     "crc": 1,
+    "window": 1,
     "admission": 1,
     "max_order": 9,
     "timeout_ms": 3000,
