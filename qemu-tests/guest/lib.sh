@@ -315,8 +315,8 @@ hooks() {
 # warmed_up FOLDER: makes clean pages there, and says whether the driver put any.
 # It hooks into a filesystem when it first sees one of its pages go.
 warmed_up() {
-	local before after
-	read -r before <$DRIVER/cleancache/puts
+	local before
+	before=$(clean_puts)
 	head -c 262144 /dev/zero >"$1/warm-up"
 	# shellcheck disable=SC2119
 	drop_caches
@@ -324,8 +324,25 @@ warmed_up() {
 	# shellcheck disable=SC2119
 	drop_caches
 	rm "$1/warm-up"
-	read -r after <$DRIVER/cleancache/puts
-	[ "$after" -gt "$before" ]
+	[ "$(clean_puts)" -gt "$before" ]
+}
+
+# clean_puts: how many clean pages were put, whichever way.
+clean_puts() {
+	local asked copied
+	read -r asked <$DRIVER/cleancache/puts
+	read -r copied <$DRIVER/cleancache/window_puts
+	echo $((asked + copied))
+}
+
+# granted PAGES: whether the host has lent memory for so many swapped pages.
+granted() {
+	local kind pages rest
+	tmem window || return
+	while read -r kind _ pages rest; do
+		[ "$kind" = persistent ] && [ "$pages" -ge "$1" ] && return
+	done <"$REPLY"
+	return 1
 }
 
 # drop_caches [WHAT]: has clean pages, or what the kernel calls WHAT, go.

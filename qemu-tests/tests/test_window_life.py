@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What is in the window is there whatever becomes of the daemon, and leaves it when it has to."""
+
+
+import pytest
+
+from harness.guest import Guest, Machine
+from harness.lab import Labs
+
+MIB = 384
+
+KILLED = f"""
+must udev wait_for 30 bound
+must swap swap_on swap
+must mount mounted data /tmp/data
+must create "$WORKLOAD" file-set create --dir /tmp/data --mib 96
+must granted wait_for 30 granted 8192
+must "out kept" out kept 64 {MIB}
+drop_caches
+snapshot before
+mark "pages out"
+wait_for 60 told dead
+step files "$WORKLOAD" file-set verify --dir /tmp/data --mib 96
+must told touch "$RUN/told/kept"
+step kept looked kept $PID
+snapshot after
+step anon confined 64 "$WORKLOAD" anon --mib 192 --passes 1 --seed 3
+snapshot "after more"
+step swapoff swap_off swap
+step umount umount /tmp/data
+step unload timeout 60 modprobe -r virtio_tmem
+"""
+
+TAKEN = f"""
+must udev wait_for 30 bound
+must swap swap_on swap
+must mount mounted data /tmp/data
+must create "$WORKLOAD" file-set create --dir /tmp/data --mib 192
+for round in 1 2 3 4; do
+	drop_caches
+	step "files $round" "$WORKLOAD" file-set verify --dir /tmp/data --mib 192
+done
+step anon confined 96 "$WORKLOAD" anon --mib {MIB} --passes 2 --jobs 2
+step mixer "$WORKLOAD" coherency --dir /tmp/data/mix --ops 400 --seconds 60
+snapshot after
+step swapoff swap_off swap
+step umount umount /tmp/data
+step unload timeout 60 modprobe -r virtio_tmem
+"""
+
+DRAINED = f"""
+must udev wait_for 30 bound
+must swap swap_on swap
+must granted wait_for 30 granted 8192
+must "out kept" out kept 64 {MIB}
+snapshot before
+must drain drain 1
+must drained wait_for 200 drained
+snapshot drained
+must told touch "$RUN/told/kept"
+step kept looked kept $PID
+step unload timeout 60 modprobe -r virtio_tmem
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(labs: Labs) -> Guest:
+    """A guest whose daemon is killed for good while pages are in the window."""
+    with labs("window-killed") as lab:
+        daemon = lab.daemon(capacity="2GiB", window="1GiB")
+        disks = [lab.disk("swap", 1024), lab.disk("data", 256, "ext4")]
+        guest = lab.boot(KILLED, Machine(256, disks=disks, devices=[daemon]))
+        guest.wait_for_mark("pages out", 300)
+        daemon.kill()
+        guest.tell("dead")
+        guest.finish(400)
+        return guest
+
+
+def test_pages_outlive_the_daemon(killed: Guest) -> None:
+    found = killed.step("kept").objects[-1]
+    assert found["wrong"] == 0
+    assert found["compared"] == 2 * MIB * 256
+    before, after = (killed.snapshot(name).driver for name in ("before", "after"))
+    assert after["frontswap/window_hits"] - before["frontswap/window_hits"] > MIB * 256 // 2
+
+
+def test_files_are_right_without_the_daemon(killed: Guest) -> None:
+    assert killed.step("files").objects[-1]["wrong"] == 0
+
+
+def test_the_guest_goes_on_swapping(killed: Guest) -> None:
+    assert killed.step("anon").objects[-1]["wrong"] == 0
+    after, more = (killed.snapshot(name).driver for name in ("after", "after more"))
+    assert more["frontswap/window_puts"] - after["frontswap/window_puts"] > 10_000
+
+
+def test_the_module_goes_without_the_daemon(killed: Guest) -> None:
+    for step in ("swapoff", "umount", "unload"):
+        killed.step(step)
+
+
+@pytest.fixture(scope="module")
+def taken(labs: Labs) -> Guest:
+    """A guest whose host takes chunks back at random, and asks for others."""
+    with labs("window-taken") as lab:
+        options = ["--fault-take-chunks", "8"]
+        daemon = lab.daemon(capacity="2GiB", window="1GiB", options=options)
+        disks = [lab.disk("swap", 1024), lab.disk("data", 320, "ext4")]
+        machine = Machine(256, disks=disks, devices=[daemon])
+        return lab.run(TAKEN, machine, 500)
+
+
+def test_no_page_is_wrong_while_chunks_are_taken(taken: Guest) -> None:
+    for step in ("files 1", "files 2", "files 3", "files 4", "anon", "mixer"):
+        assert taken.step(step).objects[-1]["wrong"] == 0, step
+
+
+def test_chunks_were_taken_and_asked_for(taken: Guest) -> None:
+    driver = taken.snapshot("after").driver
+    assert driver["cleancache/window_lost"] > 0
+    assert driver["frontswap/window_moved"] > 1000
+    # A swapped page is never lost by it.
+    assert driver["frontswap/window_lost"] == 0
+
+
+def test_the_module_goes_in_between(taken: Guest) -> None:
+    for step in ("swapoff", "umount", "unload"):
+        taken.step(step)
+
+
+@pytest.fixture(scope="module")
+def drained(labs: Labs) -> Guest:
+    """A guest that takes its pages out of the window before the module goes."""
+    with labs("window-drained") as lab:
+        daemon = lab.daemon(capacity="2GiB", window="1GiB")
+        machine = Machine(256, disks=[lab.disk("swap", 1024)], devices=[daemon])
+        return lab.run(DRAINED, machine, 400)
+
+
+def test_pages_of_the_window_are_drained(drained: Guest) -> None:
+    before, after = (drained.snapshot(name) for name in ("before", "drained"))
+    pages = after.driver["frontswap/drained"] - before.driver["frontswap/drained"]
+    assert pages > MIB * 256 // 2
+    assert after.written("swap") - before.written("swap") >= 8 * pages
+    found = drained.step("kept").objects[-1]
+    assert found["wrong"] == 0
+    assert found["compared"] == 2 * MIB * 256
+    drained.step("unload")
