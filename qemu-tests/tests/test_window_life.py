@@ -14,7 +14,8 @@ must udev wait_for 30 bound
 must swap swap_on swap
 must mount mounted data /tmp/data
 must create "$WORKLOAD" file-set create --dir /tmp/data --mib 96
-must granted wait_for 30 granted 8192
+must "warm up" confined 64 "$WORKLOAD" anon --mib 512 --passes 0
+must granted wait_for 30 granted 98304
 must "out kept" out kept 64 {MIB}
 drop_caches
 snapshot before
@@ -51,7 +52,8 @@ step unload timeout 60 modprobe -r virtio_tmem
 DRAINED = f"""
 must udev wait_for 30 bound
 must swap swap_on swap
-must granted wait_for 30 granted 8192
+must "warm up" confined 64 "$WORKLOAD" anon --mib 512 --passes 0
+must granted wait_for 30 granted 98304
 must "out kept" out kept 64 {MIB}
 snapshot before
 must drain drain 1

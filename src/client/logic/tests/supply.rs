@@ -81,19 +81,68 @@ fn room_is_made_where_there_are_no_chunks() {
 #[test]
 fn what_the_device_can_take_is_not_given_back() {
     let all = level(100, 100 * SLOTS_PER_CHUNK);
-    let next = |kind| Supply::new(kind, BATCH).next(all, 0);
+    let next = |kind| {
+        let mut supply = Supply::new(kind, BATCH);
+        assert_eq!(supply.next(all, 0), Step::Rest);
+        supply.next(all, 60_000)
+    };
     assert!(matches!(next(Kind::Persistent), Step::GiveBack(1..)));
     assert_eq!(next(Kind::Ephemeral), Step::Rest);
 }
 
 #[test]
+fn what_was_needed_a_moment_ago_is_not_given_back() {
+    let mut supply = Supply::new(Kind::Persistent, BATCH);
+    let (all, none) = (level(100, 100 * SLOTS_PER_CHUNK), level(100, 6000));
+    for now in (0..100_000).step_by(1000) {
+        // Time and again it is.
+        let level = if now % 20_000 == 0 { none } else { all };
+        assert_eq!(supply.next(level, now), Step::Rest, "at {now}");
+    }
+    let since = 81_000;
+    let given_back = (100_000..)
+        .step_by(1000)
+        .find(|&now| supply.next(all, now) != Step::Rest);
+    assert_eq!(given_back, Some(since + 30_000));
+}
+
+#[test]
+fn who_uses_chunks_up_soon_gets_more_at_once() {
+    let mut supply = Supply::new(Kind::Ephemeral, BATCH);
+    let mut asked = Vec::new();
+    let mut now = 100_000;
+    let mut chunks = 0;
+    for _ in 0..8 {
+        let Step::Ask(count) = supply.next(level(chunks, 0), now) else {
+            panic!("nothing is asked for");
+        };
+        asked.push(count);
+        chunks += count;
+        supply.answered(count, count, now);
+        now += 100;
+    }
+    assert!(asked.is_sorted());
+    assert_eq!((asked[0], asked[7]), (2, MOST_AT_ONCE));
+    // And less again when it is calm.
+    for _ in 0..10 {
+        now += 10_000;
+        assert_eq!(
+            supply.next(level(200, 200 * SLOTS_PER_CHUNK), now),
+            Step::Rest
+        );
+    }
+    assert_eq!(supply.next(level(0, 0), now), Step::Ask(2));
+}
+
+#[test]
 fn pages_leave_by_the_way_that_costs_least() {
+    let supply = Supply::new(Kind::Persistent, BATCH);
     let plenty = level(10, 5 * SLOTS_PER_CHUNK);
-    assert_eq!(Supply::way(plenty, 100, 0), Way::Slots);
-    assert_eq!(Supply::way(level(10, 20), 10, 5), Way::Store);
-    assert_eq!(Supply::way(level(10, 20), 10, 0), Way::Home);
+    assert_eq!(supply.way(plenty, 100, 0), Way::Slots);
+    assert_eq!(supply.way(level(10, 20), 10, 5), Way::Store);
+    assert_eq!(supply.way(level(10, 20), 10, 0), Way::Home);
     // Those who put need some.
-    assert_eq!(Supply::way(level(10, SLOTS_PER_CHUNK), 1, 1), Way::Store);
+    assert_eq!(supply.way(level(10, SLOTS_PER_CHUNK), 1, 1), Way::Store);
 }
 
 proptest! {
@@ -106,15 +155,17 @@ proptest! {
         let mut chunks = chunks;
         let mut supply = Supply::new(kind, BATCH);
         let (mut asked, mut gave_back) = (false, false);
-        for round in 0.. {
+        for round in 0u32.. {
             // At most the whole of it, by as much as is done at once.
-            prop_assert!(round < 10_000 / MOST_AT_ONCE + 4, "there is no end to it");
-            match supply.next(level(chunks, chunks * SLOTS_PER_CHUNK - used), round) {
+            prop_assert!(round < 10_000 / MOST_AT_ONCE + 44, "there is no end to it");
+            match supply.next(level(chunks, chunks * SLOTS_PER_CHUNK - used), round * 1000) {
+                // What is idle is given back in the end.
+                Step::Rest if round < 40 => (),
                 Step::Rest => break,
                 Step::Ask(count) => {
                     asked = true;
                     prop_assert!((1..=MOST_AT_ONCE).contains(&count));
-                    supply.answered(count, count, round);
+                    supply.answered(count, count, round * 1000);
                     chunks += count;
                 }
                 Step::GiveBack(count) => {

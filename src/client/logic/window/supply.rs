@@ -3,8 +3,9 @@
 //! When to ask for chunks, when to give some back, and when to make room instead.
 //!
 //! A put never waits for a chunk: where there is no free slot it goes another way. So chunks are asked
-//! for ahead of need, while there are still free slots for what comes until the answer does. What is
-//! ahead of need grows with what is in use: a guest that uses much puts much at once.
+//! for ahead of need, while there are still free slots for what comes until the answer does. How much
+//! that is grows with what is in use, since a guest that uses much puts much at once, and doubles each
+//! time that chunks are used up soon after they came. It shrinks while nothing is asked for.
 //!
 //! ```text
 //!   free slots
@@ -13,7 +14,8 @@
 //!          make room, up to high
 //! ```
 //!
-//! Between the marks are chunks enough for neither to bring about the other.
+//! Between the marks are chunks enough for neither to bring about the other. And what is not needed is
+//! not given back before it has not been needed for a while: those who swap do so by fits and starts.
 
 use super::{
     Kind,
@@ -24,8 +26,17 @@ use super::{
 /// The most chunks that are asked for, or given back, at once.
 pub const MOST_AT_ONCE: u32 = 62;
 
-/// The most chunks that are to be free ahead of need.
-const MOST_AHEAD: u32 = 16;
+/// The most chunks that are to be free ahead of need: two requests bring them, and as many again.
+const MOST_AHEAD: u32 = 62;
+
+/// Chunks that were asked for less than this before were used up soon, in milliseconds.
+const SOON: u32 = 500;
+
+/// After how long without asking half as much is ahead of need, in milliseconds.
+const CALM: u32 = 10_000;
+
+/// How long chunks have not to be needed before they are given back, in milliseconds.
+const IDLE: u32 = 30_000;
 
 /// For how long at first not to ask again after the device gave less than was asked for, and at most,
 /// in milliseconds.
@@ -63,6 +74,12 @@ pub struct Supply {
     /// Pages of a request.
     batch: u32,
     asking: bool,
+    /// Chunks ahead of need.
+    ahead: u32,
+    /// Since when nothing has been asked for, as far as that was taken note of.
+    calm_since: u32,
+    /// Since when there is more than is needed.
+    idle_since: Option<u32>,
     /// Until when not to ask, and for how long that was.
     pause: Option<(u32, u32)>,
 }
@@ -74,25 +91,38 @@ impl Supply {
             kind,
             batch: if batch == 0 { 1 } else { batch },
             asking: false,
+            ahead: 1,
+            calm_since: 0,
+            idle_since: None,
             pause: None,
         }
     }
 
     /// Returns the free slots below which there should be more, and how many there should be then.
-    fn marks(level: Level) -> (u32, u32) {
-        let ahead = (level.chunks / 16).clamp(1, MOST_AHEAD);
+    fn marks(&self, level: Level) -> (u32, u32) {
+        let ahead = (level.chunks / 16).clamp(self.ahead, MOST_AHEAD);
         let low = ahead.wrapping_mul(SLOTS_PER_CHUNK);
         (low, low.wrapping_mul(2))
     }
 
     /// Says what is to be done next; `now` is in milliseconds, and may wrap.
     pub fn next(&mut self, level: Level, now: u32) -> Step {
-        let (low, high) = Self::marks(level);
+        let quiet = now.wrapping_sub(self.calm_since);
+        if quiet >= CALM {
+            self.ahead = (self.ahead / 2).max(1);
+            self.calm_since = now;
+        }
+        let (low, high) = self.marks(level);
 
         if level.free < low {
             let missing = high.saturating_sub(level.free);
+            self.idle_since = None;
             if self.may_ask(now) {
+                if quiet < SOON {
+                    self.ahead = self.ahead.saturating_mul(2).min(MOST_AHEAD);
+                }
                 self.asking = true;
+                self.calm_since = now;
                 return Step::Ask(missing.div_ceil(SLOTS_PER_CHUNK).min(MOST_AT_ONCE));
             }
             // Ephemeral pages make room one by one, as others come.
@@ -103,11 +133,16 @@ impl Supply {
         }
         // What is ephemeral the device takes when it wants it.
         let surplus = high.saturating_add(high).saturating_add(SLOTS_PER_CHUNK);
-        if self.kind == Kind::Persistent && level.free > surplus {
-            let chunks = level.free.saturating_sub(high) / SLOTS_PER_CHUNK;
-            return Step::GiveBack(chunks.min(MOST_AT_ONCE));
+        if self.kind != Kind::Persistent || level.free <= surplus {
+            self.idle_since = None;
+            return Step::Rest;
         }
-        Step::Rest
+        let since = *self.idle_since.get_or_insert(now);
+        if now.wrapping_sub(since) < IDLE {
+            return Step::Rest;
+        }
+        let chunks = level.free.saturating_sub(high) / SLOTS_PER_CHUNK;
+        Step::GiveBack(chunks.min(MOST_AT_ONCE))
     }
 
     fn may_ask(&mut self, now: u32) -> bool {
@@ -141,8 +176,8 @@ impl Supply {
     ///
     /// Other slots are free at no cost, but not those that are ahead of need: those who put would get
     /// what the device asked for.
-    pub fn way(level: Level, left: u32, credits: u32) -> Way {
-        let (low, _) = Self::marks(level);
+    pub fn way(&self, level: Level, left: u32, credits: u32) -> Way {
+        let (low, _) = self.marks(level);
 
         if level.free.saturating_sub(low) >= left {
             Way::Slots
