@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Runs the demonstration; `make demo` does so in the toolbox."""
 
+import os
 import shutil
 import signal
 import sys
@@ -28,6 +29,9 @@ LIMIT_SECONDS = 590.0
 
 CAPACITY_MIB = 2048
 
+# How large the window is, if the guest is to have one.
+WINDOW = None if os.environ.get("TMEM_WINDOW") == "off" else "2GiB"
+
 
 class Show:
     """Runs the guests and shows how they are getting on."""
@@ -42,7 +46,10 @@ class Show:
         name = "with" if with_module else "without"
         folder = self._lab.folder / name
         folder.mkdir()
-        daemon = self._lab.start(Daemon(folder, name, capacity=f"{CAPACITY_MIB}MiB"))
+        window = WINDOW if with_module else None
+        daemon = self._lab.start(
+            Daemon(folder, name, capacity=f"{CAPACITY_MIB}MiB", window=window)
+        )
         disks = [
             self._lab.disk("swap", load.ANON_MIB + 512),
             self._lab.disk("files", load.FILES_MIB + 256, "ext4"),
@@ -64,7 +71,7 @@ class Show:
             if not guest.running:
                 guest.finish(1)
             stat = daemon.stat()
-            most = max(most, stat.persistent.pages + stat.ephemeral.pages)
+            most = max(most, held(stat))
             observe(moment, guest, stat, qmp)
             self._tick(title, moment)
         stat = daemon.stat()
@@ -86,14 +93,20 @@ class Show:
         time.sleep(1)
 
 
+def held(stat: Stat) -> int:
+    """Pages that the host has memory for: stored, or lent."""
+    return stat.persistent.pages + stat.ephemeral.pages + stat.granted
+
+
 def observe(moment: Moment, guest: Guest, stat: Stat, qmp: Qmp) -> None:
     """Learns what there is to know without asking the guest."""
     began = [name for name in load.PHASES if name in guest.transcript.steps]
     moment.phase = load.PHASES[began[-1]] if began else "setting up"
-    moment.held = stat.persistent.pages + stat.ephemeral.pages
+    moment.held = held(stat)
     moment.host_swapins = stat.persistent.gets_hit
     moment.host_files = stat.ephemeral.gets_hit
     moment.asked = stat.persistent.gets + stat.ephemeral.gets
+    moment.window = sum(window["hits"] for window in stat.windows)
     sectors = qmp.sectors()
     moment.swap_read, moment.swap_written = sectors["swap"]
     moment.files_read, moment.files_written = sectors["files"]
@@ -134,7 +147,14 @@ def main() -> int:
             return 1
         finally:
             lab.close()
-    print(f"\n{table(without, with_module)}\n")
+    print(f"\n{table(without, with_module)}")
+    if WINDOW is None:
+        print("Pages went by requests. Without TMEM_WINDOW=off they go by way of a window.\n")
+    else:
+        print(
+            "Pages went by way of a window: memory of the host that the guest copies to and from"
+            " by itself.\nTMEM_WINDOW=off shows what requests come to.\n"
+        )
     result = paths.BUILD / "demo.json"
     write(result, without, with_module, paths.kernel_release())
     print(f"The same as JSON: {result.relative_to(paths.REPO)}")

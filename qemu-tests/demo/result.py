@@ -29,6 +29,7 @@ class Result:
     notifications: int
     interrupts: int
     pages_moved: int
+    pages_by_window: int
 
     @classmethod
     def of(cls, guest: Guest, stat: Stat, most_held: int) -> "Result":
@@ -36,7 +37,11 @@ class Result:
         begin, create = guest.snapshot("begin"), guest.snapshot("create")
         first, second, anon = (guest.snapshot(name) for name in ("first", "second", "anon"))
         swap_read = anon.read("swap") - begin.read("swap")
-        host = stat.persistent.gets_hit
+        window_gets, window_puts = (
+            sum(anon.driver.get(f"{pool}/{name}", 0) for pool in ("frontswap", "cleancache"))
+            for name in ("window_hits", "window_puts")
+        )
+        host = stat.persistent.gets_hit + anon.driver.get("frontswap/window_hits", 0)
         disk = swap_read // 8
         reread = FILES_MIB * 256
         # Pages that came back before they were sent spare the disk just the same.
@@ -47,6 +52,7 @@ class Result:
         moved = sum(
             counts.puts + counts.gets_hit for counts in (stat.persistent, stat.ephemeral)
         )
+        moved += window_gets + window_puts
         return cls(
             seconds={name: guest.step(name).seconds for name in PHASES},
             files_read_first=first.read("files") - create.read("files"),
@@ -62,6 +68,7 @@ class Result:
             notifications=stat.total("kicks"),
             interrupts=anon.driver.get("queue/interrupts", stat.total("calls")),
             pages_moved=moved,
+            pages_by_window=window_gets + window_puts,
         )
 
 
@@ -91,6 +98,7 @@ def _rows(without: Result, with_module: Result) -> list[tuple[str, str, str]]:
         ("swap-ins that the host answered, %", "swap_hit_percent", ".1f"),
         ("second reading that the host answered, %", "files_hit_percent", ".1f"),
         ("pages moved to and from the host", "pages_moved", ",d"),
+        ("of these, by way of the window", "pages_by_window", ",d"),
         ("notifications of the host", "notifications", ",d"),
         ("interrupts of the guest", "interrupts", ",d"),
     ):

@@ -19,6 +19,7 @@ class Moment:
     capacity: int = 0
     host_swapins: int = 0
     host_files: int = 0
+    window: int = 0
     asked: int = 0
     files_read: int = 0
     files_written: int = 0
@@ -81,8 +82,9 @@ class View:
 
     def _line(self, title: str, moment: Moment) -> str:
         hits = "–" if moment.hit_percent is None else f"{moment.hit_percent:.0f} %"
+        window = f", from the window {moment.window}" if moment.window else ""
         return (
-            f"{self._age()} {title}: {moment.phase} | host holds {moment.held} pages, hits {hits}"
+            f"{self._age()} {title}: {moment.phase} | host holds {moment.held} pages, hits {hits}{window}"
             f" | swap-ins: host {moment.host_swapins}, disk {moment.swap_read // 8}"
             f" | swap disk: read {mib(moment.swap_read)}, written {mib(moment.swap_written)}"
             f" | file disk: read {mib(moment.files_read)}, written {mib(moment.files_written)}"
@@ -96,6 +98,7 @@ class View:
             f"  host holds   {bar(moment.held, moment.capacity)}  {held}",
             f"  host gave    {moment.host_swapins:,} swapped pages,"
             f" {moment.host_files:,} pages of files; hit rate {hits}",
+            f"  window gave  {moment.window:,} pages",
             f"  swap disk    {mib(moment.swap_read)} read, {mib(moment.swap_written)} written"
             f"  ({moment.swap_read // 8:,} swap-ins)",
             f"  file disk    {mib(moment.files_read)} read, {mib(moment.files_written)} written",

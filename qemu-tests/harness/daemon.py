@@ -61,6 +61,17 @@ class Stat:
             counts.add({**guest["dropped"][kind], "pages": 0})
         return counts
 
+    @property
+    def windows(self) -> list[dict[str, Any]]:
+        """What there is to say of guests' windows, of those that are open."""
+        return [guest["window"] for guest in self.guests if guest.get("window")]
+
+    @property
+    def granted(self) -> int:
+        """Pages of memory that is lent by windows."""
+        chunks = (window["chunks"] for window in self.windows)
+        return 512 * sum(each["ephemeral"] + each["persistent"] for each in chunks)
+
     def total(self, name: str) -> int:
         """A counter that guests have, summed over them."""
         return sum(int(guest.get(name, 0)) for guest in self.guests)

@@ -25,6 +25,7 @@ WITHOUT = Result(
     notifications=0,
     interrupts=0,
     pages_moved=0,
+    pages_by_window=0,
 )
 WITH = replace(WITHOUT, files_read_second=80, swap_written=50, swap_hit_percent=99.9)
 
