@@ -93,6 +93,7 @@ class Counted:
     module: int = 0
     by_label: Counter[str] = field(default_factory=Counter)
     own: Counter[str] = field(default_factory=Counter)
+    in_back_end: Counter[str] = field(default_factory=Counter)
     in_module: Counter[str] = field(default_factory=Counter)
     with_callees: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
@@ -112,6 +113,9 @@ class Counted:
                 "",
                 f"{head}the kernel's work, by functions themselves",
                 *top(self.own, lines),
+                "",
+                f"{head}what keeps the page, and interrupts, by functions themselves",
+                *top(self.in_back_end, lines),
                 "",
                 f"{head}in the module and what it calls, by functions themselves",
                 *top(self.in_module, lines),
@@ -191,6 +195,7 @@ def count(raw: dict[str, Any], symbols: Symbols) -> Counted:
         helps = context.interrupt or context.task.startswith(HELPERS)
         if helps or context.back_end or is_back_end({name}):
             found.back_end += insns
+            found.in_back_end[name] += insns
         # The module may have jumped to what it hooks rather than called it.
         if (context.module and name not in HOOKED) or is_module(name):
             found.module += insns
