@@ -14,11 +14,12 @@ SYMBOLS = Symbols(
         "ffffffff81001000 T swap_writeout",
         "ffffffff81002000 t swap_bdev_submit_write",
         "ffffffff81003000 T submit_bio",
+        "ffffffff81004000 t __remove_mapping",
         "ffffffffc0001000 t submit_write\t[virtio_tmem]",
     ]
 )
-INTERRUPT, TIMER, WRITEOUT, SUBMIT, BIO = (
-    0xFFFFFFFF81000000 + place for place in (0x0, 0x100, 0x1000, 0x2000, 0x3000)
+INTERRUPT, TIMER, WRITEOUT, SUBMIT, BIO, REMOVE = (
+    0xFFFFFFFF81000000 + place for place in (0x0, 0x100, 0x1000, 0x2000, 0x3000, 0x4000)
 )
 HOOK = 0xFFFFFFFFC0001000
 NONE = 0xFFFFFFFF
@@ -73,6 +74,26 @@ def test_what_a_hook_hands_back_is_not_the_modules() -> None:
     )
     found = count(raw, SYMBOLS)
     assert (found.back_end, found.module) == (111, 1)
+
+
+def test_what_a_hook_hands_back_to_memory_management_is_no_back_ends() -> None:
+    raw = record(
+        (0, 4, 0, REMOVE),
+        # The hook, which was jumped to, calls what it hooks; or it jumps there, and that calls.
+        (3, 1, HOOK + 8, REMOVE + 4),
+        (4, 1, REMOVE + 8, WRITEOUT),
+        (3, 1, REMOVE + 8, WRITEOUT),
+        counts=[
+            (3, HOOK, 1),
+            (3, REMOVE + 8, 10),
+            (4, REMOVE + 4, 100),
+            (5, WRITEOUT, 1000),
+            (6, WRITEOUT, 10000),
+        ],
+    )
+    found = count(raw, SYMBOLS)
+    assert (found.kernel, found.back_end, found.module) == (11111, 1, 1)
+    assert found.in_back_end == found.in_module == {"submit_write [virtio_tmem]": 1}
 
 
 def test_rust_names_become_readable() -> None:

@@ -155,8 +155,11 @@ class _Tree:
         new = {name, caller} if caller else {name}
         if (MODULE in caller and name in HOOKED) or (caller in HOOKED and not is_module(name)):
             module = False
+            # Not all that is hooked is a back-end's.
+            back_end = not new.isdisjoint(BACK_END)
         else:
             module = above.module or any(is_module(function) for function in new)
+            back_end = above.back_end or is_back_end(new)
         interrupt = above.interrupt
         if kind == INTERRUPT and name.startswith(("asm_common_interrupt", "asm_sysvec_")):
             interrupt = name
@@ -164,7 +167,7 @@ class _Tree:
             above.task,
             above.functions | new,
             interrupt=interrupt,
-            back_end=above.back_end or is_back_end(new),
+            back_end=back_end,
             module=module,
         )
 
@@ -193,10 +196,10 @@ def count(raw: dict[str, Any], symbols: Symbols) -> Counted:
         name = tree.name(block)
         found.kernel += insns
         helps = context.interrupt or context.task.startswith(HELPERS)
-        if helps or context.back_end or is_back_end({name}):
+        # The module may have jumped to what it hooks rather than called it.
+        if helps or (context.back_end and name not in HOOKED) or is_back_end({name}):
             found.back_end += insns
             found.in_back_end[name] += insns
-        # The module may have jumped to what it hooks rather than called it.
         if (context.module and name not in HOOKED) or is_module(name):
             found.module += insns
             found.in_module[name] += insns
