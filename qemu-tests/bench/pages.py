@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """What guests do with many pages while it is measured what these cost."""
 
-# The slots of a device whose host has room, and of one whose host has next to none.
-ROOMY, FULL = 0x10, 0x11
+# The slots of a device whose host has room, of one whose host has next to none, and of one whose host
+# has room and lends a window.
+ROOMY, FULL, WINDOWED = 0x10, 0x11, 0x12
 
 # Functions for scripts in guests. They need MIB, the size of what is worked on, and CORPUS, files
 # that content is taken from.
 FUNCTIONS = f"""
 ROOMY={ROOMY:02x}
 FULL={FULL:02x}
+WINDOWED={WINDOWED:02x}
 """ + """
 # phases WHAT LABEL [OPTION...]: goes through the phases of one thing.
 phases() {
@@ -52,10 +54,10 @@ refused_phases() {
 	must "${1}swap off" swap_off swap
 }
 
-# only SLOT: gives the driver that device alone, of the two that there are.
+# only SLOT: gives the driver that device alone, of those that there are.
 only() {
 	local slot
-	for slot in "$ROOMY" "$FULL"; do
+	for slot in "$ROOMY" "$FULL" "$WINDOWED"; do
 		unbind_device "$slot" 2>/dev/null
 	done
 	bind_device "$1"

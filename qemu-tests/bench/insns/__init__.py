@@ -10,7 +10,7 @@ from harness import paths
 from harness.guest import Guest, Machine
 from harness.lab import Lab
 
-from ..pages import FULL, ROOMY
+from ..pages import FULL, ROOMY, WINDOWED
 from ..report import Report
 from ..sample import Sample, how_often
 from ..table import TCG
@@ -23,7 +23,7 @@ ROUNDS = how_often(3)
 PARAMETERS = os.environ.get("TMEM_BENCH_PARAMETERS", "")
 SECONDS = 1800
 
-SUBJECTS = ("disk", "zram", "zswap", "tmem", "refused")
+SUBJECTS = ("disk", "zram", "zswap", "tmem", "window", "refused")
 
 
 def run(report: Report, folder: Path) -> None:
@@ -53,6 +53,7 @@ def boot(report: Report, lab: Lab, out: Path) -> Guest:
     daemons = [
         lab.daemon(name="roomy", slot=ROOMY),
         lab.daemon(name="full", slot=FULL, capacity="1MiB"),
+        lab.daemon(name="windowed", slot=WINDOWED, window="256MiB"),
     ]
     disks = [lab.disk("swap", 256), lab.disk("files", 128, "ext4")]
     plugin = paths.plugin("tmem_insn_plugin")

@@ -63,6 +63,12 @@ for round in $(seq "$ROUNDS"); do
 	file_phases "tmem/$round/" warmed_up
 	snapshot "tmem/$round"
 
+	step "window/$round/symbols" module_symbols
+	must "window" only "$WINDOWED"
+	swap_phases "window/$round/"
+	file_phases "window/$round/" warmed_up
+	snapshot "window/$round"
+
 	step "refused/$round/symbols" module_symbols
 	must "no room" only "$FULL"
 	refused_phases "refused/$round/"

@@ -12,6 +12,20 @@ from ..sample import Sample, ratios
 from ..table import NATIVE, TCG
 from .record import Counted
 
+# How the subjects that are ours are told apart.
+OURS = {"tmem": "", "window": " with a window"}
+
+# What phases with clean pages are, and how many instructions they may take more than without, and
+# than a copy.
+CLEAN = {
+    ("tmem", "file put"): ("put", 1000),
+    ("window", "file put"): ("put", 400),
+    ("window", "file get readahead"): ("get by readahead", 400),
+}
+
+# How many instructions what keeps a page may take, where the guest copies it by itself.
+COPIED = {"swap put": 1200, "swap get": 900}
+
 # What was counted, by phase and by subject, once for each round.
 Found = Mapping[str, Mapping[str, Sequence[Counted]]]
 Insns = Callable[[Counted], int]
@@ -49,17 +63,27 @@ def marks(report: Report, found: Found, pages: int) -> None:
                 if peer == "zram" and insns is back_end:
                     what = f"instructions of a {phase}, {what}: to zram's (lz4)"
                     report.mark(what, figure, TCG, most=most, number=",.3f")
+    for phase, most in COPIED.items():
+        for peer in ("tmem", "zram", "zswap", "disk"):
+            for insns, what in ((back_end, "what keeps the page"), (kernel, "all of the kernel")):
+                figure = ratios(*(values(phase, name, insns) for name in ("window", peer)))
+                table.add(f"{phase}{OURS['window']} to {peer}'s, {what}", figure)
+        what = f"instructions of a {phase}{OURS['window']}, what keeps the page"
+        figure = Sample.of(values(phase, "window", back_end))
+        report.mark(what, figure, TCG, most=most, number=",.0f")
     copy = [
         sum(n for label, n in counted.by_label.items() if label.endswith("user")) / pages
         for counted in found["copy movs"]["user"]
     ]
-    for phase in ("file put", "file get readahead", "file get"):
-        figure = _more(*(values(phase, name, kernel) for name in ("tmem", "disk")))
-        table.add(f"{phase}, more than without", figure)
-        if phase == "file put":
-            what = "instructions of a clean page's put: more than without, and than a copy"
-            bare = Sample.of(value - copy[0] for value in figure.values)
-            report.mark(what, bare, TCG, most=1000, number=",.0f")
+    for subject, how in OURS.items():
+        for phase in ("file put", "file get readahead", "file get"):
+            figure = _more(*(values(phase, name, kernel) for name in (subject, "disk")))
+            table.add(f"{phase}{how}, more than without", figure)
+            if (subject, phase) in CLEAN:
+                done, most = CLEAN[subject, phase]
+                what = f"instructions of a clean page's {done}{how}: more than without, and than a copy"
+                bare = Sample.of(value - copy[0] for value in figure.values)
+                report.mark(what, bare, TCG, most=most, number=",.0f")
     table.add("a bare copy: rep counts once", Sample.of(copy))
     for phase, subject, what in (
         ("file first read", "tmem", "a miss"),
