@@ -188,26 +188,31 @@ class Window:
     def __init__(self, folder: Path, name: str, size: str) -> None:
         self.name = name
         self._size = size
-        self._folder = folder / f"{name}.windows"
-        self.file = self._folder / f"{name}.window"
+        # A place where memory comes in huge pages; there is one for each daemon.
+        self.folder = folder / f"{name}.windows"
+        self.file = self.folder / f"{name}.window"
         # What QEMU takes it to be the size of, in bytes; the file's own where it is not told.
         self.size: int | None = None
 
+    def mount_command(self) -> list[str | Path]:
+        """How the place for it is made, of a folder."""
+        options = ["-o", "huge=always,size=8G"]
+        return ["mount", "-t", "tmpfs", *options, "tmem-windows", self.folder]
+
     def mount(self) -> None:
-        """Makes a place for it where memory comes in huge pages; there is one for each daemon."""
-        self._folder.mkdir(exist_ok=True)
-        if not self._folder.is_mount():
-            mount = ["mount", "-t", "tmpfs", "-o", "huge=always,size=8G", "tmem-windows"]
-            subprocess.run([*mount, self._folder], check=True)
+        """Makes the place for it."""
+        self.folder.mkdir(exist_ok=True)
+        if not self.folder.is_mount():
+            subprocess.run(self.mount_command(), check=True)
 
     def unmount(self) -> None:
         """Gives the place back."""
-        if self._folder.is_mount():
-            subprocess.run(["umount", "--lazy", self._folder], check=True)
+        if self.folder.is_mount():
+            subprocess.run(["umount", "--lazy", self.folder], check=True)
 
     def options(self) -> list[str | Path]:
         """What the daemon has to be told."""
-        return ["--window-dir", self._folder, "--window-size", self._size]
+        return ["--window-dir", self.folder, "--window-size", self._size]
 
     def qemu_options(self) -> list[str]:
         """What QEMU has to be told."""

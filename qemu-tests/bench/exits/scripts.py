@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.daemon import Window
+
 from ..pages import FUNCTIONS
 
 MIB = 4
@@ -56,6 +58,7 @@ for subject in $SUBJECTS; do
 		must load insmod /modules/*-virtio_tmem.ko $PARAMETERS
 		must room only "$ROOMY"
 		;;
+	window) must window only "$WINDOWED" ;;
 	refused) must "no room" only "$FULL" ;;
 	esac
 	case $subject in
@@ -63,7 +66,7 @@ for subject in $SUBJECTS; do
 		swap_phases "$subject/"
 		file_phases "$subject/"
 		;;
-	tmem)
+	tmem | window)
 		swap_phases "$subject/"
 		file_phases "$subject/" warmed_up
 		;;
@@ -111,13 +114,22 @@ must results with_disk results pack
 TRIES = 6
 
 RUN = """
+# Windows are memory, and no files to be packed.
+unmounted() {{
+	local folder
+	for folder in {folder}/*.windows; do
+		! mountpoint -q "$folder" || umount --lazy "$folder" || return
+	done
+}}
+
 attempt() {{
 	local disk
-	rm -rf {folder} && mkdir -p {folder} && cd {folder} || return
+	unmounted && rm -rf {folder} && mkdir -p {folder} && cd {folder} || return
 	for disk in {disks}; do
 		truncate -s 256M $disk.img || return
 	done
 	mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 files.img || return
+{windows}
 {daemons}
 	trace || return
 	touch console.log output.log
@@ -141,6 +153,7 @@ if step {name} attempts; then
 	must complete complete
 	must extract trace-cmd extract -o trace.dat
 fi
+unmounted
 rm -f *.img
 """
 
@@ -152,6 +165,7 @@ class Inside:
     name: str
     folder: Path
     disks: Sequence[str]
+    windows: Sequence[Window]
     # Each with the socket that it makes.
     daemons: Sequence[tuple[Sequence[str], Path]]
     qemu: Sequence[str]
@@ -163,11 +177,16 @@ class Inside:
             f"\twait_for 60 [ -S {socket} ] || return"
             for command, socket in self.daemons
         ]
+        windows = [
+            f"\tmkdir {window.folder} && {shlex.join(map(str, window.mount_command()))} || return"
+            for window in self.windows
+        ]
         return RUN.format(
             name=shlex.quote(self.name),
             tries=" ".join(map(str, range(TRIES))),
             folder=self.folder,
             disks=" ".join(self.disks),
+            windows="\n".join(windows),
             daemons="\n".join(daemons),
             qemu=shlex.join(self.qemu),
         )
