@@ -165,6 +165,10 @@ impl Entry {
     /// Returns the entry for 64 bits, or [`None`] if the place is vacant.
     #[inline]
     pub const fn unpack(raw: u64) -> Option<Self> {
+        // Most places that pages are put to are vacant: see to those first.
+        if raw == 0 {
+            return None;
+        }
         // CAST: The upper bits are meant to be cut off.
         let version = (raw >> VERSION_SHIFT) as u32 & VERSION_MASK;
         let rest = raw as u32;
@@ -236,6 +240,15 @@ pub(super) const fn is_pending(raw: u64) -> bool {
 #[inline]
 pub(super) const fn is_stale(raw: u64) -> bool {
     raw > ONLY_WINDOW
+}
+
+/// Returns whether 64 bits name a version: that of the page, or of an older one below it.
+///
+/// A put that replaces them must not have the same.
+#[inline]
+pub(super) const fn has_version(raw: u64, version: u32) -> bool {
+    // CAST: The upper bits are meant to be cut off.
+    (raw >> VERSION_SHIFT) as u32 & VERSION_MASK == version
 }
 
 /// Returns which version of a page the device has to be told about; zero for whatever it has.

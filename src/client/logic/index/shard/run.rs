@@ -59,7 +59,8 @@ impl Shard {
 
     /// Inserts what `f` says, for as many of the first pages at `index..` as there is memory for.
     ///
-    /// With `named` the device will learn of the object, which has a wire id from now on.
+    /// With `named` they are on their way to the device, and the object has a wire id from now on.
+    /// Else they are in the window.
     #[inline]
     pub(super) fn insert_entries(
         &mut self,
@@ -87,7 +88,7 @@ impl Shard {
         done
     }
 
-    /// Inserts those of the pages that are in the first's leaf.
+    /// Inserts those of the pages that are in the first's leaf; as [`Shard::insert_entries()`].
     fn insert_in_leaf(
         &mut self,
         tag: u64,
@@ -124,7 +125,7 @@ impl Shard {
                 let supersedes = Supersedes::after(replaced, orphans);
 
                 version = next_version(version);
-                if replaced.is_some_and(|entry| entry.version() == version) {
+                if entry::has_version(raw, version) {
                     version = next_version(version);
                 }
                 let entry = f(
@@ -138,9 +139,7 @@ impl Shard {
                 );
                 let new = entry.pack();
 
-                live = live.wrapping_add(1);
                 stale = stale.wrapping_add(entry::is_stale(new).into());
-                pending = pending.wrapping_add(entry::is_pending(new).into());
                 // Most places are vacant.
                 if raw != 0 {
                     let was_pending = entry::is_pending(raw);
@@ -152,6 +151,12 @@ impl Shard {
                 new
             })?;
 
+        // CAST: At most as many as a leaf has places.
+        live = live.wrapping_add(inserted as i32);
+        if named {
+            // CAST: As above.
+            pending = pending.wrapping_add(inserted as i32);
+        }
         self.version = version;
         if object.wire == 0 && named {
             // INVARIANT: The next one is above this one, if there is one.
