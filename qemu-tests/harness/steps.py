@@ -7,6 +7,7 @@ one line {"snapshot": NAME, ...} anywhere, and a sign of life one line {"beat": 
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,10 @@ class Snapshot:
     driver: dict[str, int]
     disks: dict[str, dict[str, int]]
     vmstat: dict[str, int]
+
+    def counted(self, half: str, counters: Iterable[str]) -> int:
+        """What some of the driver's counters of one half come to."""
+        return sum(self.driver[f"{half}/{counter}"] for counter in counters)
 
     def read(self, disk: str) -> int:
         """Sectors read from a disk."""

@@ -35,7 +35,7 @@ step umount umount /tmp/data
 step unload timeout 60 modprobe -r virtio_tmem
 """
 
-TAKEN = f"""
+TAKEN = """
 must udev wait_for 30 bound
 must swap swap_on swap
 must mount mounted data /tmp/data
