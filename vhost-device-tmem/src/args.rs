@@ -38,9 +38,10 @@ pub struct Args {
     #[arg(short, long, value_name = "SIZE")]
     pub capacity: String,
 
-    /// How pages are compressed.
-    #[arg(long, value_name = "METHOD", value_enum, default_value_t)]
-    pub compression: Compression,
+    /// How pages are compressed: by LZ4 where there are windows, since what comes to the store is
+    /// cold then, and not at all otherwise.
+    #[arg(long, value_name = "METHOD", value_enum)]
+    pub compression: Option<Compression>,
 
     /// Whether pages are kept in huge pages of 2 MiB, if the host has such.
     #[arg(long, value_name = "WHETHER", value_enum, default_value_t)]
@@ -361,7 +362,10 @@ impl Args {
         }
         Ok(Config {
             capacity,
-            compression: self.compression,
+            compression: self.compression.unwrap_or(match self.window_dir {
+                Some(_) => Compression::Lz4,
+                None => Compression::None,
+            }),
             huge_pages: self.huge_pages,
             lock_memory: self.lock_memory,
             check_contents: self.check_contents,
@@ -553,6 +557,26 @@ mod tests {
         for (paths, error) in refused {
             assert_eq!(with(paths), Err(error));
         }
+    }
+
+    #[test]
+    fn pages_are_compressed_where_there_are_windows_or_it_is_asked_for() {
+        let compression = |more: &[&str]| {
+            let args = [&["-c", "1GiB", "-s", "a=/run/a"], more].concat();
+            config(&args).map(|config| config.compression)
+        };
+        let windows = ["--window-dir", "/dev/shm", "--window-size", "8MiB"];
+        assert_eq!(compression(&[]), Ok(Compression::None));
+        assert_eq!(compression(&windows), Ok(Compression::Lz4));
+        let asked = ["--compression", "none"];
+        assert_eq!(
+            compression(&[&windows[..], &asked].concat()),
+            Ok(Compression::None)
+        );
+        assert_eq!(
+            compression(&["--compression", "zstd"]),
+            Ok(Compression::Zstd)
+        );
     }
 
     #[test]
