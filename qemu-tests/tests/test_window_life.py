@@ -44,7 +44,7 @@ for round in 1 2 3; do
 	drop_caches
 	step "files $round" "$WORKLOAD" file-set verify --dir /tmp/data --mib 192
 done
-step anon confined 96 "$WORKLOAD" anon --mib 256 --passes 1 --jobs 2
+step anon confined 96 "$WORKLOAD" anon --mib 192 --passes 1 --jobs 2
 step mixer "$WORKLOAD" coherency --dir /tmp/data/mix --ops 300 --seconds 20
 snapshot after
 step swapoff swap_off swap
@@ -127,17 +127,19 @@ def taken(labs: Labs) -> Guest:
     """A guest whose host takes chunks back at random, and asks for others."""
     with labs("window-taken") as lab:
         options = ["--fault-take-chunks", "2"]
-        daemon = lab.daemon(capacity="2GiB", window="1GiB", options=options)
+        daemon = lab.daemon(capacity="2GiB", window="128MiB", options=options)
         disks = [lab.disk("swap", 1024), lab.disk("data", 320, "ext4")]
         machine = Machine(256, disks=disks, devices=[daemon])
         return lab.run(TAKEN, machine, 500)
 
 
+@pytest.mark.long
 def test_no_page_is_wrong_while_chunks_are_taken(taken: Guest) -> None:
     for step in ("files 1", "files 2", "files 3", "anon", "mixer"):
         assert taken.step(step).objects[-1]["wrong"] == 0, step
 
 
+@pytest.mark.long
 def test_chunks_were_taken_and_asked_for(taken: Guest) -> None:
     driver = taken.snapshot("after").driver
     assert driver["cleancache/window_lost"] > 0
@@ -146,6 +148,7 @@ def test_chunks_were_taken_and_asked_for(taken: Guest) -> None:
     assert driver["frontswap/window_lost"] == 0
 
 
+@pytest.mark.long
 def test_the_module_goes_in_between(taken: Guest) -> None:
     for step in ("swapoff", "umount", "unload"):
         taken.step(step)
@@ -164,6 +167,7 @@ def drained(labs: Labs) -> Guest:
         return guest
 
 
+@pytest.mark.long
 def test_pages_of_the_window_are_drained(drained: Guest) -> None:
     before, after = (drained.snapshot(name) for name in ("before", "drained"))
     pages = after.driver["frontswap/drained"] - before.driver["frontswap/drained"]
@@ -188,12 +192,15 @@ class Scribbler(threading.Thread):
         dice = random.Random(1)
         with self._file.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
             while not self.stop.is_set():
-                # The generations, now and then the header, and a page of what is granted.
-                places = (4096 + 4 * dice.randrange(512), 4096 * dice.randrange(2), 0)
-                at = dice.choice((*places, 4096 * dice.randrange(1024, len(memory) // 4096)))
-                size = 4 if at % 4096 else 64
+                # A page of what may be granted; and now and then a generation, or the header.
+                at = 4096 * dice.randrange(1024, len(memory) // 4096)
+                if dice.random() < 0.02:
+                    at = dice.choice((4096 + 4 * dice.randrange(512), 4096, 0))
+                size = 4 if at < 1 << 21 else 64
                 memory[at : at + size] = dice.randbytes(size)
                 self.writes += 1
+                # Not so often that nothing is left of the window.
+                self.stop.wait(0.002)
 
 
 @pytest.fixture(scope="module")
@@ -213,14 +220,16 @@ def hostile(labs: Labs) -> Guest:
         finally:
             scribbler.stop.set()
             scribbler.join()
-        assert scribbler.writes > 1000
+        assert scribbler.writes > 500
         guest.finish(120)
         return guest
 
 
+@pytest.mark.long
 def test_a_window_of_nonsense_gives_no_wrong_page(hostile: Guest) -> None:
     for number in range(1, 7):
         assert hostile.step(f"files {number}").objects[-1]["wrong"] == 0
     driver = hostile.snapshot("after").driver
-    assert driver["cleancache/window_lost"] + driver["cleancache/bad_crc"] > 0
+    assert driver["cleancache/bad_crc"] > 0
+    assert driver["cleancache/window_hits"] > 1000
     hostile.step("unload")
