@@ -47,6 +47,8 @@ const PATIENCE: u32 = 10_000;
 
 /// What has come back.
 struct Answer<O: Origin> {
+    /// Where the request is that somebody waits for; zero while nobody does.
+    awaited: usize,
     request: Option<(KBox<Request<O>>, Option<usize>)>,
     closed: bool,
 }
@@ -67,19 +69,26 @@ impl<O: Origin> Control<O> {
         try_pin_init!(Self {
             turn <- new_mutex!((), "Control::turn"),
             answer <- new_spinlock_irq!(
-                Answer { request: None, closed: false },
+                Answer { awaited: 0, request: None, closed: false },
                 "Control::answer"
             ),
             came_back <- new_condvar!("Control::came_back"),
         })
     }
 
-    /// Takes the request back. Any context.
+    /// Takes a request back. Any context.
+    ///
+    /// One that came too late is of no interest any more: it answers another question than the one that
+    /// is being asked now.
     pub(super) fn done(&self, request: KBox<Request<O>>, written: Option<usize>) {
-        let old = self.answer.lock().request.replace((request, written));
+        let mut answer = self.answer.lock();
 
-        self.came_back.notify_all();
-        drop(old);
+        if answer.awaited == address_of(&request) {
+            answer.awaited = 0;
+            answer.request = Some((request, written));
+            drop(answer);
+            self.came_back.notify_all();
+        }
     }
 
     /// Lets nobody wait any more. Any context.
@@ -186,12 +195,19 @@ impl<O: Origin> Client<O> {
         request.frame.push_out(header.as_bytes())?;
         request.frame.push_out(table)?;
 
-        // One that came too late is of no interest any more.
-        let late = self.control.answer.lock().request.take();
+        // The memory of one that was waited for in vain is the virtqueue's until it comes back, so that
+        // no other is in its place.
+        let late = {
+            let mut answer = self.control.answer.lock();
+
+            answer.awaited = address_of(&request);
+            answer.request.take()
+        };
         drop(late);
-        self.queues
-            .submit(queue, request, Notify::Now)
-            .map_err(|_| ENODEV)?;
+        if self.queues.submit(queue, request, Notify::Now).is_err() {
+            self.control.answer.lock().awaited = 0;
+            return Err(ENODEV);
+        }
 
         let mut answer = self.control.answer.lock();
         let mut patience = msecs_to_jiffies(self.timeout_ms.max(PATIENCE));
@@ -205,6 +221,7 @@ impl<O: Origin> Client<O> {
                 return Ok((status, request, written));
             }
             if answer.closed {
+                answer.awaited = 0;
                 return Err(ENODEV);
             }
             patience = match self
@@ -213,7 +230,11 @@ impl<O: Origin> Client<O> {
                 .wait_interruptible_timeout(&mut answer, patience)
             {
                 CondVarTimeoutResult::Woken { jiffies } => jiffies.max(1),
+                // It came at the last moment.
+                CondVarTimeoutResult::Timeout if answer.request.is_some() => 1,
                 CondVarTimeoutResult::Timeout => {
+                    answer.awaited = 0;
+                    drop(answer);
                     pr_err!(
                         "the host does not answer {:?}: is it up, and is the guest's memory \
                          shared with it (share=on)?\n",
@@ -221,7 +242,10 @@ impl<O: Origin> Client<O> {
                     );
                     return Err(ETIMEDOUT);
                 }
-                CondVarTimeoutResult::Signal { .. } => return Err(EINTR),
+                CondVarTimeoutResult::Signal { .. } => {
+                    answer.awaited = 0;
+                    return Err(EINTR);
+                }
             };
         }
     }
@@ -252,6 +276,11 @@ impl<O: Origin> Client<O> {
             }
         }
     }
+}
+
+/// Returns where a request is, by which it is known while a virtqueue has it.
+fn address_of<O: Origin>(request: &KBox<Request<O>>) -> usize {
+    core::ptr::from_ref::<Request<O>>(request).addr()
 }
 
 fn refused(what: &str, pool: Pool, status: Status) -> Error {
