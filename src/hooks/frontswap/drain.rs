@@ -439,6 +439,12 @@ impl Drainer {
                 n += here.got;
                 continue;
             }
+            if here.lost {
+                // It is not that nobody wants it any more: that would be another pass, for ever.
+                window.fail(n);
+                n += 1;
+                continue;
+            }
             if batch.is_none() {
                 batch = gets.begin_waiting(Pool::Frontswap).ok();
             }
