@@ -16,7 +16,10 @@ use super::{
     get::crc_of,
     logic::{
         index::Shard,
-        window::Page, //
+        window::{
+            Page,
+            Report, //
+        }, //
     },
     window::{
         self,
@@ -106,6 +109,10 @@ impl<O: Origin> Client<O> {
             return 0;
         };
         let copied = window.write(slots, pages);
+        if copied < taken {
+            // A chunk was taken back: who looks after them sees that none of its slots is taken again.
+            self.want_chunks();
+        }
         let page = |n: usize| Page {
             tag,
             // CAST: To more bits.
@@ -139,6 +146,7 @@ impl<O: Origin> Client<O> {
         drop(shard);
         drop(replaced);
 
+        window.count(|report| report.put(put));
         state.counters.window_puts.add(put);
         state.counters.no_memory.add(slots.len() - put);
         // CAST: There are at most 32.
@@ -186,6 +194,9 @@ impl<O: Origin> Client<O> {
             }
         });
         let copied = window.write(slots, pages);
+        if copied < taken {
+            self.want_chunks();
+        }
         let now = window::seconds();
         let page = |n: usize| Page {
             tag,
@@ -223,6 +234,10 @@ impl<O: Origin> Client<O> {
         drop(gone);
 
         window.give_back(kind, slots.get(put..).unwrap_or(&[]));
+        window.count(|report| {
+            report.put(put);
+            report.refuse(count.saturating_sub(put));
+        });
         state.counters.window_puts.add(put);
         // CAST: There are at most 32.
         trace::put(pool.number(), tag, index, put as u32);
@@ -230,7 +245,6 @@ impl<O: Origin> Client<O> {
             self.want_growth();
         }
         if put < count {
-            window.count(|report| report.refuse(count - put));
             self.flush_later();
         }
         put
@@ -329,14 +343,24 @@ impl<O: Origin> Client<O> {
         if taken == 0 {
             return Here::NONE;
         }
-        let mut got = window.read(slots, &mut to);
+        let read = window.read(slots, &mut to);
+        let mut crcs = [0; MAX_PAGES];
 
-        window.got(Pool::Cleancache.kind(), slots, |n, page| {
-            if n < got && page.crc != 0 && to(n).map(|to| crc_of(to.crc())) != Some(page.crc) {
-                state.counters.bad_crc.add(1);
-                got = n;
+        window.got(Pool::Cleancache.kind(), slots, read, |n, page| {
+            if let Some(crc) = crcs.get_mut(n) {
+                *crc = page.crc;
             }
         });
+        // All who put or get wait for the lock that was held there.
+        let bad = crcs
+            .iter()
+            .take(read)
+            .enumerate()
+            .position(|(n, &crc)| crc != 0 && to(n).map(|to| crc_of(to.crc())) != Some(crc));
+        if bad.is_some() {
+            state.counters.bad_crc.add(1);
+        }
+        let got = bad.unwrap_or(read);
         Here {
             got,
             lost: got < taken,
@@ -380,14 +404,12 @@ impl<O: Origin> Client<O> {
             });
         }
         let got = read.min(still);
-        window.looked_at(
-            Pool::Frontswap.kind(),
-            slots.get(..got).unwrap_or(&[]),
-        );
-        Here {
-            got,
-            lost: read < seen && still > read,
+        let lost = read < seen && still > read;
+        window.looked_at(Pool::Frontswap.kind(), slots.get(..got).unwrap_or(&[]));
+        if lost {
+            window.count(Report::miss);
         }
+        Here { got, lost }
     }
 
     /// Gets one page out of a slot, for whoever has the shard's lock and has taken it out of the
@@ -397,11 +419,10 @@ impl<O: Origin> Client<O> {
             return false;
         };
         let got = window.read(&[slot], |_| Some(to)) == 1;
-        let mut same = true;
+        let mut crc = 0;
 
-        window.got(pool.kind(), &[slot], |_, page| {
-            same = page.crc == 0 || crc_of(to.crc()) == page.crc;
-        });
+        window.got(pool.kind(), &[slot], got.into(), |_, page| crc = page.crc);
+        let same = crc == 0 || crc_of(to.crc()) == crc;
         let counters = &self.pool(pool).counters;
         if got && same {
             counters.window_hits.add(1);

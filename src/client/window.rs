@@ -307,9 +307,17 @@ impl Window {
         }
     }
 
-    /// Frees slots whose pages were taken and got, and calls `page` with what was noted of each.
-    /// Any context.
-    pub(super) fn got(&self, kind: Kind, slots: &[u32], mut page: impl FnMut(usize, Page)) {
+    /// Frees slots whose pages were taken, of which the first `found` were got, and calls `page` with
+    /// what was noted of each. Any context.
+    ///
+    /// `page` is called with the lock of the order held.
+    pub(super) fn got(
+        &self,
+        kind: Kind,
+        slots: &[u32],
+        found: usize,
+        mut page: impl FnMut(usize, Page),
+    ) {
         let now = seconds();
         let mut ages = [0; MAX_PAGES];
         let mut order = self.order(kind).lock();
@@ -320,7 +328,10 @@ impl Window {
             }
         }
         drop(order);
-        self.count_hits(slots, ages.get(..slots.len()).unwrap_or(&[]));
+        self.count_hits(slots.get(..found).unwrap_or(&[]), &ages);
+        if found < slots.len() {
+            self.count(Report::miss);
+        }
         self.unuse(kind, slots);
     }
 

@@ -92,3 +92,14 @@ fn hits_of_a_chunk_stay_at_the_highest_number() {
     chunk.hit();
     assert_eq!(chunk.hits, u32::MAX);
 }
+
+#[test]
+fn pages_that_were_put_are_told() {
+    let mut report = Report::default();
+    report.put(32);
+    report.put(0);
+    report.refuse(3);
+    assert_eq!((report.puts, report.refused), (32, 3));
+    let bytes = report.encode(0, 0);
+    assert_eq!((word(&bytes, 0), word(&bytes, 8)), (32, 3));
+}

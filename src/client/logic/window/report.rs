@@ -52,6 +52,13 @@ impl Report {
         self.gets = self.gets.wrapping_add(1);
     }
 
+    /// Counts pages that were put.
+    #[inline]
+    pub fn put(&mut self, pages: usize) {
+        // CAST: To as many bits.
+        self.puts = self.puts.wrapping_add(pages as u64);
+    }
+
     /// Counts pages for which there was no slot.
     #[inline]
     pub fn refuse(&mut self, pages: usize) {
