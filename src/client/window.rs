@@ -402,8 +402,11 @@ impl Window {
 
     #[inline]
     fn write_one(&self, memory: &Mapping, slot: u32, page: PageRef) -> bool {
+        let granted = self.granted(slot);
+
         // A chunk that was taken back would be memory that was not granted.
-        self.generation(memory, slot) == Some(self.granted(slot))
+        granted != 0
+            && self.generation(memory, slot) == Some(granted)
             && memory.copy_in(offset(slot), page)
     }
 
