@@ -39,6 +39,7 @@
 //! more, but it is not handed out again before all of its chunk's slots are back.
 
 mod depot;
+mod header;
 mod magazine;
 mod order;
 mod report;
@@ -49,6 +50,10 @@ pub use depot::{
     Depot,
     Given,
     Level, //
+};
+pub use header::{
+    chunks_recalled,
+    Serves, //
 };
 pub use magazine::Magazine;
 pub use order::{
