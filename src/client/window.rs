@@ -119,6 +119,8 @@ pub(super) struct Window {
     tickets: Atomic<u64>,
     /// Slots that the device has asked for and that nothing was done about yet.
     recalled: Atomic<u64>,
+    /// Pages on their way to the store whose slots come free soon.
+    moving: Atomic<u32>,
     /// When to look after chunks, in jiffies.
     due: Atomic<usize>,
 }
@@ -174,6 +176,7 @@ impl Window {
                 ),
                 tickets: Atomic::new(0),
                 recalled: Atomic::new(0),
+                moving: Atomic::new(0),
                 due: Atomic::new(thread::jiffies()),
             }? Error),
             GFP_KERNEL,

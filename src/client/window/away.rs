@@ -6,6 +6,7 @@
 //! meanwhile. If it was put anew before it has arrived, the version is not the index's any more, and
 //! the move was in vain. The slot is that of whoever moves the page until the move is over.
 
+use kernel::sync::atomic::Relaxed;
 use virtio_tmem_abi::{
     Le32,
     SlotKey, //
@@ -217,24 +218,32 @@ impl<O: Origin> Client<O> {
         }
     }
 
-    /// Sends the swapped pages to the store that have been in the window for longest, about `count`;
-    /// returns whether there were any. Sleeps only as puts do.
-    pub(super) fn move_to_store(&self, window: &Window, count: usize) -> bool {
-        let mut moved = false;
+    /// Sends the swapped pages to the store that have been in the window for longest, about `count`.
+    pub(super) fn move_to_store(&self, window: &Window, count: usize) {
         let mut left = count;
 
         while left > 0 && self.running() {
-            let wanted = left.min(self.max_pages.load(kernel::sync::atomic::Relaxed));
             let mut oldest = [(0, Page::default()); MAX_PAGES];
-            let found = window.oldest(Kind::Persistent, wanted, &mut oldest);
+            let found = window.oldest(Kind::Persistent, left.min(MAX_PAGES), &mut oldest);
 
             if found == 0 || !self.send_slots(window, oldest.get(..found).unwrap_or(&[])) {
                 break;
             }
-            moved = true;
             left -= found.min(left);
         }
-        moved
+    }
+
+    /// Takes a request for moves, if there is one to spare and pages may be put.
+    fn blank_for_moves(&self) -> Option<Blank<O>> {
+        let blank = self.requests.try_take(RESERVE)?;
+
+        // In this order: who waits for all requests before the device is reset, having said so, waits
+        // for this one, or has said so before this looks.
+        if self.running() {
+            return Some(blank);
+        }
+        self.requests.give(blank);
+        None
     }
 
     /// Sends pages to the store by the numbers of their slots, which are not in the order any more;
@@ -255,13 +264,12 @@ impl<O: Origin> Client<O> {
             };
             // All about one object goes over one virtqueue.
             let open = match batch.take() {
-                Some((q, open)) if q == queue => Some((q, open)),
+                Some((q, open)) if q == queue && self.room(&open) > 0 => Some((q, open)),
                 other => {
                     if let Some((_, full)) = other {
                         self.send(full);
                     }
-                    self.requests
-                        .try_take(RESERVE)
+                    self.blank_for_moves()
                         .map(|blank| (queue, self.begin(blank, Operation::PutSlot, pool, 0)))
                 }
             };
@@ -288,9 +296,10 @@ impl<O: Origin> Client<O> {
                     mine: O::Page::default(),
                 };
 
-                // It fits: there are no more than go into one.
+                // It fits: there is room.
                 let _ = open.blank.push(key.as_bytes(), entry);
                 open.queue = Some(queue);
+                window.moving.add(1, Relaxed);
                 sent += 1;
             }
             batch = Some((queue, open));
@@ -340,7 +349,15 @@ impl<O: Origin> Client<O> {
         state.counters.window_moved.add(outcomes.done());
         state.counters.refused.add(record.len() - outcomes.done());
         if let Some(window) = self.window() {
+            // CAST: There are at most 32.
+            let moving = record.len() as u32;
+            let last = window.moving.fetch_sub(moving, Relaxed) == moving;
+
             window.count(|report| report.moved += outcomes.done() as u64);
+            if last && outcomes.done() > 0 {
+                // More may be to make room.
+                self.want_chunks();
+            }
         }
         self.flush_later();
     }

@@ -377,7 +377,13 @@ impl<O: Origin> Client<O> {
                 self.give_back(window);
                 false
             }
-            Step::MakeRoom(count) => self.move_to_store(window, count as usize),
+            Step::MakeRoom(count) => {
+                // Those that are on their way make room, too, and have this looked at again then.
+                let count = count.saturating_sub(window.moving.load(Relaxed));
+
+                self.move_to_store(window, count as usize);
+                false
+            }
         }
     }
 
