@@ -35,6 +35,7 @@ use zerocopy::IntoBytes;
 
 use crate::{
     bindings::{
+        mapping::Mapping,
         memory::total_pages,
         thread, //
     },
@@ -50,6 +51,7 @@ use super::{
         logic::{
             window::{
                 first_slot,
+                ChunkReport,
                 Kind,
                 Page,
                 Slots,
@@ -74,6 +76,9 @@ use super::{
 
 /// How often to look after chunks, in milliseconds.
 const PERIOD: u32 = 1000;
+
+/// Of how many chunks the report is written at once.
+const TOLD_AT_ONCE: usize = 64;
 
 /// Where the report begins.
 const REPORT: usize = 1 << CHUNK_SHIFT;
@@ -595,9 +600,41 @@ impl Window {
                 // CAST: To more bits.
                 let at = REPORT + CHUNK_REPORTS as usize + number as usize * 8;
 
-                memory.write(at, &told.encode());
+            if (first..end).all(|number| self.granted_of(number) == 0) {
+                continue;
             }
-        });
+            {
+                let depot = self.depot.lock();
+
+                for (number, used) in (first..end).zip(&mut used) {
+                    *used = depot.used(number);
+                }
+            }
+            self.source.with(|memory| {
+                for (number, used) in (first..end).zip(used) {
+                    self.tell_of(memory, number, used);
+                }
+            });
+        }
+    }
+
+    /// Writes down what the host may want to know of a chunk.
+    fn tell_of(&self, memory: &Mapping, number: u32, used: u32) {
+        let chunk = self
+            .chunk(first_slot(number))
+            .filter(|chunk| chunk.granted.load(Relaxed) != 0);
+        let Some(chunk) = chunk else {
+            return;
+        };
+        let told = ChunkReport {
+            // CAST: There are 512.
+            used: used as u16,
+            hits: chunk.hits.load(Relaxed),
+        };
+        // CAST: To more bits.
+        let at = REPORT + CHUNK_REPORTS as usize + number as usize * 8;
+
+        memory.write(at, &told.encode());
     }
 }
 
