@@ -379,7 +379,9 @@ impl<O: Origin> Client<O> {
             pr_warn!("the host's epoch changed: what it had before is not used any more\n");
 
             match this.create_pools().and_then(|()| this.open_window(false)) {
-                Ok(()) => break,
+                Ok(()) if this.next_epoch.load(Relaxed) == next => break,
+                // There is one more by now.
+                Ok(()) => (),
                 Err(_) if this.next_epoch.load(Relaxed) != next => (),
                 Err(error) => {
                     return Self::give_up(
