@@ -482,6 +482,13 @@ impl<O: Origin> Client<O> {
     pub(crate) fn leave(&self) {
         self.tell_to_forget();
         if self.pages(Pool::Frontswap).load(Relaxed) > 0 {
+            // What is in the window can be got without the device, if the reset leaves it there.
+            let here = self
+                .window()
+                .is_some_and(|window| window.used(Kind::Persistent).load(Relaxed) > 0);
+            if here && self.standing().answers() {
+                self.keep_window();
+            }
             self.lose(format_args!("it is taken away"));
         }
         self.part();
