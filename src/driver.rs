@@ -168,7 +168,11 @@ fn bind<'bound>(vdev: &'bound virtio::Device<Core<'_>>) -> Result<TmemData<'boun
     let attached = Attached(client.clone());
     Client::attach(&client, vdev)?;
     client.begin_pools()?;
-    client.open_window(false)?;
+    match client.open_window(false) {
+        // Another epoch is taken over by the thread, as any is.
+        Err(error) if error != ESTALE => return Err(error),
+        _ => (),
+    }
 
     let hooks = seat.install(&client, wants)?;
     let shrinker = if wants.cleancache {

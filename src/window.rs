@@ -76,7 +76,6 @@ struct Region {
 pub(crate) struct Source {
     region: Arc<Region>,
     chunks: u32,
-    epoch: u64,
 }
 
 impl Source {
@@ -85,9 +84,9 @@ impl Source {
         self.chunks
     }
 
-    /// Returns the epoch of the tmem device's that the header says.
-    pub(crate) fn epoch(&self) -> u64 {
-        self.epoch
+    /// Returns what the header is now, which may be anything. [`None`]: the memory is gone. Any context.
+    pub(crate) fn header(&self) -> Option<WindowHeader> {
+        self.with(raw_header).flatten()
     }
 
     /// Calls `f`, which must not sleep, with the memory; [`None`]: it is gone. Any context.
@@ -130,9 +129,16 @@ pub(crate) fn find(identity: &[u8; 16]) -> Option<Arc<Source>> {
 
 /// Reads the header, if it is one.
 fn header(mapping: &Mapping) -> Option<WindowHeader> {
+    raw_header(mapping).filter(|header| header.magic.get() == WINDOW_MAGIC)
+}
+
+/// Reads what is where the header is to be.
+fn raw_header(mapping: &Mapping) -> Option<WindowHeader> {
     let mut header = WindowHeader::new_zeroed();
 
-    (mapping.read(0, header.as_mut_bytes()) && header.magic.get() == WINDOW_MAGIC).then_some(header)
+    mapping
+        .read(0, header.as_mut_bytes())
+        .then_some(header)
 }
 
 /// Returns the window that is in a region, if it can be used.
@@ -173,7 +179,6 @@ fn usable(region: &Arc<Region>, header: &WindowHeader) -> Option<Source> {
     Some(Source {
         region: region.clone(),
         chunks,
-        epoch: header.epoch.get(),
     })
 }
 

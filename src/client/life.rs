@@ -468,6 +468,11 @@ impl<O: Origin> Client<O> {
         }
         self.detach();
         *self.link.lock() = Link::None;
+        let asleep = self.standing().is(standing::SUSPENDED);
+        if let Some(window) = self.window().filter(|_| !asleep) {
+            // The reset may have had the device take it back.
+            self.find_lost(window, false);
+        }
         // What is staged, and all that is ephemeral, is not there any more.
         self.staging.drain();
         self.forget(Pool::Cleancache);

@@ -34,7 +34,10 @@ use kernel::{
     },
     time::msecs_to_jiffies, //
 };
-use virtio_tmem_abi::GENERATIONS;
+use virtio_tmem_abi::{
+    EPOCH_NONE,
+    GENERATIONS, //
+};
 
 use crate::{
     bindings::{
@@ -96,6 +99,14 @@ struct Chunk {
     hits: Atomic<u32>,
 }
 
+/// Chunks that were asked for.
+#[derive(Clone, Copy)]
+struct Asked {
+    kind: Kind,
+    count: u32,
+    ticket: u64,
+}
+
 /// The window of a device.
 #[pin_data]
 pub(super) struct Window {
@@ -116,7 +127,16 @@ pub(super) struct Window {
     used: Each<Atomic<u32>>,
     #[pin]
     supplies: Mutex<Each<Supply>>,
+    /// Held while chunks come, are to leave, go, or are found to be lost: that is done by several. Who
+    /// holds it neither allocates nor asks the device, as some of them are waited for by reclaim.
+    #[pin]
+    turn: Mutex<()>,
     tickets: Atomic<u64>,
+    /// Chunks that were asked for without an answer.
+    #[pin]
+    asked: Mutex<Option<Asked>>,
+    /// The epoch in which it was opened last, with which it can be told whose it is.
+    opened: Atomic<u64>,
     /// Slots that the device has asked for and that nothing was done about yet.
     recalled: Atomic<u64>,
     /// Pages on their way to the store whose slots come free soon.
@@ -174,7 +194,10 @@ impl Window {
                     Each::new(supply(Kind::Ephemeral), supply(Kind::Persistent)),
                     "Window::supplies"
                 ),
+                turn <- new_mutex!((), "Window::turn"),
                 tickets: Atomic::new(0),
+                asked <- new_mutex!(None, "Window::asked"),
+                opened: Atomic::new(EPOCH_NONE),
                 recalled: Atomic::new(0),
                 moving: Atomic::new(0),
                 due: Atomic::new(thread::jiffies()),
@@ -363,8 +386,10 @@ impl Window {
     }
 
     /// Takes note that the device wants persistent chunks with so many slots back. Any context.
+    ///
+    /// It says so again as long as it does: what it said before does not count any more.
     pub(super) fn recall(&self, slots: u64) {
-        self.recalled.add(slots, Relaxed);
+        self.recalled.store(slots, Relaxed);
     }
 
     /// Changes what the host is told. Any context.

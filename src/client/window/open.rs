@@ -12,6 +12,10 @@ use kernel::{
             Relaxed,
             Release, //
         },
+        lock::{
+            mutex::MutexBackend,
+            Guard, //
+        },
         Arc, //
     },
     time::msecs_to_jiffies, //
@@ -29,6 +33,7 @@ use virtio_tmem_abi::{
     WindowOpen,
     CHUNK_REPORTS,
     CHUNK_SHIFT,
+    EPOCH_NONE,
     MAX_GRANT, //
 };
 use zerocopy::IntoBytes;
@@ -50,10 +55,12 @@ use super::{
         frame::MAX_PAGES,
         logic::{
             window::{
+                chunks_recalled,
                 first_slot,
                 ChunkReport,
                 Kind,
                 Page,
+                Serves,
                 Slots,
                 Step,
                 FIRST_CHUNK,
@@ -70,6 +77,7 @@ use super::{
         Pool, //
     },
     generation_at,
+    Asked,
     Window,
     LEAVING, //
 };
@@ -86,8 +94,9 @@ const REPORT: usize = 1 << CHUNK_SHIFT;
 impl<O: Origin> Client<O> {
     /// Opens the window, if the device has one; with `resume` what was granted before stays granted.
     ///
-    /// Where it cannot be used a line says why, and all goes on without it. May sleep, but not for
-    /// longer than the device is given time for.
+    /// Where it cannot be used a line says why, and all goes on without it. Fails only where nothing
+    /// else could be asked either: there is another epoch, which is [`ESTALE`], or there are no
+    /// virtqueues any more. May sleep, but not for longer than the device is given time for.
     pub(crate) fn open_window(&self, resume: bool) -> Result {
         let Some(identity) = &self.identity else {
             return Ok(());
@@ -98,44 +107,82 @@ impl<O: Origin> Client<O> {
             reserved: [0; 12],
         };
 
-        match self.ask(Opcode::WindowOpen, Pool::Frontswap, open.as_bytes())? {
-            Status::Ok => (),
-            Status::StaleEpoch => return Err(ESTALE),
-            status => {
+        if let Some(window) = self.window() {
+            // Before it is somebody's who grants chunks in generations that were those of others.
+            self.find_lost(window, self.serves(window, identity) == Serves::Nobody);
+        }
+        match self.ask(Opcode::WindowOpen, Pool::Frontswap, open.as_bytes()) {
+            Ok(Status::Ok) => (),
+            Ok(Status::StaleEpoch) => return Err(ESTALE),
+            Ok(status) => {
                 pr_warn!(
                     "the host does not open its window ({status:?}), see its log: pages go by \
                      requests\n"
                 );
+                if let Some(window) = self.window() {
+                    self.find_lost(window, false);
+                }
+                return Ok(());
+            }
+            Err(error) if error == ENODEV || self.is_gone() => return Err(error),
+            Err(error) => {
+                pr_warn!(
+                    "the host's window is not opened ({error:?}): pages go by requests until the \
+                     driver is bound anew\n"
+                );
                 return Ok(());
             }
         }
-        let known = self.window.as_ref();
-        if known.is_none() {
+        if self.window.as_ref().is_none() {
             let Some(source) = window::find(identity) else {
                 return Ok(());
             };
-            match self.begin_window(source) {
-                Ok(()) => (),
-                Err(error) => {
-                    pr_warn!("there is no memory for the window ({error:?}): pages go by requests\n");
-                    return Ok(());
-                }
+            if let Err(error) = self.begin_window(source) {
+                pr_warn!("there is no memory for the window ({error:?}): pages go by requests\n");
+                return Ok(());
             }
         }
         let Some(window) = self.window() else {
             return Ok(());
         };
-        if window.source.epoch() != self.epoch() {
-            pr_warn!("the window is not that of the host's epoch: pages go by requests\n");
+
+        let serves = self.serves(window, identity);
+        // All chunks were taken back, unless nobody has touched the window: so generations say nothing
+        // of those that are granted from now on.
+        let all = match serves {
+            Serves::Now => !resume,
+            Serves::Before => false,
+            Serves::Nobody => true,
+        };
+        self.find_lost(window, all);
+        if serves != Serves::Now {
+            pr_warn!(
+                "the window that QEMU has is not the one that the host has opened: pages go by \
+                 requests; to have a window again, start QEMU anew with the file that the daemon made\n"
+            );
             return Ok(());
         }
-        window.open.store(true, Relaxed);
         if !resume {
-            window.tickets.store(0, Relaxed);
+            *window.asked.lock() = None;
         }
-        self.find_lost(window);
+        window.opened.store(self.epoch(), Relaxed);
+        window.open.store(true, Relaxed);
         self.want_chunks();
         Ok(())
+    }
+
+    /// Looks whose the window's memory is.
+    fn serves(&self, window: &Window, identity: &[u8; 16]) -> Serves {
+        let header = window.source.header();
+        let opened = window.opened.load(Relaxed);
+
+        Serves::of(
+            header.as_ref(),
+            kernel::page::PAGE_SHIFT as u8,
+            identity,
+            self.epoch(),
+            (opened != EPOCH_NONE).then_some(opened),
+        )
     }
 
     fn begin_window(&self, source: Arc<Source>) -> Result {
@@ -155,10 +202,13 @@ impl<O: Origin> Client<O> {
         }
     }
 
-    /// Has nothing put into the window until it is opened again. Any context.
+    /// Has nothing put into the window, nor chunks looked after, until it is opened again. May sleep,
+    /// but not for long.
     pub(in super::super) fn close_window(&self) {
         if let Some(window) = self.window() {
             window.open.store(false, Relaxed);
+            // Who has seen it open and looks for lost chunks is done after that.
+            drop(window.turn.lock());
         }
     }
 
@@ -192,16 +242,36 @@ impl<O: Origin> Client<O> {
             return;
         };
 
-        self.find_lost(window);
+        let turn = window.turn.lock();
+        // While the guest sleeps the memory is not there, which does not mean that it was taken.
+        if !window.is_open() {
+            return;
+        }
+        self.find_lost_in_turn(window, false, turn);
         if !self.standing().answers() {
+            return;
+        }
+        if window.is_gone() {
+            // What cannot be reached need not be lent.
+            self.give_back(window);
+            if window.is_empty() {
+                self.close_window();
+                pr_warn!(
+                    "the device whose memory the window is was taken away: pages go by requests \
+                     until the driver is bound anew\n"
+                );
+            }
             return;
         }
         self.heed_recall(window);
         self.empty_leaving(window);
         self.give_back(window);
         let mut again = false;
-        for kind in Kind::ALL {
-            again |= self.supply(window, kind);
+        // What was asked for without an answer is asked for once more first of all: it may be granted.
+        if self.ask_for_asked(window).is_ok() {
+            for kind in Kind::ALL {
+                again |= self.supply(window, kind);
+            }
         }
         window.tell();
         if again {
@@ -209,24 +279,37 @@ impl<O: Origin> Client<O> {
         }
     }
 
-    /// Finds chunks that were taken back, and forgets what was in them.
-    fn find_lost(&self, window: &Window) {
+    /// Finds chunks that were taken back, or that all are, and forgets what was in them. May sleep, but
+    /// not for long.
+    pub(in super::super) fn find_lost(&self, window: &Window, all: bool) {
+        self.find_lost_in_turn(window, all, window.turn.lock());
+    }
+
+    fn find_lost_in_turn(&self, window: &Window, all: bool, turn: Guard<'_, (), MutexBackend>) {
         let (mut chunks, mut pages) = (0, 0);
+        let gone = window.is_gone();
 
         for number in FIRST_CHUNK..window.chunk_count() {
             let granted = window.granted_of(number);
-            if granted & !LEAVING != 0 && window.generation_of(number) != Some(granted & !LEAVING) {
+            let generation = granted & !LEAVING;
+
+            if generation != 0 && (all || window.generation_of(number) != Some(generation)) {
                 // It may be leaving already.
                 let _ = window.depot.lock().withdraw(number);
-                window.set_granted(number, LEAVING);
+                // Where only the way to it is gone, the device has still to be told.
+                let left = if gone && !all { generation } else { 0 };
+                window.set_granted(number, left | LEAVING);
                 chunks += 1;
             }
-            if window.granted_of(number) == LEAVING {
+            let granted = window.granted_of(number);
+            if granted == LEAVING || granted != 0 && gone {
                 pages += self.forget_chunk(window, number);
             }
         }
+        drop(turn);
         if chunks > 0 {
             window.let_go();
+            window.look_again();
         }
         if pages > 0 {
             pr_err!(
@@ -262,24 +345,38 @@ impl<O: Origin> Client<O> {
     /// Chooses the chunks that the device has asked for.
     fn heed_recall(&self, window: &Window) {
         let slots = window.recalled.xchg(0, Full);
-        let chunks = slots.div_ceil(u64::from(SLOTS_PER_CHUNK));
+        if slots == 0 {
+            return;
+        }
+        let turn = window.turn.lock();
+        let leaving = window.level(Kind::Persistent).leaving;
+        let mut left = chunks_recalled(slots, leaving);
 
-        for _ in 0..chunks {
+        // Those first that it costs least.
+        while left > 0 {
             let mut depot = window.depot.lock();
-            let Some(number) = depot
-                .cheapest(Kind::Persistent)
-                .or_else(|| window.any_granted(&depot))
-            else {
+            let Some(number) = depot.cheapest(Kind::Persistent) else {
                 break;
             };
 
-            if depot.withdraw(number).is_ok() {
-                window.set_granted(number, window.granted_of(number) | LEAVING);
+            if !window.has_leave(&mut depot, number) {
+                break;
+            }
+            left -= 1;
+        }
+        // Of all others all slots are in use.
+        for number in (FIRST_CHUNK..window.chunk_count()).rev() {
+            if left == 0 {
+                break;
+            }
+            let mut depot = window.depot.lock();
+
+            if depot.is_granted(number, Kind::Persistent) && window.has_leave(&mut depot, number) {
+                left -= 1;
             }
         }
-        if chunks > 0 {
-            window.let_go();
-        }
+        drop(turn);
+        window.let_go();
     }
 
     /// Moves what is in chunks that are to leave to the store, as far as it takes it.
@@ -306,55 +403,40 @@ impl<O: Origin> Client<O> {
 
     /// Gives chunks back that are to leave, and of which no slot is in use.
     fn give_back(&self, window: &Window) {
-        let mut returned = [Granted::default(); MAX_GRANT as usize];
-        let mut count = 0;
+        let mut from = FIRST_CHUNK;
 
         if window.depot_levels().all(|level| level.leaving == 0) {
             return;
         }
         window.let_go();
-        for number in FIRST_CHUNK..window.chunk_count() {
-            let granted = window.granted_of(number);
-            if granted & LEAVING == 0 {
-                continue;
+        loop {
+            let mut returned = [Granted::default(); MAX_GRANT as usize];
+            let count = window.collect(&mut from, &mut returned);
+            let returned = returned.get(..count).unwrap_or(&[]);
+
+            // They are kept until the device has said that it has them: otherwise it is asked again.
+            if returned.is_empty() || !self.return_chunks(returned) {
+                break;
             }
-            let Ok(generation) = window.depot.lock().collect(number) else {
-                continue;
-            };
-            window.set_granted(number, 0);
-            for kind in Kind::ALL {
-                let slots = window.order(kind).lock().remove(number);
-                drop(slots);
-            }
-            // What was taken back need not be returned.
-            if granted != LEAVING {
-                if let Some(place) = returned.get_mut(count) {
-                    *place = Granted {
-                        number: Le32::new(number),
-                        generation: Le32::new(generation),
-                    };
-                    count += 1;
-                }
-            }
-            if count == returned.len() {
-                self.return_chunks(returned.get(..count).unwrap_or(&[]));
-                count = 0;
+            let _turn = window.turn.lock();
+            for chunk in returned {
+                window.remove(chunk.number.get());
             }
         }
-        self.return_chunks(returned.get(..count).unwrap_or(&[]));
         window.look_again();
     }
 
-    fn return_chunks(&self, chunks: &[Granted]) {
-        if !chunks.is_empty() {
-            // One that the device does not get it takes back with the rest, when that time comes.
-            let _ = self.ask_with(
-                Opcode::ChunkReturn,
-                Pool::Frontswap,
-                (chunks.len(), chunks.as_bytes()),
-                RESPONSE_BYTES,
-            );
-        }
+    /// Gives chunks back; returns whether the device has them.
+    fn return_chunks(&self, chunks: &[Granted]) -> bool {
+        chunks.is_empty()
+            || self
+                .ask_with(
+                    Opcode::ChunkReturn,
+                    Pool::Frontswap,
+                    (chunks.len(), chunks.as_bytes()),
+                    RESPONSE_BYTES,
+                )
+                .is_ok_and(|(status, ..)| status == Status::Ok)
     }
 
     /// Does what is to be done about the chunks of a kind; returns whether to look again soon.
@@ -372,7 +454,12 @@ impl<O: Origin> Client<O> {
         match step {
             Step::Rest => false,
             Step::Ask(count) => {
-                let got = self.ask_for_chunks(window, kind, count).unwrap_or(0);
+                let asked = Asked {
+                    kind,
+                    count,
+                    ticket: window.tickets.fetch_add(1, Relaxed) + 1,
+                };
+                let got = self.ask_for_chunks(window, asked).unwrap_or(0);
 
                 window.supplies.lock().of_mut(kind).answered(count, got, now());
                 got > 0
@@ -392,18 +479,37 @@ impl<O: Origin> Client<O> {
         }
     }
 
+    /// Asks once more for chunks that were asked for without an answer. Fails if there is none.
+    ///
+    /// By the ticket the device knows whether it has granted them, and of which kind.
+    fn ask_for_asked(&self, window: &Window) -> Result {
+        let asked = *window.asked.lock();
+
+        asked.map_or(Ok(()), |asked| {
+            self.ask_for_chunks(window, asked).map(|_| ())
+        })
+    }
+
     /// Asks for chunks; returns how many there are more.
-    fn ask_for_chunks(&self, window: &Window, kind: Kind, count: u32) -> Result<u32> {
+    fn ask_for_chunks(&self, window: &Window, asked: Asked) -> Result<u32> {
+        let Asked {
+            kind,
+            count,
+            ticket,
+        } = asked;
+        let again = window.asked.lock().is_some();
+        // Before: what is granted cannot be left where it is.
         let mut memory = KVec::with_capacity(count as usize, GFP_KERNEL)?;
         for _ in 0..count {
             let Ok(slots) = Slots::new() else { break };
             memory.push(slots, GFP_KERNEL)?;
         }
         // CAST: There are at most `MAX_GRANT`.
-        let count = memory.len() as u32;
-        if count == 0 {
+        let room = memory.len() as u32;
+        if room == 0 || room < count && again {
             return Err(ENOMEM);
         }
+        let (count, epoch) = (room, self.epoch());
         let grant = ChunkGrant {
             kind: Le32::new(
                 match kind {
@@ -413,14 +519,16 @@ impl<O: Origin> Client<O> {
                 .to_wire(),
             ),
             count: Le32::new(count),
-            ticket: Le64::new(window.tickets.fetch_add(1, Relaxed) + 1),
+            ticket: Le64::new(ticket),
         };
+        *window.asked.lock() = Some(Asked { count, ..asked });
         let (status, request, written) = self.ask_with(
             Opcode::ChunkGrant,
             Pool::Frontswap,
             (1, grant.as_bytes()),
             RESPONSE_BYTES + size_of::<Chunks>(),
         )?;
+        *window.asked.lock() = None;
         if status != Status::Ok {
             return Ok(0);
         }
@@ -429,7 +537,12 @@ impl<O: Origin> Client<O> {
         let mut strange = [Granted::default(); MAX_GRANT as usize];
         let mut strangers = 0;
         let mut got = 0;
+        let turn = window.turn.lock();
 
+        // What was granted before another epoch was taken over was taken back with all else.
+        if self.epoch() != epoch {
+            return Ok(0);
+        }
         for chunk in granted.chunks.iter().take(granted.count.get() as usize) {
             let (number, generation) = (chunk.number.get(), chunk.generation.get());
 
@@ -438,7 +551,7 @@ impl<O: Origin> Client<O> {
                 return Err(EPROTO);
             }
             let Some(slots) = memory.pop() else { break };
-            if window.granted_of(number) == generation {
+            if window.granted_of(number) & !LEAVING == generation {
                 self.accuse(&Lie::Chunk(number));
                 return Err(EPROTO);
             }
@@ -454,7 +567,9 @@ impl<O: Origin> Client<O> {
                 }
             }
         }
-        self.return_chunks(strange.get(..strangers).unwrap_or(&[]));
+        drop(turn);
+        // If the device does not hear of it, they are with the others that it takes back some time.
+        let _ = self.return_chunks(strange.get(..strangers).unwrap_or(&[]));
         window.look_again();
         Ok(got)
     }
@@ -464,6 +579,17 @@ impl Window {
     fn chunk_count(&self) -> u32 {
         // CAST: It was made for as many.
         self.chunks.len() as u32
+    }
+
+    /// Returns whether the memory is not there any more.
+    fn is_gone(&self) -> bool {
+        self.source.header().is_none()
+    }
+
+    /// Returns whether there are no chunks.
+    fn is_empty(&self) -> bool {
+        self.depot_levels()
+            .all(|level| level.chunks == 0 && level.leaving == 0)
     }
 
     fn is_chunk(&self, number: u32) -> bool {
@@ -489,6 +615,9 @@ impl Window {
     }
 
     /// Takes a chunk in that was granted. Fails if what was in it before is not cleared away.
+    ///
+    /// As long as any of its slots is in use, in a magazine, or in somebody's hands, it is not: see
+    /// [`Self::remove()`]. With the lock of turns held.
     fn add(&self, kind: Kind, number: u32, generation: u32, slots: Slots) -> Result<(), Slots> {
         if self.granted_of(number) != 0 {
             return Err(slots);
@@ -516,25 +645,80 @@ impl Window {
         }
     }
 
+    /// Has a chunk leave; returns whether it does now. With the lock of turns held.
+    fn has_leave(&self, depot: &mut super::Depot, number: u32) -> bool {
+        let leaves = depot.withdraw(number).is_ok();
+
+        if leaves {
+            self.set_granted(number, self.granted_of(number) | LEAVING);
+        }
+        leaves
+    }
+
     /// Has up to `count` chunks leave in which no slot is in use.
     fn spare(&self, kind: Kind, count: u32) {
+        let _turn = self.turn.lock();
+
         for _ in 0..count {
             let mut depot = self.depot.lock();
             let Some(number) = depot.cheapest(kind) else {
                 break;
             };
-            if depot.used(number) != 0 || depot.withdraw(number).is_err() {
+            if depot.used(number) != 0 || !self.has_leave(&mut depot, number) {
                 break;
             }
-            self.set_granted(number, self.granted_of(number) | LEAVING);
         }
     }
 
-    /// Returns some persistent chunk, where all have all of their slots in use.
-    fn any_granted(&self, depot: &super::Depot) -> Option<u32> {
-        (FIRST_CHUNK..self.chunk_count())
-            .filter(|&number| depot.is_granted(number, Kind::Persistent))
-            .last()
+    /// Looks for chunks from `from` on that are to leave, and of which no slot is in use: as many as
+    /// there are places for are to be returned; returns how many.
+    ///
+    /// Those that were taken back are not there any more after that.
+    fn collect(&self, from: &mut u32, returned: &mut [Granted]) -> usize {
+        let mut places = returned.iter_mut();
+        let mut count = 0;
+        let _turn = self.turn.lock();
+
+        while *from < self.chunk_count() && places.len() > 0 {
+            let number = *from;
+            let granted = self.granted_of(number);
+
+            *from += 1;
+            if granted & LEAVING == 0 {
+                continue;
+            }
+            let empty = {
+                let depot = self.depot.lock();
+
+                depot.is_leaving(number) && depot.used(number) == 0
+            };
+            if !empty {
+                continue;
+            }
+            if granted == LEAVING {
+                self.remove(number);
+            } else if let Some(place) = places.next() {
+                *place = Granted {
+                    number: Le32::new(number),
+                    generation: Le32::new(granted & !LEAVING),
+                };
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// Takes a chunk out that is to leave, and of which no slot is in use: all of them are in the
+    /// depot, so that nothing names one any more. With the lock of turns held.
+    fn remove(&self, number: u32) {
+        if self.depot.lock().collect(number).is_err() {
+            return;
+        }
+        self.set_granted(number, 0);
+        for kind in Kind::ALL {
+            let slots = self.order(kind).lock().remove(number);
+            drop(slots);
+        }
     }
 
     fn depot_levels(&self) -> impl Iterator<Item = super::Level> {
@@ -582,23 +766,12 @@ impl Window {
         let free = Kind::ALL.map(|kind| self.level(kind).free);
         let report = self.report.lock().encode(free[0], free[1]);
 
-        self.source.with(|memory| {
-            memory.write(REPORT, &report);
-            for number in FIRST_CHUNK..self.chunk_count() {
-                if self.granted_of(number) == 0 {
-                    continue;
-                }
-                let used = self.depot.lock().used(number);
-                let hits = self
-                    .chunk(first_slot(number))
-                    .map_or(0, |chunk| chunk.hits.load(Relaxed));
-                let told = super::super::logic::window::ChunkReport {
-                    // CAST: There are 512.
-                    used: used as u16,
-                    hits,
-                };
-                // CAST: To more bits.
-                let at = REPORT + CHUNK_REPORTS as usize + number as usize * 8;
+        self.source.with(|memory| memory.write(REPORT, &report));
+        // Some at a time: the memory cannot go, nor the processor do anything else, meanwhile.
+        for first in (FIRST_CHUNK..self.chunk_count()).step_by(TOLD_AT_ONCE) {
+            // CAST: There are 64.
+            let end = (first + TOLD_AT_ONCE as u32).min(self.chunk_count());
+            let mut used = [0; TOLD_AT_ONCE];
 
             if (first..end).all(|number| self.granted_of(number) == 0) {
                 continue;
