@@ -75,6 +75,17 @@ impl Move {
     }
 }
 
+/// What came of sending pages to the store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// All of them are on their way, or are not there any more.
+    All,
+    /// There is no request to spare for some.
+    Busy,
+    /// The store does not take so many.
+    Refused(usize),
+}
+
 /// Swapped pages on their way from the window to their swap area.
 ///
 /// They are to be [ended](Client::end_moves) before it is dropped.
@@ -226,7 +237,8 @@ impl<O: Origin> Client<O> {
             let mut oldest = [(0, Page::default()); MAX_PAGES];
             let found = window.oldest(Kind::Persistent, left.min(MAX_PAGES), &mut oldest);
 
-            if found == 0 || !self.send_slots(window, oldest.get(..found).unwrap_or(&[])) {
+            let oldest = oldest.get(..found).unwrap_or(&[]);
+            if found == 0 || self.send_slots(window, oldest) != Sent::All {
                 break;
             }
             left -= found.min(left);
@@ -246,13 +258,17 @@ impl<O: Origin> Client<O> {
         None
     }
 
-    /// Sends pages to the store by the numbers of their slots, which are not in the order any more;
-    /// returns whether the store may take more.
-    pub(super) fn send_slots(&self, window: &Window, pages: &[(u32, Page)]) -> bool {
+    /// Sends pages to the store by the numbers of their slots, whether they are in the order or not.
+    pub(super) fn send_slots(&self, window: &Window, pages: &[(u32, Page)]) -> Sent {
         let pool = Pool::Frontswap;
         let state = &self.frontswap;
-        let admitted = state.admit(pages.len());
+        let admitted = if self.running() {
+            state.admit(pages.len())
+        } else {
+            0
+        };
         let mut sent = 0;
+        let mut busy = false;
         let mut batch = None;
 
         for (n, &(slot, page)) in pages.iter().enumerate() {
@@ -275,6 +291,7 @@ impl<O: Origin> Client<O> {
             };
             let Some((queue, mut open)) = open else {
                 window.stays(pool.kind(), slot, tag, index);
+                busy = true;
                 continue;
             };
             let begun = state
@@ -310,7 +327,13 @@ impl<O: Origin> Client<O> {
             None => (),
         }
         state.admitted(admitted, sent);
-        sent > 0 && admitted == pages.len()
+        if admitted < pages.len() {
+            Sent::Refused(pages.len() - admitted)
+        } else if busy {
+            Sent::Busy
+        } else {
+            Sent::All
+        }
     }
 
     /// Takes note of what became of pages that were sent to the store by the numbers of their slots.

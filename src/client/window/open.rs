@@ -51,6 +51,7 @@ use crate::{
 };
 
 use super::{
+    away::Sent,
     super::{
         frame::MAX_PAGES,
         logic::{
@@ -382,6 +383,7 @@ impl<O: Origin> Client<O> {
     /// Moves what is in chunks that are to leave to the store, as far as it takes it.
     fn empty_leaving(&self, window: &Window) {
         let mut refused = 0;
+        let mut busy = false;
 
         for number in FIRST_CHUNK..window.chunk_count() {
             let granted = window.granted_of(number);
@@ -389,15 +391,22 @@ impl<O: Origin> Client<O> {
                 continue;
             }
             window.for_each_page(Kind::Persistent, number, |pages| {
-                if refused > 0 || !self.send_slots(window, pages) {
-                    // CAST: There are at most 32.
-                    refused += pages.len() as u64;
+                if refused > 0 {
+                    refused += pages.len();
+                } else if !busy {
+                    // Those that are on their way already are none that are refused.
+                    match self.send_slots(window, pages) {
+                        Sent::All => (),
+                        Sent::Busy => busy = true,
+                        Sent::Refused(more) => refused += more,
+                    }
                 }
             });
         }
         if refused > 0 {
             // They have a place of their own, which costs a write.
-            O::shrink(refused);
+            // CAST: To more bits.
+            O::shrink(refused as u64);
         }
     }
 
