@@ -5,7 +5,7 @@
 /// The number of bits of a version.
 pub const VERSION_BITS: u32 = 29;
 
-/// The highest version that a page has. The one above is for [`Older::Any`].
+/// The highest version that a page has. The one above is for [`Older::ANY`].
 pub const VERSION_MAX: u32 = VERSION_MASK - 1;
 
 const VERSION_MASK: u32 = (1 << VERSION_BITS) - 1;
@@ -27,17 +27,25 @@ const ONLY_WINDOW: u64 = (STATE_WINDOW << STATE_SHIFT) | u32::MAX as u64;
 pub(super) const SOME_LIVE: u64 = STATE_PENDING << STATE_SHIFT;
 
 /// An older page that the store may have under the key of one in the window, and need not keep.
+///
+/// It is no more than the bits that an entry has for it, so that entries without it pay nothing for
+/// it: the version of that page, zero if there is none, or one that no page has if it may be any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Older {
-    /// There is none.
-    Nothing,
-    /// There may be one of this version.
-    Version(u32),
-    /// There may be one, of whatever version.
-    Any,
-}
+pub struct Older(u32);
 
 impl Older {
+    /// There is none.
+    pub const NOTHING: Self = Self(0);
+
+    /// There may be one, of whatever version.
+    pub const ANY: Self = Self(VERSION_MASK);
+
+    /// There may be one of this version.
+    #[inline]
+    pub const fn version(version: u32) -> Self {
+        Self(version)
+    }
+
     /// Returns what there may be below a page that has been copied to the window, in place of what
     /// the index had.
     ///
@@ -50,7 +58,7 @@ impl Older {
             }
             Some(Entry::Window { older, .. }) => older,
             None | Some(Entry::Lost | Entry::Pending { .. } | Entry::Moving { .. }) => {
-                Self::Nothing
+                Self::NOTHING
             }
         }
     }
@@ -59,8 +67,17 @@ impl Older {
     #[inline]
     pub(super) const fn of_mark(version: u32) -> Self {
         match version {
-            0 => Self::Any,
-            version => Self::Version(version),
+            0 => Self::ANY,
+            version => Self(version),
+        }
+    }
+
+    /// Returns the version that a stale mark has to name; of nothing, zero as well.
+    #[inline]
+    pub(super) const fn mark(self) -> u32 {
+        match self {
+            Self::ANY => 0,
+            Self(version) => version,
         }
     }
 
@@ -68,10 +85,10 @@ impl Older {
     #[inline]
     pub(super) const fn or_newer(self, version: u32) -> Self {
         match self {
-            Self::Version(known) if !is_newer(version, known) => self,
             // A mark for any version supersedes this one, too.
-            Self::Any => Self::Any,
-            _ => Self::Version(version),
+            Self::ANY => self,
+            Self(known) if known != 0 && !is_newer(version, known) => self,
+            _ => Self(version),
         }
     }
 
@@ -79,25 +96,9 @@ impl Older {
     #[inline]
     pub(super) const fn or(self, other: Self) -> Self {
         match (self, other) {
-            (Self::Nothing, older) | (older, Self::Nothing) => older,
-            (Self::Version(a), Self::Version(b)) if a == b => self,
-            _ => Self::Any,
-        }
-    }
-
-    const fn bits(self) -> u32 {
-        match self {
-            Self::Nothing => 0,
-            Self::Version(version) => version,
-            Self::Any => VERSION_MASK,
-        }
-    }
-
-    const fn from_bits(bits: u32) -> Self {
-        match bits {
-            0 => Self::Nothing,
-            VERSION_MASK => Self::Any,
-            version => Self::Version(version),
+            (Self::NOTHING, older) | (older, Self::NOTHING) => older,
+            (Self(a), Self(b)) if a == b => self,
+            _ => Self::ANY,
         }
     }
 }
@@ -154,7 +155,7 @@ impl Entry {
             Self::Pending { version, slot } => (STATE_PENDING, version, slot),
             Self::Moving { version, slot } => (STATE_MOVING, version, slot),
             Self::Remote { version, crc } => (STATE_REMOTE, version, crc),
-            Self::Window { older, slot } => (STATE_WINDOW, older.bits(), slot),
+            Self::Window { older, slot } => (STATE_WINDOW, older.0, slot),
             Self::Lost => (STATE_REMOTE, 0, 0),
             Self::Stale { version } => (STATE_STALE, version, 0),
         };
@@ -165,10 +166,6 @@ impl Entry {
     /// Returns the entry for 64 bits, or [`None`] if the place is vacant.
     #[inline]
     pub const fn unpack(raw: u64) -> Option<Self> {
-        // Most places that pages are put to are vacant: see to those first.
-        if raw == 0 {
-            return None;
-        }
         // CAST: The upper bits are meant to be cut off.
         let version = (raw >> VERSION_SHIFT) as u32 & VERSION_MASK;
         let rest = raw as u32;
@@ -184,7 +181,7 @@ impl Entry {
             STATE_REMOTE if version == 0 => Some(Self::Lost),
             STATE_REMOTE => Some(Self::Remote { version, crc: rest }),
             STATE_WINDOW => Some(Self::Window {
-                older: Older::from_bits(version),
+                older: Older(version),
                 slot: rest,
             }),
             STATE_STALE => Some(Self::Stale { version }),
@@ -255,13 +252,8 @@ pub(super) const fn has_version(raw: u64, version: u32) -> bool {
 #[inline]
 pub(super) const fn outdated(raw: u64) -> u32 {
     match Entry::unpack(raw) {
-        Some(
-            Entry::Stale { version }
-            | Entry::Window {
-                older: Older::Version(version),
-                ..
-            },
-        ) => version,
+        Some(Entry::Stale { version }) => version,
+        Some(Entry::Window { older, .. }) => older.mark(),
         _ => 0,
     }
 }
@@ -271,7 +263,7 @@ pub(super) const fn outdated(raw: u64) -> u32 {
 pub(super) const fn told(raw: u64) -> u64 {
     match slot(raw) {
         Some(slot) => Entry::Window {
-            older: Older::Nothing,
+            older: Older::NOTHING,
             slot,
         }
         .pack(),

@@ -97,7 +97,7 @@ impl Shard {
                 let raw = match (outcome, entry) {
                     (Outcome::Stored { crc }, _) => Entry::Remote { version, crc }.pack(),
                     (Outcome::Refused, Some(Entry::Moving { slot, .. })) => {
-                        let older = Older::Nothing;
+                        let older = Older::NOTHING;
                         Entry::Window { older, slot }.pack()
                     }
                     (Outcome::Refused, _) => {

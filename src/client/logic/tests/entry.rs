@@ -27,14 +27,14 @@ fn entries() -> impl Strategy<Value = Entry> {
         2 => Entry::Remote { version, crc: rest },
         3 => Entry::Window {
             older: if version == 0 {
-                Older::Nothing
+                Older::NOTHING
             } else {
-                Older::Version(version)
+                Older::version(version)
             },
             slot: rest,
         },
         4 => Entry::Window {
-            older: Older::Any,
+            older: Older::ANY,
             slot: rest,
         },
         _ => Entry::Stale { version },
@@ -69,7 +69,7 @@ proptest! {
 #[test]
 fn layout() {
     let (version, rest) = (0x0aaa_aaab, 0xdead_beef);
-    let older = Older::Version(version);
+    let older = Older::version(version);
     let slot = rest;
     let pending = Entry::Pending { version, slot };
     let moving = Entry::Moving { version, slot };

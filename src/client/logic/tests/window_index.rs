@@ -168,7 +168,7 @@ fn all_that_is_away_is_found_in_order() {
     shard.begin_move(TAG, 5, 21).unwrap();
     shard.insert_pending(TAG, 6, 0).unwrap();
     put(&mut shard, 7, 1, 30);
-    let older = Older::Nothing;
+    let older = Older::NOTHING;
     let mut found = Vec::new();
     let next = shard.away_from(TAG, 0, |index, entry| {
         found.push((index, entry));

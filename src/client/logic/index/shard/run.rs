@@ -121,7 +121,8 @@ impl Shard {
         let inserted = object
             .tree
             .store_run(&mut self.nodes, index, count, |n, raw| {
-                let replaced = Entry::unpack(raw);
+                // Most places are vacant: see to those first.
+                let replaced = if raw == 0 { None } else { Entry::unpack(raw) };
                 let supersedes = Supersedes::after(replaced, orphans);
 
                 version = next_version(version);

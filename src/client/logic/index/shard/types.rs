@@ -38,22 +38,18 @@ impl Supersedes {
         match replaced {
             // Later than all orphans.
             Some(Entry::Remote { version, .. }) => Self(version),
-            Some(
-                Entry::Stale { version }
-                | Entry::Window {
-                    older: Older::Version(version),
-                    ..
-                },
-            ) if orphans == 0 => Self(version),
+            _ if orphans != 0 => Self(0),
             None
             | Some(
                 Entry::Lost
                 | Entry::Window {
-                    older: Older::Nothing,
+                    older: Older::NOTHING,
                     ..
                 },
-            ) if orphans == 0 => Self::NOTHING,
-            _ => Self(0),
+            ) => Self::NOTHING,
+            Some(Entry::Stale { version }) => Self(version),
+            Some(Entry::Window { older, .. }) => Self(older.mark()),
+            Some(Entry::Pending { .. } | Entry::Moving { .. }) => Self(0),
         }
     }
 
@@ -61,7 +57,7 @@ impl Supersedes {
     #[inline]
     pub(super) fn older(self) -> Older {
         match self {
-            Self::NOTHING => Older::Nothing,
+            Self::NOTHING => Older::NOTHING,
             Self(version) => Older::of_mark(version),
         }
     }

@@ -181,7 +181,7 @@ impl Shard {
         }
         let raw = Entry::Lost.pack();
         object.tree.store(&mut self.nodes, index, spot, raw);
-        if older != Older::Nothing {
+        if older != Older::NOTHING {
             // What the store may have of it goes with the object.
             object.stale = object.stale.wrapping_sub(1);
             self.stale = self.stale.wrapping_sub(1);
@@ -270,7 +270,7 @@ impl Shard {
         let spot = object.tree.find(&self.nodes, index);
         let raw = Entry::Window { older, slot }.pack();
         object.tree.store(&mut self.nodes, index, spot, raw);
-        if older != Older::Nothing {
+        if older != Older::NOTHING {
             object.stale = object.stale.wrapping_add(1);
             self.stale = self.stale.wrapping_add(1);
         }
@@ -285,7 +285,7 @@ impl Shard {
         let raw = Entry::Window { older: is, slot }.pack();
         object.tree.store(&mut self.nodes, index, spot, raw);
         // There is never less than before.
-        if was == Older::Nothing {
+        if was == Older::NOTHING {
             object.stale = object.stale.wrapping_add(1);
             self.stale = self.stale.wrapping_add(1);
         }

@@ -424,7 +424,7 @@ impl World {
 pub(crate) fn plain(entry: Entry) -> Entry {
     match entry {
         Entry::Window { slot, .. } => Entry::Window {
-            older: Older::Nothing,
+            older: Older::NOTHING,
             slot,
         },
         entry => entry,

@@ -306,7 +306,7 @@ impl World {
             Place::Stored => Entry::Remote { version, crc: rest },
             Place::Moving(slot) => Entry::Moving { version, slot },
             Place::Slot(slot) => Entry::Window {
-                older: Older::Nothing,
+                older: Older::NOTHING,
                 slot,
             },
         }
