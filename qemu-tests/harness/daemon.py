@@ -214,15 +214,16 @@ class Window:
         """What the daemon has to be told."""
         return ["--window-dir", self.folder, "--window-size", self._size]
 
-    def qemu_options(self) -> list[str]:
-        """What QEMU has to be told."""
+    def qemu_options(self, number: int = 0) -> list[str]:
+        """What QEMU has to be told, if it is to lend it once more with another number."""
         size = self.file.stat().st_size if self.size is None else self.size
-        memory = f"memory-backend-file,id={self.name}-window,mem-path={self.file}"
+        name = f"{self.name}-window{number or ''}"
+        memory = f"memory-backend-file,id={name},mem-path={self.file}"
         return [
             "-object",
             f"{memory},size={size},share=on,align=2M",
             "-device",
-            f"ivshmem-plain,memdev={self.name}-window",
+            f"ivshmem-plain,memdev={name}",
         ]
 
 

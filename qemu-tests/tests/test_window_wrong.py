@@ -49,9 +49,8 @@ class Lender(Daemon):
         self.window = window
         if self._wrong.whose != self.name:
             return options
-        lent = window.qemu_options()
-        # The same memory, by one more device.
-        return [*lent, *lent[-2:] * (self._wrong.times - 1), *options]
+        lent = (window.qemu_options(number) for number in range(self._wrong.times))
+        return [*(word for words in lent for word in words), *options]
 
 
 SCRIPT = f"""
