@@ -120,8 +120,12 @@ impl<O: Origin> Client<O> {
         self.flush_later();
     }
 
-    /// Forgets all pages of a pool, and does not tell the device.
+    /// Forgets all pages of a pool, and does not tell the device. Process context.
     pub(crate) fn forget(&self, pool: Pool) {
+        if pool == Pool::Cleancache {
+            // All of a shard's at once would take long where there are many, with interrupts off.
+            self.forget_here();
+        }
         for mut shard in self.pool(pool).shards() {
             let mut freed = Freed::new(self.window(), pool);
 

@@ -273,6 +273,39 @@ impl<O: Origin> Client<O> {
         taken
     }
 
+    /// Forgets the clean pages that are in the window, some at a time.
+    ///
+    /// For when none are put: what is put meanwhile may stay.
+    pub(super) fn forget_here(&self) {
+        let pool = Pool::Cleancache;
+        let Some(window) = self.window() else {
+            return;
+        };
+        // CAST: To more bits.
+        let mut left = window.used(pool.kind()).load(Relaxed) as usize;
+
+        while left > 0 {
+            let mut gone = [(0, Page::default()); MAX_PAGES];
+            let found = window.oldest(pool.kind(), MAX_PAGES, &mut gone);
+            let mut freed = Freed::new(Some(window), pool);
+
+            for &(slot, page) in gone.iter().take(found) {
+                let erased = self
+                    .cleancache
+                    .shard(page.tag)
+                    .is_some_and(|mut shard| shard.erase_slot(page.tag, page.index, slot));
+
+                if erased {
+                    freed.slot(slot);
+                }
+            }
+            if found == 0 {
+                break;
+            }
+            left = left.saturating_sub(found);
+        }
+    }
+
     /// Gets the `count` pages at `index..`, as far as they are in the window: page `n` to `to(n)`.
     ///
     /// Clean pages are taken, swapped pages stay where they are. `to` is called for one page after the
