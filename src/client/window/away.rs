@@ -233,7 +233,8 @@ impl<O: Origin> Client<O> {
     pub(super) fn move_to_store(&self, window: &Window, count: usize) {
         let mut left = count;
 
-        while left > 0 && self.running() {
+        // What comes back would be the last one to go.
+        while left > 0 && self.running() && self.credits(Pool::Frontswap) > 0 {
             let mut oldest = [(0, Page::default()); MAX_PAGES];
             let found = window.oldest(Kind::Persistent, left.min(MAX_PAGES), &mut oldest);
 
