@@ -21,11 +21,32 @@ phases() {
 		"$@" $CORPUS
 }
 
-# swap_phases LABEL: with the disk "swap".
+# swap_phases LABEL [COMMAND]: with the disk "swap", on which the command succeeds first.
 swap_phases() {
 	must "${1}swap on" swap_on swap
+	[ $# -eq 1 ] || must "${1}warm up" wait_for 30 "$2"
 	phases swap "$1"
 	must "${1}swap off" swap_off swap
+}
+
+# The host lends a window bit by bit, as it is used. With these, all that phases put has room there.
+
+# lent_swap: puts more swapped pages than phases do, and says whether the host has lent so many.
+lent_swap() {
+	GROUP=lent confined 4 "$WORKLOAD" anon --mib $((MIB + 8)) --passes 0 &&
+		granted $(((MIB + 2) * 256))
+}
+
+# lent_files FOLDER: the same with clean pages there.
+lent_files() {
+	head -c "$((MIB + 4))M" /dev/zero >"$1/warm-up"
+	drop_caches
+	cat "$1/warm-up" >/dev/null
+	drop_caches
+	rm "$1/warm-up"
+	# Nothing is left for the journal, which would write it while phases are measured.
+	sync
+	granted $(((MIB + 2) * 256)) ephemeral
 }
 
 # fill: has somebody else keep what the host has room for.

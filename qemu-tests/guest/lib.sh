@@ -335,12 +335,12 @@ clean_puts() {
 	echo $((asked + copied))
 }
 
-# granted PAGES: whether the host has lent memory for so many swapped pages.
+# granted PAGES [KIND]: whether the host has lent memory for so many swapped pages, or of that kind.
 granted() {
 	local kind pages rest
 	tmem window || return
 	while read -r kind _ pages rest; do
-		[ "$kind" = persistent ] && [ "$pages" -ge "$1" ] && return
+		[ "$kind" = "${2:-persistent}" ] && [ "$pages" -ge "$1" ] && return
 	done <"$REPLY"
 	return 1
 }

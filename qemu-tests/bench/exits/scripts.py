@@ -66,9 +66,13 @@ for subject in $SUBJECTS; do
 		swap_phases "$subject/"
 		file_phases "$subject/"
 		;;
-	tmem | window)
+	tmem)
 		swap_phases "$subject/"
 		file_phases "$subject/" warmed_up
+		;;
+	window)
+		swap_phases "$subject/" lent_swap
+		file_phases "$subject/" lent_files
 		;;
 	refused) refused_phases "$subject/" ;;
 	esac

@@ -65,8 +65,8 @@ for round in $(seq "$ROUNDS"); do
 
 	step "window/$round/symbols" module_symbols
 	must "window" only "$WINDOWED"
-	swap_phases "window/$round/"
-	file_phases "window/$round/" warmed_up
+	swap_phases "window/$round/" lent_swap
+	file_phases "window/$round/" lent_files
 	snapshot "window/$round"
 
 	step "refused/$round/symbols" module_symbols
