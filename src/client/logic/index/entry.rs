@@ -294,6 +294,12 @@ pub(super) const fn erased(raw: u64) -> u64 {
     }
 }
 
+/// Returns whether 64 bits stand for a page that is on its way in this version.
+#[inline]
+pub(super) const fn is_on_its_way(raw: u64, version: u32) -> bool {
+    is_pending(raw) && has_version(raw, version)
+}
+
 /// Returns the slot of the window that is free once 64 bits are gone.
 #[inline]
 pub(super) const fn slot(raw: u64) -> Option<u32> {

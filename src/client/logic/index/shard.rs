@@ -198,12 +198,9 @@ impl Shard {
     /// Returns whether a put that has been inserted is still to be submitted.
     #[inline]
     pub fn is_current(&self, tag: u64, wire: u64, index: u64, version: u32) -> bool {
-        self.find_wire(tag, wire)
-            .and_then(|(_, object)| Entry::unpack(object.tree.get(&self.nodes, index)))
-            .is_some_and(|entry| {
-                matches!(entry, Entry::Pending { version: v, .. } | Entry::Moving { version: v, .. }
-                    if v == version)
-            })
+        self.find_wire(tag, wire).is_some_and(|(_, object)| {
+            entry::is_on_its_way(object.tree.get(&self.nodes, index), version)
+        })
     }
 
     /// Returns a page that can be had, and leaves it where it is.

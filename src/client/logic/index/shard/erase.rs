@@ -62,25 +62,26 @@ impl Shard {
         let object = self.objects.get_mut(at)?;
         let spot = object.tree.find(&self.nodes, index);
         let entry = Entry::unpack(spot.raw)?;
-        match entry {
+        let left = match entry {
             Entry::Pending { .. } | Entry::Moving { .. } => {
                 object.pending = object.pending.wrapping_sub(1);
                 self.pending = self.pending.wrapping_sub(1);
                 object.orphans = object.orphans.wrapping_add(1);
+                0
             }
-            Entry::Remote { .. } => {
+            Entry::Remote { version, .. } => {
                 object.stale = object.stale.wrapping_add(1);
                 self.stale = self.stale.wrapping_add(1);
+                Entry::Stale { version }.pack()
             }
             // What the store has of it, if anything, is counted already.
-            Entry::Window { .. } | Entry::Lost => (),
+            Entry::Window { .. } => entry::taken(spot.raw),
+            Entry::Lost => 0,
             Entry::Stale { .. } => return None,
-        }
+        };
         object.live = object.live.wrapping_sub(1);
         self.live = self.live.wrapping_sub(1);
-        object
-            .tree
-            .store(&mut self.nodes, index, spot, entry::erased(spot.raw));
+        object.tree.store(&mut self.nodes, index, spot, left);
         self.settle(at, true);
         Some(entry)
     }

@@ -203,10 +203,8 @@ impl Shard {
             if place == PLACES as u64 {
                 break;
             }
-            match Entry::unpack(leaf.get(place)) {
-                Some(Entry::Pending { version: v, .. } | Entry::Moving { version: v, .. })
-                    if v == version => {}
-                _ => break,
+            if !entry::is_on_its_way(leaf.get(place), version) {
+                break;
             }
             // INVARIANT: The one is as live as the other.
             leaf.put(place, Entry::Remote { version, crc }.pack());
@@ -240,10 +238,8 @@ impl Shard {
         let mut count = 0u64;
 
         for version in versions {
-            match Entry::unpack(leaf.get(place)) {
-                Some(Entry::Pending { version: v, .. } | Entry::Moving { version: v, .. })
-                    if v == version => {}
-                _ => break,
+            if !entry::is_on_its_way(leaf.get(place), version) {
+                break;
             }
             count = count.wrapping_add(1);
             place = place.wrapping_add(1);
