@@ -311,6 +311,17 @@ pub(super) const fn slot(raw: u64) -> Option<u32> {
     }
 }
 
+/// Returns the slot of the window that a page can be copied from, whether it is moving or not.
+#[inline]
+pub(super) const fn slot_to_copy(raw: u64) -> Option<u32> {
+    if matches!(raw >> STATE_SHIFT, STATE_WINDOW | STATE_MOVING) {
+        // CAST: As above.
+        Some(raw as u32)
+    } else {
+        None
+    }
+}
+
 /// Returns the version after another one.
 #[inline]
 pub(super) const fn next_version(version: u32) -> u32 {

@@ -2,6 +2,8 @@
 
 //! The nodes of the trees.
 
+use core::ops::Range;
+
 use super::{
     entry,
     slab::{
@@ -77,6 +79,13 @@ pub(super) const fn child(link: u64) -> u32 {
     link.wrapping_sub(1) as u32
 }
 
+/// Returns the places from one on, at most so many.
+#[inline]
+fn range(start: u64, count: u64) -> Range<usize> {
+    // CAST: Where `start` is a place, both are small numbers.
+    start as usize..start.saturating_add(count).min(PLACES as u64) as usize
+}
+
 impl Node {
     /// Returns what is at a place; only the lowest bits of `place` count.
     #[inline]
@@ -89,6 +98,18 @@ impl Node {
     #[inline]
     pub(super) fn put(&mut self, place: u64, value: u64) {
         self.places[(place % PLACES as u64) as usize] = value;
+    }
+
+    /// Returns what is at the places from one on, at most so many.
+    #[inline]
+    pub(super) fn places(&self, start: u64, count: u64) -> &[u64] {
+        self.places.get(range(start, count)).unwrap_or_default()
+    }
+
+    /// As above, to be set without regard to the bits of `live` and `stale`.
+    #[inline]
+    pub(super) fn places_mut(&mut self, start: u64, count: u64) -> &mut [u64] {
+        self.places.get_mut(range(start, count)).unwrap_or_default()
     }
 
     /// Sets an entry of a node of level 0.

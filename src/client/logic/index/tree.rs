@@ -62,6 +62,16 @@ fn from_place(first: u64) -> u64 {
     u64::MAX << (first % PLACES as u64)
 }
 
+/// Returns the bits of so many places, from the first on.
+#[inline]
+fn first_places(count: u64) -> u64 {
+    // CAST: More than there are places is as good as all of them.
+    match 1u64.checked_shl(count as u32) {
+        Some(next) => next.wrapping_sub(1),
+        None => u64::MAX,
+    }
+}
+
 /// The nodes from a leaf to the root, by their level.
 struct Path {
     index: u64,
@@ -176,12 +186,8 @@ impl Tree {
         };
         let before = node.summary();
         node.put_entry(place(index, 0), raw);
-        // INVARIANT: Nothing else follows from the change unless this does.
-        if node.summary() != before {
-            self.mend(nodes, &self.path(nodes, index));
-        } else if self.height == 1 && raw == 0 {
-            self.shrink(nodes);
-        }
+        let changed = node.summary() != before;
+        self.mend_leaf(nodes, index, changed);
     }
 
     /// Stores an entry and returns what was at the index.
@@ -330,6 +336,17 @@ impl Tree {
             }
         }
         path
+    }
+
+    /// Puts right what follows from a change of the leaf of an index, and perhaps of its summary.
+    #[inline]
+    fn mend_leaf(&mut self, nodes: &mut Nodes, index: u64, summary: bool) {
+        // INVARIANT: Nothing else follows from the change unless the summary changes.
+        if summary {
+            self.mend(nodes, &self.path(nodes, index));
+        } else if self.height == 1 {
+            self.shrink(nodes);
+        }
     }
 
     /// Puts right what follows from a change of a leaf: the bits above it, the nodes that have

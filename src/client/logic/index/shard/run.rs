@@ -11,7 +11,6 @@ use super::{
         },
         node::PLACES,
         object::state,
-        tree::Kind,
         NoRoom, //
     },
     Found,
@@ -256,9 +255,6 @@ impl Shard {
     /// Returns how many of the first it was. As for [`Shard::take()`], the caller gets them from the
     /// device, or from the staging memory.
     pub fn take_run(&mut self, tag: u64, index: u64, count: u64, mut f: impl FnMut(Found)) -> u64 {
-        let Some(more) = count.checked_sub(1) else {
-            return 0;
-        };
         let Some((at, _)) = self.find_usable(tag) else {
             return 0;
         };
@@ -266,36 +262,25 @@ impl Shard {
             return 0;
         };
         let wire = object.wire;
-        let (mut taken, mut pending) = (0u32, 0u32);
-        let leaves = (count as usize).div_ceil(PLACES).wrapping_add(1);
-        let _ = object.tree.rewrite(
-            &mut self.nodes,
-            index,
-            index.saturating_add(more),
-            Kind::Live,
-            leaves,
-            |i, raw| {
-                if i != index.wrapping_add(taken.into()) {
-                    return None;
-                }
-                let entry = Entry::unpack(raw)?;
-                if entry::is_pending(raw) {
-                    pending = pending.wrapping_add(1);
-                }
-                taken = taken.wrapping_add(1);
-                f(Found { wire, entry });
-                Some(entry::taken(raw))
-            },
-        );
-        object.live = object.live.wrapping_sub(taken);
+        let mut pending = 0u32;
+        let taken = object.tree.take_run(&mut self.nodes, index, count, |raw| {
+            let Some(entry) = Entry::unpack(raw) else {
+                return false;
+            };
+            pending = pending.wrapping_add(entry::is_pending(raw).into());
+            f(Found { wire, entry });
+            true
+        });
+        // CAST: At most as many as the object has pages.
+        object.live = object.live.wrapping_sub(taken as u32);
         object.pending = object.pending.wrapping_sub(pending);
         object.orphans = object.orphans.wrapping_add(pending);
-        self.live = self.live.wrapping_sub(taken.into());
+        self.live = self.live.wrapping_sub(taken);
         self.pending = self.pending.wrapping_sub(pending.into());
         if taken > 0 {
             // To give up the object now might flush the pages before they are asked for.
             self.settle(at, false);
         }
-        taken.into()
+        taken
     }
 }

@@ -21,9 +21,7 @@ use super::{
             Entry,
             Older, //
         },
-        node::PLACES,
-        object::state,
-        tree::Kind, //
+        object::state, //
     },
     Completed,
     Inserted,
@@ -102,24 +100,12 @@ impl Shard {
     /// Returns how many of the first it was. The pages stay where they are: see
     /// [`Shard::is_in_slot()`]. Those that are moving are there, too.
     pub fn slots_of(&self, tag: u64, index: u64, count: u64, mut f: impl FnMut(u32)) -> u64 {
-        let Some((_, object)) = self.find_usable(tag).filter(|_| count > 0) else {
+        let Some((_, object)) = self.find_usable(tag) else {
             return 0;
         };
-        let mut seen = 0u64;
-        let leaves = (count as usize).div_ceil(PLACES).wrapping_add(1);
-
-        object.tree.visit(&self.nodes, index, leaves, |i, raw| {
-            if seen == count || i != index.wrapping_add(seen) {
-                return false;
-            }
-            match Entry::unpack(raw) {
-                Some(Entry::Window { slot, .. } | Entry::Moving { slot, .. }) => f(slot),
-                _ => return false,
-            }
-            seen = seen.wrapping_add(1);
-            true
-        });
-        seen
+        object.tree.look_at_run(&self.nodes, index, count, |raw| {
+            entry::slot_to_copy(raw).map(&mut f).is_some()
+        })
     }
 
     /// Takes pages at `index..`, up to `count`, out of the index as far as they are in the window,
@@ -127,38 +113,22 @@ impl Shard {
     ///
     /// Returns how many of the first it was.
     pub fn take_slots(&mut self, tag: u64, index: u64, count: u64, mut f: impl FnMut(u32)) -> u64 {
-        let Some(more) = count.checked_sub(1) else {
-            return 0;
-        };
         let Some((at, _)) = self.find_usable(tag) else {
             return 0;
         };
         let Some(object) = self.objects.get_mut(at) else {
             return 0;
         };
-        let mut taken = 0u32;
-        let leaves = (count as usize).div_ceil(PLACES).wrapping_add(1);
-        let _ = object.tree.rewrite(
-            &mut self.nodes,
-            index,
-            index.saturating_add(more),
-            Kind::Live,
-            leaves,
-            |i, raw| match Entry::unpack(raw) {
-                Some(Entry::Window { slot, .. }) if i == index.wrapping_add(taken.into()) => {
-                    taken = taken.wrapping_add(1);
-                    f(slot);
-                    Some(entry::taken(raw))
-                }
-                _ => None,
-            },
-        );
-        object.live = object.live.wrapping_sub(taken);
-        self.live = self.live.wrapping_sub(taken.into());
+        let taken = object.tree.take_run(&mut self.nodes, index, count, |raw| {
+            entry::slot(raw).map(&mut f).is_some()
+        });
+        // CAST: At most as many as the object has pages.
+        object.live = object.live.wrapping_sub(taken as u32);
+        self.live = self.live.wrapping_sub(taken);
         if taken > 0 {
             self.settle(at, true);
         }
-        taken.into()
+        taken
     }
 
     /// Takes note that the page in a slot of the window is not there any more, if it still is the

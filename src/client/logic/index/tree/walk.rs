@@ -13,6 +13,7 @@ use super::{
             PLACES, //
         }, //
     },
+    first_places,
     from_place,
     last_index,
     place,
@@ -162,6 +163,106 @@ impl Tree {
             from = (leaf.base | (PLACES as u64 - 1)).checked_add(1)?;
         }
         (from <= last).then_some(from)
+    }
+
+    /// Takes live entries at `first..` that are next to each other, up to `count`, as far as `f`
+    /// returns true for them. Nothing is left of them but what the device has to be told.
+    ///
+    /// Returns how many have been taken.
+    #[inline]
+    pub(in super::super) fn take_run(
+        &mut self,
+        nodes: &mut Nodes,
+        first: u64,
+        count: u64,
+        mut f: impl FnMut(u64) -> bool,
+    ) -> u64 {
+        let mut taken = 0u64;
+        while taken < count {
+            let Some(from) = first.checked_add(taken) else {
+                break;
+            };
+            let more = self.take_in_leaf(nodes, from, count.wrapping_sub(taken), &mut f);
+            taken = taken.wrapping_add(more);
+            // The run goes on in the next leaf if it reaches the end of this one.
+            if more == 0 || place(from.wrapping_add(more), 0) != 0 {
+                break;
+            }
+        }
+        taken
+    }
+
+    /// Takes those of the entries that are in the first's leaf.
+    #[inline]
+    fn take_in_leaf(
+        &mut self,
+        nodes: &mut Nodes,
+        first: u64,
+        count: u64,
+        mut f: impl FnMut(u64) -> bool,
+    ) -> u64 {
+        if self.height == 0 {
+            let there = first == 0 && entry::is_live(self.root) && f(self.root);
+            if there {
+                self.root = entry::taken(self.root);
+            }
+            return there.into();
+        }
+        let leaf = self.leaf_of(nodes, first);
+        let Some(node) = leaf.and_then(|leaf| nodes.get_mut(leaf)) else {
+            return 0;
+        };
+        let start = place(first, 0);
+        let live = u64::from((node.live >> start).trailing_ones());
+        let mut taken = 0u64;
+        for raw in node.places_mut(start, live.min(count)) {
+            if !f(*raw) {
+                break;
+            }
+            *raw = entry::taken(*raw);
+            taken = taken.wrapping_add(1);
+        }
+        let before = node.summary();
+        // INVARIANT: What is left of an entry is not live, and is as stale as the entry was.
+        node.live &= !(first_places(taken) << start);
+        let changed = node.summary() != before;
+        self.mend_leaf(nodes, first, changed);
+        taken
+    }
+
+    /// Calls `f` with what is at the places `first..`, live or not, up to `count` and as far as
+    /// there are places, until it returns false.
+    ///
+    /// Returns for how many of the first it returned true.
+    #[inline]
+    pub(in super::super) fn look_at_run(
+        &self,
+        nodes: &Nodes,
+        first: u64,
+        count: u64,
+        mut f: impl FnMut(u64) -> bool,
+    ) -> u64 {
+        if self.height == 0 {
+            return u64::from(first == 0 && count != 0 && f(self.root));
+        }
+        let mut seen = 0u64;
+        while seen < count {
+            let leaf = first
+                .checked_add(seen)
+                .and_then(|from| self.leaf_of(nodes, from))
+                .and_then(|leaf| nodes.get(leaf));
+            let Some(node) = leaf else {
+                break;
+            };
+            let places = node.places(place(first.wrapping_add(seen), 0), count.wrapping_sub(seen));
+            for raw in places {
+                if !f(*raw) {
+                    return seen;
+                }
+                seen = seen.wrapping_add(1);
+            }
+        }
+        seen
     }
 
     /// Returns the number of live entries at `first..=last`.
