@@ -86,7 +86,8 @@
 //!   takes its place: the put has dropped that older page. A newer entry means that there has been
 //!   another put after this one, which drops *v* or has dropped it. If that one is abandoned, see
 //!   below. If there is no node for the mark, the page is counted as leaked, and the wire id is
-//!   given up as soon as the object has no live pages.
+//!   given up as soon as the object has no live pages. So it is if the newer page was in the window
+//!   and is lost: that has dropped nothing, and there is no place for a mark below it.
 //! - *W is in use, and the put was submitted and refused.* The device has nothing.
 //! - *W is in use, and the put is abandoned.* The device may have what the put would have dropped:
 //!   the page whose entry the put replaced, or that of an orphan of the same object. What that is

@@ -127,6 +127,8 @@ impl Shard {
                         let both = (older, older.or_newer(version));
                         self.set_older(at, index, both, slot);
                     }
+                    // It may have been lost in the window, from where nothing is dropped.
+                    (Outcome::Stored { .. }, Some(Entry::Lost)) => self.leak(at),
                     // The newer put has dropped this page, or will.
                     (Outcome::Stored { .. }, Some(_)) => (),
                 }
@@ -187,6 +189,8 @@ impl Shard {
                         let raw = Entry::Stale { version: 0 }.pack();
                         object.tree.store(&mut self.nodes, index, spot, raw);
                     }
+                    // As for an outcome.
+                    (Some(Entry::Lost), Some(_)) => self.leak(at),
                     // Covered by what is there.
                     _ => (),
                 }
@@ -324,10 +328,15 @@ impl Shard {
                 object.stale = object.stale.wrapping_add(1);
                 self.stale = self.stale.wrapping_add(1);
             }
-            Err(NoRoom) => {
-                object.state |= state::LEAKY;
-                self.leaked = self.leaked.wrapping_add(1);
-            }
+            Err(NoRoom) => self.leak(at),
+        }
+    }
+
+    /// Takes note that the device may have a page that it will be told of with the object only.
+    fn leak(&mut self, at: u32) {
+        if let Some(object) = self.objects.get_mut(at) {
+            object.state |= state::LEAKY;
+            self.leaked = self.leaked.wrapping_add(1);
         }
     }
 

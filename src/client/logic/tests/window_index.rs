@@ -161,6 +161,38 @@ fn a_lost_page_takes_what_is_below_it_along() {
 }
 
 #[test]
+fn what_is_stored_below_a_lost_page_goes_with_the_object() {
+    let mut shard = shard();
+    let put = |shard: &mut Shard, index| shard.insert_pending(TAG, index, 0).unwrap();
+    let (stored, dropped) = (put(&mut shard, 0), put(&mut shard, 1));
+    store(&mut shard, 2);
+    let abandoned = put(&mut shard, 2);
+    for index in 0..3 {
+        shard.insert_slots(TAG, index, 1, |_, _| index as u32);
+        assert!(shard.lose_slot(TAG, index, index as u32));
+    }
+    let outcome = Outcome::Stored { crc: 0 };
+    shard.complete(TAG, stored.wire, 0, stored.version, outcome);
+    assert_eq!(shard.stats().leaked, 1);
+    shard.complete(TAG, dropped.wire, 1, dropped.version, Outcome::Refused);
+    assert_eq!(shard.stats().leaked, 1);
+    shard.abandon(
+        TAG,
+        abandoned.wire,
+        2,
+        abandoned.version,
+        abandoned.supersedes,
+    );
+    assert_eq!(shard.stats().leaked, 2);
+    assert_eq!(harvest(&mut shard), []);
+    for index in 0..3 {
+        assert_eq!(shard.erase(TAG, index), Some(Entry::Lost));
+    }
+    let wire = stored.wire;
+    assert_eq!(harvest(&mut shard), [Flush::Object { wire }]);
+}
+
+#[test]
 fn all_that_is_away_is_found_in_order() {
     let mut shard = shard();
     let version = store(&mut shard, 3);

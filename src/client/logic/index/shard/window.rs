@@ -155,8 +155,7 @@ impl Shard {
             // What the store may have of it goes with the object.
             object.stale = object.stale.wrapping_sub(1);
             self.stale = self.stale.wrapping_sub(1);
-            object.state |= state::LEAKY;
-            self.leaked = self.leaked.wrapping_add(1);
+            self.leak(at);
         }
         true
     }
