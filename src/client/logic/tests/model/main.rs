@@ -5,6 +5,7 @@
 
 mod host;
 mod ops;
+mod runs;
 mod window;
 mod world;
 

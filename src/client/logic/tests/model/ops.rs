@@ -17,6 +17,7 @@ pub(crate) enum Op {
     Grow,
     Erase(u64, u64),
     Take(u64, u64),
+    TakeRun(u64, u64, u64),
     Peek(u64, u64),
     Contains(u64, u64, u64),
     EraseRange(u64, u64, u64),
@@ -34,6 +35,11 @@ pub(crate) enum Op {
     Promote(u64, u64),
     TakeBack(u8),
     Sweep,
+    SlotsOf(u64, u64, u64),
+    TakeSlots(u64, u64, u64),
+    LoseSlot(u8),
+    /// Up to so many.
+    AwayFrom(u64, u64, usize),
 }
 
 fn tags() -> impl Strategy<Value = u64> {
@@ -52,6 +58,11 @@ fn indices() -> impl Strategy<Value = u64> {
     ]
 }
 
+/// Most runs are short, and few reach beyond the next leaf.
+fn counts() -> impl Strategy<Value = u64> {
+    prop_oneof![6 => 1..8u64, 2 => 0..200u64, 1 => any::<u64>()]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let few = || 1..7u8;
     prop_oneof![
@@ -65,6 +76,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::Grow),
         8 => (tags(), indices()).prop_map(|(tag, i)| Op::Erase(tag, i)),
         5 => (tags(), indices()).prop_map(|(tag, i)| Op::Take(tag, i)),
+        2 => (tags(), indices(), counts()).prop_map(|(tag, i, n)| Op::TakeRun(tag, i, n)),
         2 => (tags(), indices()).prop_map(|(tag, i)| Op::Peek(tag, i)),
         2 => (tags(), indices(), prop_oneof![0..200u64, any::<u64>()])
             .prop_map(|(tag, i, n)| Op::Contains(tag, i, n)),
@@ -119,6 +131,11 @@ pub(crate) fn ops_with_window(most: usize) -> impl Strategy<Value = Vec<Op>> {
         2 => key().prop_map(|(tag, i)| Op::Promote(tag, i)),
         1 => any::<u8>().prop_map(Op::TakeBack),
         2 => Just(Op::Sweep),
+        2 => (key(), counts()).prop_map(|((tag, i), n)| Op::SlotsOf(tag, i, n)),
+        3 => (key(), counts()).prop_map(|((tag, i), n)| Op::TakeSlots(tag, i, n)),
+        2 => (key(), counts()).prop_map(|((tag, i), n)| Op::TakeRun(tag, i, n)),
+        1 => any::<u8>().prop_map(Op::LoseSlot),
+        2 => (key(), 1..6usize).prop_map(|((tag, i), n)| Op::AwayFrom(tag, i, n)),
         2 => key().prop_map(|(tag, i)| Op::Take(tag, i)),
         1 => key().prop_map(|(tag, i)| Op::Peek(tag, i)),
         5 => key().prop_map(|(tag, i)| Op::Erase(tag, i)),

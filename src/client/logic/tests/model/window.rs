@@ -244,19 +244,35 @@ impl World {
         }
     }
 
-    /// Begins to move a page; it goes to the store, unless the move ends otherwise.
-    pub(crate) fn begin_move(&mut self, pick: u8, to_store: bool) {
-        let resting = |page: &Page| matches!(page.place, Place::Slot(_));
+    /// Picks a page that is in the window, and not moving.
+    fn resting(&self, pick: u8) -> Option<(u64, u64)> {
         let mut keys: Vec<(u64, u64)> = self
             .pages
             .iter()
-            .filter(|(_, page)| resting(page))
+            .filter(|(_, page)| matches!(page.place, Place::Slot(_)))
             .map(|(key, _)| *key)
             .collect();
-        if keys.is_empty() {
+        (!keys.is_empty()).then(|| keys.swap_remove(usize::from(pick) % keys.len()))
+    }
+
+    /// Takes note that a page is not in its slot any more; whoever has the right to it keeps it.
+    pub(crate) fn lose_slot(&mut self, pick: u8) {
+        let Some(key) = self.resting(pick) else {
             return;
-        }
-        let key = keys.swap_remove(usize::from(pick) % keys.len());
+        };
+        let slot = self.pages[&key].place.slot().unwrap();
+        assert!(!self.shard.lose_slot(key.0, key.1, slot + 1));
+        assert!(self.shard.lose_slot(key.0, key.1, slot));
+        assert!(!self.shard.lose_slot(key.0, key.1, slot));
+        self.pages.get_mut(&key).unwrap().place = Place::Lost;
+        self.window.free(slot);
+    }
+
+    /// Begins to move a page; it goes to the store, unless the move ends otherwise.
+    pub(crate) fn begin_move(&mut self, pick: u8, to_store: bool) {
+        let Some(key) = self.resting(pick) else {
+            return;
+        };
         let page = self.pages[&key];
         let slot = page.place.slot().unwrap();
         if self.window.generation(slot) != page.generation {

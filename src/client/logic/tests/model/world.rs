@@ -62,13 +62,15 @@ pub(crate) enum Place {
     Stored,
     Slot(u32),
     Moving(u32),
+    /// Nowhere any more, but somebody has the right to it.
+    Lost,
 }
 
 impl Place {
     pub(crate) fn slot(self) -> Option<u32> {
         match self {
             Self::Slot(slot) | Self::Moving(slot) => Some(slot),
-            Self::Pending | Self::Stored => None,
+            Self::Pending | Self::Stored | Self::Lost => None,
         }
     }
 
@@ -309,6 +311,7 @@ impl World {
                 older: Older::NOTHING,
                 slot,
             },
+            Place::Lost => Entry::Lost,
         }
     }
 
@@ -320,7 +323,25 @@ impl World {
         );
         if let (Some(found), Some(page)) = (found, expected) {
             // One in the window need not have a name.
-            assert!(page.wire == found.wire || matches!(page.place, Place::Slot(_)));
+            let nameless = matches!(page.place, Place::Slot(_) | Place::Lost);
+            assert!(page.wire == found.wire || nameless);
+        }
+    }
+
+    /// Compares what has been taken with what there was, and gets it.
+    pub(crate) fn taken(&mut self, index: u64, found: Option<Found>, expected: Option<Page>) {
+        self.check_found(found, expected.as_ref());
+        self.erased(found.map(|found| found.entry));
+        if let Some(page) = expected.filter(|page| page.place == Place::Stored) {
+            let Page { version, data, .. } = page;
+            self.host.submit(
+                page.wire,
+                Request::Take {
+                    index,
+                    version,
+                    data,
+                },
+            );
         }
     }
 
@@ -364,20 +385,9 @@ impl World {
             Op::Take(tag, index) => {
                 let expected = self.pages.remove(&(tag, index));
                 let found = self.shard.take(tag, index);
-                self.check_found(found, expected.as_ref());
-                self.erased(found.map(|found| found.entry));
-                if let Some(page) = expected.filter(|page| page.place == Place::Stored) {
-                    let Page { version, data, .. } = page;
-                    self.host.submit(
-                        page.wire,
-                        Request::Take {
-                            index,
-                            version,
-                            data,
-                        },
-                    );
-                }
+                self.taken(index, found, expected);
             }
+            Op::TakeRun(tag, index, n) => self.take_run(tag, index, n),
             Op::Peek(tag, index) => {
                 let found = self.shard.peek(tag, index);
                 self.check_found(found, self.pages.get(&(tag, index)));
@@ -458,6 +468,10 @@ impl World {
             Op::Promote(tag, index) => self.promote(tag, index),
             Op::TakeBack(pick) => self.take_back(pick),
             Op::Sweep => self.sweep(),
+            Op::SlotsOf(tag, index, n) => self.slots_of(tag, index, n),
+            Op::TakeSlots(tag, index, n) => self.take_slots(tag, index, n),
+            Op::LoseSlot(pick) => self.lose_slot(pick),
+            Op::AwayFrom(tag, index, most) => self.away_from(tag, index, most),
         }
     }
 
@@ -481,7 +495,7 @@ impl World {
         // slot is there, unless the device has taken the chunk.
         for ((_, index), page) in &self.pages {
             match page.place {
-                Place::Pending => (),
+                Place::Pending | Place::Lost => (),
                 Place::Stored => assert_eq!(
                     self.host.pages.get(&(page.wire, *index)),
                     Some(&(page.version, page.data)),
