@@ -136,9 +136,7 @@ fn header(mapping: &Mapping) -> Option<WindowHeader> {
 fn raw_header(mapping: &Mapping) -> Option<WindowHeader> {
     let mut header = WindowHeader::new_zeroed();
 
-    mapping
-        .read(0, header.as_mut_bytes())
-        .then_some(header)
+    mapping.read(0, header.as_mut_bytes()).then_some(header)
 }
 
 /// Returns the window that is in a region, if it can be used.

@@ -141,7 +141,15 @@ impl<O: Origin> Client<O> {
         let Some(mut shard) = state.shard(tag).filter(|_| !slots.is_empty()) else {
             return 0;
         };
-        let put = insert(&mut shard, window, pool, (tag, index), slots, &mut replaced, page);
+        let put = insert(
+            &mut shard,
+            window,
+            pool,
+            (tag, index),
+            slots,
+            &mut replaced,
+            page,
+        );
         let short = shard.wants().any();
         drop(shard);
         drop(replaced);
@@ -179,7 +187,9 @@ impl<O: Origin> Client<O> {
 
         let mut taken = 0;
         if state.has_room() {
-            taken = slots.get_mut(..wanted).map_or(0, |room| window.take(kind, room));
+            taken = slots
+                .get_mut(..wanted)
+                .map_or(0, |room| window.take(kind, room));
             if taken < wanted {
                 self.want_chunks();
                 let room = slots.get_mut(taken..wanted).unwrap_or(&mut []);
@@ -218,7 +228,15 @@ impl<O: Origin> Client<O> {
             0
         } else {
             let copies = slots.get(..copied).unwrap_or(&[]);
-            insert(&mut shard, window, pool, (tag, index), copies, &mut gone, page)
+            insert(
+                &mut shard,
+                window,
+                pool,
+                (tag, index),
+                copies,
+                &mut gone,
+                page,
+            )
         };
         if put < count {
             // CAST: To more bits.

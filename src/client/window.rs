@@ -20,7 +20,8 @@ use kernel::{
         self,
         CpuId, //
     },
-    new_mutex, new_spinlock_irq,
+    new_mutex,
+    new_spinlock_irq,
     prelude::*,
     sync::{
         atomic::{
@@ -162,10 +163,12 @@ impl Window {
                 GFP_KERNEL,
             )?;
         }
-        let magazine = || KBox::pin_init(
-            new_spinlock_irq!(Magazine::EMPTY, "Window::magazines"),
-            GFP_KERNEL,
-        );
+        let magazine = || {
+            KBox::pin_init(
+                new_spinlock_irq!(Magazine::EMPTY, "Window::magazines"),
+                GFP_KERNEL,
+            )
+        };
         let mut magazines = KVec::with_capacity(cpu::nr_cpu_ids() as usize, GFP_KERNEL)?;
         for _ in 0..cpu::nr_cpu_ids() {
             magazines.push(Each::new(magazine()?, magazine()?), GFP_KERNEL)?;
@@ -379,7 +382,9 @@ impl Window {
         let mut ages = [0; MAX_PAGES];
         let order = self.order(kind).lock();
         for (&slot, age) in slots.iter().zip(&mut ages) {
-            *age = order.page(slot).map_or(0, |page| now.wrapping_sub(page.put_at));
+            *age = order
+                .page(slot)
+                .map_or(0, |page| now.wrapping_sub(page.put_at));
         }
         drop(order);
         self.count_hits(slots, ages.get(..slots.len()).unwrap_or(&[]));
@@ -485,7 +490,12 @@ impl Window {
 
     /// Takes out of the order what is to go first; returns how many slots are in `gone`, and whose
     /// pages they have.
-    pub(super) fn oldest(&self, kind: Kind, count: usize, gone: &mut [(u32, Page); MAX_PAGES]) -> usize {
+    pub(super) fn oldest(
+        &self,
+        kind: Kind,
+        count: usize,
+        gone: &mut [(u32, Page); MAX_PAGES],
+    ) -> usize {
         let mut order = self.order(kind).lock();
         let mut found = 0;
 

@@ -331,9 +331,7 @@ impl<'a> Builder<'a> {
         let mut next = || Some(self.request.next(&mut ahead)?.0);
 
         let here = if self.gets.is_some() {
-            client
-                .get_here(Pool::Frontswap, key, count, |_| next())
-                .got
+            client.get_here(Pool::Frontswap, key, count, |_| next()).got
         } else {
             client.put_here(Pool::Frontswap, key, count, core::iter::from_fn(next))
         };

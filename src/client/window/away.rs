@@ -180,12 +180,7 @@ impl<O: Origin> Client<O> {
             return self.flush_stored(pool, tag, index, version);
         };
         let moved = self.pool(pool).shard(tag).map(|mut shard| {
-            shard.moved(
-                tag,
-                (ended.wire, index, version),
-                ended.supersedes,
-                None,
-            )
+            shard.moved(tag, (ended.wire, index, version), ended.supersedes, None)
         });
 
         if let Some(window) = self.window() {

@@ -51,7 +51,6 @@ use crate::{
 };
 
 use super::{
-    away::Sent,
     super::{
         frame::MAX_PAGES,
         logic::{
@@ -77,6 +76,7 @@ use super::{
         Client,
         Pool, //
     },
+    away::Sent,
     generation_at,
     Asked,
     Window,
@@ -328,10 +328,13 @@ impl<O: Origin> Client<O> {
             window.for_each_page(pool.kind(), number, |pages| {
                 for &(slot, page) in pages {
                     let (tag, index) = (page.tag, page.index);
-                    let gone = self.pool(pool).shard(tag).is_some_and(|mut shard| match pool {
-                        Pool::Cleancache => shard.erase_slot(tag, index, slot),
-                        Pool::Frontswap => shard.lose_slot(tag, index, slot),
-                    });
+                    let gone = self
+                        .pool(pool)
+                        .shard(tag)
+                        .is_some_and(|mut shard| match pool {
+                            Pool::Cleancache => shard.erase_slot(tag, index, slot),
+                            Pool::Frontswap => shard.lose_slot(tag, index, slot),
+                        });
 
                     if gone {
                         window.free(pool.kind(), &[slot]);
@@ -470,7 +473,11 @@ impl<O: Origin> Client<O> {
                 };
                 let got = self.ask_for_chunks(window, asked).unwrap_or(0);
 
-                window.supplies.lock().of_mut(kind).answered(count, got, now());
+                window
+                    .supplies
+                    .lock()
+                    .of_mut(kind)
+                    .answered(count, got, now());
                 got > 0
             }
             Step::GiveBack(count) => {
@@ -542,7 +549,9 @@ impl<O: Origin> Client<O> {
             return Ok(0);
         }
         let granted = decode_chunks(request.frame.answer(), written, count);
-        let granted = granted.inspect_err(|lie| self.accuse(lie)).map_err(|_| EPROTO)?;
+        let granted = granted
+            .inspect_err(|lie| self.accuse(lie))
+            .map_err(|_| EPROTO)?;
         let mut strange = [Granted::default(); MAX_GRANT as usize];
         let mut strangers = 0;
         let mut got = 0;

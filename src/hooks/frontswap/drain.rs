@@ -357,9 +357,7 @@ impl Drainer {
                 }
                 let goes_on = self.window(context, memory, area, seen, course);
 
-                context
-                    .client
-                    .end_moves(Pool::Frontswap, &mut memory.moves);
+                context.client.end_moves(Pool::Frontswap, &mut memory.moves);
                 if !goes_on {
                     course.pass_over();
                     break;
@@ -456,8 +454,7 @@ impl Drainer {
             };
             let places = (n..).take(count);
             // CAST: There are at most 64.
-            let pages =
-                places.filter_map(|n| Some((page_of(pages, n)?, PageOf::Place(n as u8))));
+            let pages = places.filter_map(|n| Some((page_of(pages, n)?, PageOf::Place(n as u8))));
 
             let (done, stop) = client.push_gets(open, key(area, page.offset), count, pages);
             n += done;
