@@ -142,6 +142,10 @@ pub(super) struct Window {
     recalled: Atomic<u64>,
     /// Pages on their way to the store whose slots come free soon.
     moving: Atomic<u32>,
+    /// How many pages the store refused at last that are to leave, and when their like was sent to
+    /// their swap areas, in jiffies.
+    homeward: Atomic<usize>,
+    homeward_at: Atomic<usize>,
     /// When to look after chunks, in jiffies.
     due: Atomic<usize>,
 }
@@ -203,6 +207,8 @@ impl Window {
                 opened: Atomic::new(EPOCH_NONE),
                 recalled: Atomic::new(0),
                 moving: Atomic::new(0),
+                homeward: Atomic::new(0),
+                homeward_at: Atomic::new(thread::jiffies()),
                 due: Atomic::new(thread::jiffies()),
             }? Error),
             GFP_KERNEL,

@@ -86,6 +86,10 @@ use super::{
 /// How often to look after chunks, in milliseconds.
 const PERIOD: u32 = 1000;
 
+/// How long swapped pages may take to their swap areas before they are asked for again, in
+/// milliseconds.
+const HOMEWARD: u32 = 30_000;
+
 /// Of how many chunks the report is written at once.
 const TOLD_AT_ONCE: usize = 64;
 
@@ -406,10 +410,21 @@ impl<O: Origin> Client<O> {
                 }
             });
         }
-        if refused > 0 {
-            // They have a place of their own, which costs a write.
+        // They have a place of their own, which costs a write. Which pages go there is not said, so that
+        // those here may be left; but each is not asked for anew while they are on their way.
+        let now = thread::jiffies();
+        let since = now.wrapping_sub(window.homeward_at.load(Relaxed));
+        let before = window.homeward.xchg(refused, Relaxed);
+        let more = if since > msecs_to_jiffies(HOMEWARD) {
+            refused
+        } else {
+            refused.saturating_sub(before)
+        };
+
+        if more > 0 {
+            window.homeward_at.store(now, Relaxed);
             // CAST: To more bits.
-            O::shrink(refused as u64);
+            O::shrink(more as u64);
         }
     }
 
