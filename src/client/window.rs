@@ -3,9 +3,10 @@
 //! The window: slots of the host's memory that pages are copied to and from.
 //!
 //! ```text
-//! put     take() ──► write() ──► the index, note()        open    finding it, chunks there and back
-//! get     the index ──► read()  ──► free()                away    pages out of it: home, or to the store
-//! flush   the index ──────────────► free()
+//! put     take() ──► write() ──► the index, note()        open    finding it
+//! get     the index ──► read()  ──► free()                tend    chunks there and back
+//! flush   the index ──────────────► free()                chunks  what is known of them
+//!                                                         away    pages out of it: home, or to the store
 //! ```
 //!
 //! Which page is in a slot is said by the index alone. What is here knows which slots may be used,
@@ -13,7 +14,9 @@
 //! order locks are taken.
 
 mod away;
+mod chunks;
 mod open;
+mod tend;
 
 use kernel::{
     cpu::{
