@@ -29,7 +29,8 @@ swap_phases() {
 	must "${1}swap off" swap_off swap
 }
 
-# The host lends a window bit by bit, as it is used. With these, all that phases put has room there.
+# The host lends a window bit by bit, as it is used. With these, all that phases put has room there. It
+# takes a large window: who uses up soon what is lent is lent up to 248 MiB more of either kind.
 
 # lent_swap: puts more swapped pages than phases do, and says whether the host has lent so many.
 lent_swap() {

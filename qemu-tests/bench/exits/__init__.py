@@ -35,7 +35,7 @@ CORPUS = ("usr/bin/python3.[0-9]*", "usr/lib/python3.[0-9]*/[a-h]*.py")
 CPU = "EPYC,+svm,+npt"
 MEMORY_MIB = 2048
 INNER_MIB = 256
-WINDOW_MIB = 64
+WINDOW_MIB = 1024
 
 ROUNDS = how_often(3)
 

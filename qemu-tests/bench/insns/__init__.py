@@ -53,7 +53,7 @@ def boot(report: Report, lab: Lab, out: Path) -> Guest:
     daemons = [
         lab.daemon(name="roomy", slot=ROOMY),
         lab.daemon(name="full", slot=FULL, capacity="1MiB"),
-        lab.daemon(name="windowed", slot=WINDOWED, window="256MiB"),
+        lab.daemon(name="windowed", slot=WINDOWED, window="1GiB"),
     ]
     disks = [lab.disk("swap", 256), lab.disk("files", 128, "ext4")]
     plugin = paths.plugin("tmem_insn_plugin")
