@@ -67,7 +67,13 @@ def wakes(guest: Guest, qmp: Qmp, name: str) -> None:
     wait_until(f"{name} to end", 100, lambda: f"woke from {name}" in guest.transcript.marks, nudge)
 
 
-@pytest.fixture(scope="module", params=[None, "512MiB"], ids=["requests", "window"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(None, id="requests", marks=pytest.mark.long),
+        pytest.param("512MiB", id="window"),
+    ],
+)
 def guest(request: pytest.FixtureRequest, labs: Labs) -> Iterator[Guest]:
     """One guest whose pages go by requests, and one that has a window."""
     with labs(f"sleep-{'window' if request.param else 'requests'}") as lab:
