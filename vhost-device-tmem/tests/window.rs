@@ -583,7 +583,15 @@ fn persistent_chunks_are_asked_for_where_another_was_promised_them() {
 #[test]
 fn the_capacity_is_for_store_and_windows_together() {
     let place = WindowPlace::new();
-    let args = ["-c", "32MiB", "--window-size", "32MiB"];
+    // Pages of one byte take next to nothing otherwise.
+    let args = [
+        "-c",
+        "32MiB",
+        "--window-size",
+        "32MiB",
+        "--compression",
+        "none",
+    ];
     let _daemon = start(&place, &["a"], &args);
     let mut guest = Guest::connect(&place.sockets.path("a.sock"));
     assert_eq!(guest.create_pool(0, pool_flags::PERSISTENT), Status::Ok);

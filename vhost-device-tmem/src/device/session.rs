@@ -317,10 +317,11 @@ impl Session {
 
     /// Says now and then that the guest took memory of its window without a grant.
     ///
-    /// A driver that looks whether there is a header takes a page by that, and so a huge one: that is
-    /// no news.
+    /// One that has not opened it looks whether there is a header, and takes a page by that, and so a
+    /// huge one: that is no news.
     pub(super) fn note_trimmed(&self, bytes: u64) {
-        if bytes > crate::window::CHUNK && self.may_log() {
+        let open = self.window().is_some_and(|window| window.open);
+        if open && self.may_log() {
             let (name, pages) = (&self.name, bytes / crate::store::PAGE_SIZE as u64);
             tracing::warn!(
                 "guest {name:?} wrote to its window where nothing is granted: {pages} pages were \
