@@ -11,7 +11,7 @@ from harness.lab import Lab
 # The lie, and what the log has to say of it.
 LIES: dict[str, tuple[list[str], str]] = {
     "magic": (["--magic", "1"], "not a tmem device: its magic is 0x1"),
-    "version": (["--abi-major", "9"], "the host speaks version 9.1 of the ABI"),
+    "version": (["--abi-major", "9"], "the host speaks version 9.2 of the ABI"),
     "page-size": (["--page-shift", "16"], "offers a page size"),
     "no-data-queues": (["--data-queues", "0"], "offers a number of data virtqueues"),
     "more-queues": (["--data-queues", "5"], "does not have the 7 virtqueues"),
