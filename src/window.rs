@@ -13,7 +13,10 @@ use kernel::{
     device_id::IdArray,
     driver,
     new_mutex,
-    page::PAGE_SIZE,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     pci,
     prelude::*,
     revocable::Revocable,
@@ -30,8 +33,7 @@ use virtio_tmem_abi::{
     CHUNK_SHIFT,
     FIRST_CHUNK,
     MAX_CHUNKS,
-    WINDOW_MAGIC,
-    WINDOW_VERSION, //
+    WINDOW_MAGIC, //
 };
 use zerocopy::{
     FromZeros,
@@ -113,14 +115,19 @@ pub(crate) fn find(identity: &[u8; 16]) -> Option<Arc<Source>> {
             continue;
         }
         if found.is_some() {
-            pr_warn!("two windows have the same identity, the first is taken: give each guest's QEMU one ivshmem-plain device for the file that the daemon made\n");
+            pr_warn!(
+                "two windows have the same identity, the first is taken: give each guest's QEMU one \
+                 ivshmem-plain device for the file that the daemon made\n"
+            );
             break;
         }
         found = usable(region, &header);
     }
     if found.is_none() {
         pr_notice!(
-            "no window: of the ivshmem-plain devices that no other driver has, {} are without a tmem header and none has this device's identity: give QEMU the file that the daemon made, as memory-backend-file,share=on and ivshmem-plain\n",
+            "no window: of the ivshmem-plain devices that no other driver has, {} are without a tmem \
+             header and none has this device's identity: give QEMU the file that the daemon made, as \
+             memory-backend-file,share=on and ivshmem-plain\n",
             WITHOUT_HEADER.load(Relaxed)
         );
     }
@@ -141,15 +148,14 @@ fn raw_header(mapping: &Mapping) -> Option<WindowHeader> {
 
 /// Returns the window that is in a region, if it can be used.
 fn usable(region: &Arc<Region>, header: &WindowHeader) -> Option<Source> {
-    let version = header.version.get();
-
-    if version != WINDOW_VERSION
-        || header.chunk_shift != CHUNK_SHIFT
-        || 1usize.checked_shl(header.page_shift.into()) != Some(PAGE_SIZE)
-    {
+    // CAST: It is a small number.
+    if !header.is_known(PAGE_SHIFT as u8) {
         pr_err!(
-            "the window has version {version}, chunks of 2^{} and pages of 2^{} bytes, which the driver does not know: use a daemon and a driver that belong together\n",
-            header.chunk_shift, header.page_shift
+            "the window has version {}, chunks of 2^{} and pages of 2^{} bytes, which the driver does \
+             not know: use a daemon and a driver that belong together\n",
+            header.version.get(),
+            header.chunk_shift,
+            header.page_shift
         );
         return None;
     }
@@ -165,13 +171,17 @@ fn usable(region: &Arc<Region>, header: &WindowHeader) -> Option<Source> {
         .min(MAX_CHUNKS);
     if chunks <= FIRST_CHUNK {
         pr_err!(
-            "the window is too small, {} chunks of 2 MiB in {there} that the device has: give QEMU's memory-backend-file the size that the file has\n",
+            "the window is too small, {} chunks of 2 MiB in {there} that the device has: give QEMU's \
+             memory-backend-file the size that the file has\n",
             header.chunks.get()
         );
         return None;
     }
     if !write_back {
-        pr_err!("the window is not used, as it cannot be mapped write-back, and copies would be slower than requests: give the guest a window of 4 GiB or more, which is put where that is the rule\n");
+        pr_err!(
+            "the window is not used, as it cannot be mapped write-back, and copies would be slower than \
+             requests: give the guest a window of 4 GiB or more, which is put where that is the rule\n"
+        );
         return None;
     }
     Some(Source {

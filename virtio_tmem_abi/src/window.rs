@@ -84,6 +84,16 @@ pub struct WindowHeader {
     pub reserved: [u8; 24],
 }
 
+impl WindowHeader {
+    /// Returns whether it is a header, of the layout that is described here, and for such pages.
+    pub fn is_known(&self, page_shift: u8) -> bool {
+        self.magic.get() == WINDOW_MAGIC
+            && self.version.get() == WINDOW_VERSION
+            && self.page_shift == page_shift
+            && self.chunk_shift == CHUNK_SHIFT
+    }
+}
+
 const_assert_eq!(size_of::<WindowHeader>(), 64);
 assert_eq_align!(WindowHeader, u8);
 const_assert!(GENERATIONS as u64 + 4 * MAX_CHUNKS as u64 <= 1 << CHUNK_SHIFT);

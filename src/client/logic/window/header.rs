@@ -2,12 +2,7 @@
 
 //! What the window's header says of what is in it.
 
-use virtio_tmem_abi::{
-    WindowHeader,
-    CHUNK_SHIFT,
-    WINDOW_MAGIC,
-    WINDOW_VERSION, //
-};
+use virtio_tmem_abi::WindowHeader;
 
 /// Whose a window is that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,11 +32,7 @@ impl Serves {
         let Some(header) = header else {
             return Self::Nobody;
         };
-        let known = header.magic.get() == WINDOW_MAGIC
-            && header.version.get() == WINDOW_VERSION
-            && header.page_shift == page_shift
-            && header.chunk_shift == CHUNK_SHIFT
-            && header.identity == *identity;
+        let known = header.is_known(page_shift) && header.identity == *identity;
 
         match header.epoch.get() {
             says if known && says == epoch => Self::Now,
