@@ -60,15 +60,15 @@ fn pages_that_are_stored_are_found_in_their_order() {
     }
     shard.insert_pending(TAG, 5, 0).unwrap();
     let mut seen = Vec::new();
-    let next = shard.stored_from(TAG, 0, |index, _| {
+    let next = shard.away_from(TAG, 0, |index, _| {
         seen.push(index);
         true
     });
     assert_eq!((next, seen), (None, vec![0, 63, 64, 1000, 4095]));
 
-    let next = shard.stored_from(TAG, 1, |index, _| index != 64);
+    let next = shard.away_from(TAG, 1, |index, _| index != 64);
     assert_eq!(next, Some(64));
-    assert_eq!(shard.stored_from(TAG + 1, 0, |_, _| true), None);
+    assert_eq!(shard.away_from(TAG + 1, 0, |_, _| true), None);
 }
 
 #[test]
@@ -77,15 +77,15 @@ fn an_object_of_one_page_is_found_too() {
     let version = store(&mut shard, TAG, 0).version;
     let mut seen = Vec::new();
     assert_eq!(
-        shard.stored_from(TAG, 0, |i, v| {
-            seen.push((i, v));
+        shard.away_from(TAG, 0, |i, entry| {
+            seen.push((i, entry.version()));
             true
         }),
         None
     );
     assert_eq!(seen, [(0, version)]);
-    assert_eq!(shard.stored_from(TAG, 1, |_, _| panic!()), None);
-    assert_eq!(shard.stored_from(TAG, 0, |_, _| false), Some(0));
+    assert_eq!(shard.away_from(TAG, 1, |_, _| panic!()), None);
+    assert_eq!(shard.away_from(TAG, 0, |_, _| false), Some(0));
 }
 
 #[test]
@@ -419,7 +419,7 @@ impl World {
                 self.window.clear();
                 let window = &mut self.window;
                 self.shard
-                    .stored_from(TAG, 0, |index, version| window.push(index, version));
+                    .away_from(TAG, 0, |index, entry| window.push(index, entry.version()));
                 if !window.is_empty() {
                     self.phase = Phase::Filled;
                 }

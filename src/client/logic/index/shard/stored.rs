@@ -8,40 +8,15 @@ use super::{
 };
 
 impl Shard {
-    /// The number of leaves that [`Shard::stored_from()`] goes through at once.
+    /// The number of leaves that [`Shard::away_from()`] goes through at once.
     const LEAVES_TO_LOOK_AT: usize = 64;
 
-    /// Calls `f` with the index and the version of the pages at `from..` that the device has stored,
-    /// in the order of their indices, until it returns false.
+    /// Calls `f` with the index and the entry of the pages at `from..` that the device has stored, or
+    /// that are in a slot of the window, in the order of their indices, until it returns false.
     ///
-    /// Pages that are on their way to the device are left out. Goes through a few thousand places at
-    /// most. Returns where to go on, which is the page that `f` returned false for if it did, or
-    /// [`None`] after the last page of the object.
-    pub fn stored_from(
-        &self,
-        tag: u64,
-        from: u64,
-        mut f: impl FnMut(u64, u32) -> bool,
-    ) -> Option<u64> {
-        let (_, object) = self.find_usable(tag)?;
-
-        object
-            .tree
-            .visit(
-                &self.nodes,
-                from,
-                Self::LEAVES_TO_LOOK_AT,
-                |index, raw| match Entry::unpack(raw) {
-                    Some(Entry::Remote { version, .. }) => f(index, version),
-                    _ => true,
-                },
-            )
-    }
-
-    /// Calls `f` with the index and the entry of the pages at `from..` that nobody in the guest has,
-    /// and that are not on their way, in the order of their indices, until it returns false.
-    ///
-    /// As [`Shard::stored_from()`], but with those that are in a slot of the window.
+    /// Pages that are on their way are left out. Goes through a few thousand places at most. Returns
+    /// where to go on, which is the page that `f` returned false for if it did, or [`None`] after the
+    /// last page of the object.
     pub fn away_from(
         &self,
         tag: u64,
