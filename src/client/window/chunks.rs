@@ -4,12 +4,10 @@
 
 use kernel::{
     prelude::*,
-    sync::{
-        atomic::{
-            Relaxed,
-            Release, //
-        }, //
-    },
+    sync::atomic::{
+        Relaxed,
+        Release, //
+    }, //
 };
 use virtio_tmem_abi::{
     Chunk as Granted,
@@ -18,9 +16,7 @@ use virtio_tmem_abi::{
     CHUNK_SHIFT, //
 };
 
-use crate::bindings::{
-    mapping::Mapping, //
-};
+use crate::bindings::mapping::Mapping;
 
 use super::{
     super::{
@@ -31,8 +27,7 @@ use super::{
             Kind,
             Page,
             Slots,
-            FIRST_CHUNK,
-            SLOTS_PER_CHUNK, //
+            FIRST_CHUNK, //
         },
     },
     generation_at,
@@ -49,6 +44,7 @@ const TOLD_AT_ONCE: usize = 64;
 const REPORT: usize = 1 << CHUNK_SHIFT;
 
 impl Window {
+    /// Returns how many chunks there are, those included that cannot be granted.
     pub(super) fn chunk_count(&self) -> u32 {
         // CAST: It was made for as many.
         self.chunks.len() as u32
@@ -65,6 +61,7 @@ impl Window {
             .all(|level| level.chunks == 0 && level.leaving == 0)
     }
 
+    /// Returns whether a chunk can be granted.
     pub(super) fn is_chunk(&self, number: u32) -> bool {
         (FIRST_CHUNK..self.chunk_count()).contains(&number)
     }
@@ -75,12 +72,14 @@ impl Window {
             .map_or(0, |chunk| chunk.granted.load(Relaxed))
     }
 
+    /// Says what is known of a chunk from now on.
     pub(super) fn set_granted(&self, number: u32, granted: u32) {
         if let Some(chunk) = self.chunk(first_slot(number)) {
             chunk.granted.store(granted, Release);
         }
     }
 
+    /// Returns the generation that the header has for a chunk; [`None`]: the memory is gone.
     pub(super) fn generation_of(&self, number: u32) -> Option<u32> {
         self.source
             .with(|memory| memory.load32(generation_at(number)))
@@ -200,6 +199,7 @@ impl Window {
         }
     }
 
+    /// Returns the numbers of both kinds.
     pub(super) fn depot_levels(&self) -> impl Iterator<Item = Level> {
         let depot = self.depot.lock();
 
@@ -217,23 +217,13 @@ impl Window {
 
     /// Calls `f` with the pages in a chunk, some at a time.
     pub(super) fn for_each_page(&self, kind: Kind, number: u32, mut f: impl FnMut(&[(u32, Page)])) {
-        let mut from = 0;
+        let mut next = Some(0);
 
-        while from < SLOTS_PER_CHUNK {
+        while let Some(from) = next {
             let mut pages = [(0, Page::default()); MAX_PAGES];
-            let mut count = 0;
-            let order = self.order(kind).lock();
+            let count;
 
-            while from < SLOTS_PER_CHUNK && count < MAX_PAGES {
-                let slot = first_slot(number).wrapping_add(from);
-
-                if let (Some(page), Some(place)) = (order.page(slot), pages.get_mut(count)) {
-                    *place = (slot, page);
-                    count += 1;
-                }
-                from += 1;
-            }
-            drop(order);
+            (count, next) = self.order(kind).lock().pages_in(number, from, &mut pages);
             if let Some(pages) = pages.get(..count).filter(|pages| !pages.is_empty()) {
                 f(pages);
             }
@@ -271,7 +261,7 @@ impl Window {
     }
 
     /// Writes down what the host may want to know of a chunk.
-    pub(super) fn tell_of(&self, memory: &Mapping, number: u32, used: u32) {
+    fn tell_of(&self, memory: &Mapping, number: u32, used: u32) {
         let chunk = self
             .chunk(first_slot(number))
             .filter(|chunk| chunk.granted.load(Relaxed) != 0);

@@ -5,9 +5,7 @@
 use kernel::{
     prelude::*,
     sync::{
-        atomic::{
-            Relaxed, //
-        },
+        atomic::Relaxed,
         Arc, //
     },
 };
@@ -22,9 +20,7 @@ use virtio_tmem_abi::{
 use zerocopy::IntoBytes;
 
 use crate::{
-    bindings::{
-        memory::total_pages, //
-    },
+    bindings::memory::total_pages,
     window::{
         self,
         Source, //
@@ -33,9 +29,7 @@ use crate::{
 
 use super::{
     super::{
-        logic::window::{
-            Serves, //
-        },
+        logic::window::Serves,
         request::Origin,
         Client,
         Pool, //

@@ -15,7 +15,7 @@ use kernel::{
         lock::{
             mutex::MutexBackend,
             Guard, //
-        }, //
+        },
     },
     time::msecs_to_jiffies, //
 };
@@ -32,9 +32,7 @@ use virtio_tmem_abi::{
 };
 use zerocopy::IntoBytes;
 
-use crate::bindings::{
-    thread, //
-};
+use crate::bindings::thread;
 
 use super::{
     super::{

@@ -308,16 +308,32 @@ impl Order {
         Some((first, page))
     }
 
-    /// Calls `f` with the slot and the page of all pages in a chunk.
-    pub fn for_each_in(&self, chunk: u32, mut f: impl FnMut(u32, Page)) {
+    /// Writes the slots and the pages of a chunk down, from its slot number `from` on, as many as there
+    /// are places for.
+    ///
+    /// Returns how many, and where to go on, if there may be more.
+    pub fn pages_in(
+        &self,
+        chunk: u32,
+        from: u32,
+        places: &mut [(u32, Page)],
+    ) -> (usize, Option<u32>) {
+        let mut count = 0usize;
         if !matches!(self.chunks.get(chunk as usize), Some(Some(_))) {
-            return;
+            return (0, None);
         }
-        for slot in (first_slot(chunk)..).take(SIZE) {
-            if let Some(page) = self.page(slot) {
-                f(slot, page);
-            }
+        for number in from..SLOTS_PER_CHUNK {
+            let slot = first_slot(chunk).wrapping_add(number);
+            let Some(page) = self.page(slot) else {
+                continue;
+            };
+            let Some(place) = places.get_mut(count) else {
+                return (count, Some(number));
+            };
+            *place = (slot, page);
+            count = count.wrapping_add(1);
         }
+        (count, None)
     }
 
     fn is_probe(&mut self) -> bool {
