@@ -19,7 +19,7 @@ use super::{
         window::{
             Page,
             Report, //
-        }, //
+        },
     },
     window::{
         self,
@@ -120,33 +120,18 @@ impl<O: Origin> Client<O> {
             put_at: window::seconds(),
             crc: 0,
         };
-        let copies = slots.get(..copied).unwrap_or(&[]);
-        let put = self.insert_here(window, pool, (tag, index), copies, page);
-
-        window.give_back(kind, slots.get(put..).unwrap_or(&[]));
-        put
-    }
-
-    /// Takes note of pages that have been copied to slots; returns of how many of the first.
-    fn insert_here(
-        &self,
-        window: &Window,
-        pool: Pool,
-        (tag, index): (u64, u64),
-        slots: &[u32],
-        page: impl Fn(usize) -> Page,
-    ) -> usize {
-        let state = self.pool(pool);
-        let mut replaced = Freed::new(Some(window), pool);
-        let Some(mut shard) = state.shard(tag).filter(|_| !slots.is_empty()) else {
+        let Some(mut shard) = state.shard(tag).filter(|_| copied > 0) else {
+            window.give_back(kind, slots);
             return 0;
         };
+        let copies = slots.get(..copied).unwrap_or(&[]);
+        let mut replaced = Freed::new(Some(window), pool);
         let put = insert(
             &mut shard,
             window,
             pool,
             (tag, index),
-            slots,
+            copies,
             &mut replaced,
             page,
         );
@@ -154,15 +139,21 @@ impl<O: Origin> Client<O> {
         drop(shard);
         drop(replaced);
 
-        window.count(|report| report.put(put));
-        state.counters.window_puts.add(put);
-        state.counters.no_memory.add(slots.len() - put);
-        // CAST: There are at most 32.
-        trace::put(pool.number(), tag, index, put as u32);
+        window.give_back(kind, slots.get(put..).unwrap_or(&[]));
+        state.counters.no_memory.add(copied - put);
+        self.count_puts(window, pool, (tag, index), put);
         if short {
             self.want_growth();
         }
         put
+    }
+
+    /// Counts pages that were put.
+    fn count_puts(&self, window: &Window, pool: Pool, (tag, index): (u64, u64), put: usize) {
+        window.count(|report| report.put(put));
+        self.pool(pool).counters.window_puts.add(put);
+        // CAST: There are at most 32.
+        trace::put(pool.number(), tag, index, put as u32);
     }
 
     /// Puts copies of `count` neighbouring pages into the window in place of the staging memory; see
@@ -252,27 +243,22 @@ impl<O: Origin> Client<O> {
         drop(gone);
 
         window.give_back(kind, slots.get(put..).unwrap_or(&[]));
-        window.count(|report| {
-            report.put(put);
-            report.refuse(count.saturating_sub(put));
-        });
-        state.counters.window_puts.add(put);
-        // CAST: There are at most 32.
-        trace::put(pool.number(), tag, index, put as u32);
+        self.count_puts(window, pool, (tag, index), put);
         if short {
             self.want_growth();
         }
         if put < count {
+            window.count(|report| report.refuse(count - put));
             self.flush_later();
         }
         put
     }
 
-    /// Takes slots over from the clean pages that are to go first; returns how many.
-    fn replace(&self, window: &Window, slots: &mut [u32]) -> usize {
+    /// Erases the clean pages that are to go first, and calls `f` with the slot of each, which is the
+    /// caller's; returns how many were looked at, at most `count`.
+    fn erase_oldest(&self, window: &Window, count: usize, mut f: impl FnMut(u32)) -> usize {
         let mut gone = [(0, Page::default()); MAX_PAGES];
-        let found = window.oldest(Pool::Cleancache.kind(), slots.len(), &mut gone);
-        let mut taken = 0;
+        let found = window.oldest(Pool::Cleancache.kind(), count, &mut gone);
 
         for &(slot, page) in gone.iter().take(found) {
             let erased = self
@@ -281,11 +267,24 @@ impl<O: Origin> Client<O> {
                 .is_some_and(|mut shard| shard.erase_slot(page.tag, page.index, slot));
 
             // Otherwise somebody has got it, or flushed it, and frees the slot.
-            if let (true, Some(place)) = (erased, slots.get_mut(taken)) {
+            if erased {
+                f(slot);
+            }
+        }
+        found
+    }
+
+    /// Takes slots over from the clean pages that are to go first; returns how many.
+    fn replace(&self, window: &Window, slots: &mut [u32]) -> usize {
+        let count = slots.len();
+        let mut taken = 0;
+
+        self.erase_oldest(window, count, |slot| {
+            if let Some(place) = slots.get_mut(taken) {
                 *place = slot;
                 taken += 1;
             }
-        }
+        });
         window.replaced(slots.get(..taken).unwrap_or(&[]));
         self.cleancache.counters.window_replaced.add(taken);
         taken
@@ -303,20 +302,9 @@ impl<O: Origin> Client<O> {
         let mut left = window.used(pool.kind()).load(Relaxed) as usize;
 
         while left > 0 {
-            let mut gone = [(0, Page::default()); MAX_PAGES];
-            let found = window.oldest(pool.kind(), MAX_PAGES, &mut gone);
             let mut freed = Freed::new(Some(window), pool);
+            let found = self.erase_oldest(window, MAX_PAGES, |slot| freed.slot(slot));
 
-            for &(slot, page) in gone.iter().take(found) {
-                let erased = self
-                    .cleancache
-                    .shard(page.tag)
-                    .is_some_and(|mut shard| shard.erase_slot(page.tag, page.index, slot));
-
-                if erased {
-                    freed.slot(slot);
-                }
-            }
             if found == 0 {
                 break;
             }
