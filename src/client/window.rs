@@ -15,6 +15,7 @@
 
 mod away;
 mod chunks;
+mod freed;
 mod open;
 mod tend;
 
@@ -54,7 +55,6 @@ use crate::{
 
 use super::{
     frame::MAX_PAGES,
-    logic::index::Entry,
     logic::window::{
         chunk_of,
         Depot,
@@ -74,6 +74,7 @@ use super::{
 };
 
 pub(crate) use self::away::Moves;
+pub(super) use self::freed::Freed;
 
 /// How many slots there are for, or of, one operation.
 pub(super) type Slots = [u32; MAX_PAGES];
@@ -546,64 +547,6 @@ impl<O: Origin> Client<O> {
                 used: window.used(kind).load(Relaxed),
             }
         }))
-    }
-}
-
-/// Slots whose pages have left the index; they are freed at the latest when it is dropped.
-///
-/// May be made, and dropped, with the lock of the index's shard held.
-pub(super) struct Freed<'a> {
-    window: Option<&'a Window>,
-    kind: Kind,
-    slots: Slots,
-    count: usize,
-}
-
-impl<'a> Freed<'a> {
-    /// None so far.
-    #[inline]
-    pub(super) fn new(window: Option<&'a Window>, pool: Pool) -> Self {
-        Self {
-            window,
-            kind: pool.kind(),
-            slots: [0; MAX_PAGES],
-            count: 0,
-        }
-    }
-
-    /// Takes the slot of an entry that has left the index, if it has one.
-    #[inline]
-    pub(super) fn entry(&mut self, entry: Option<Entry>) {
-        if let Some(slot) = entry.and_then(Entry::slot) {
-            self.slot(slot);
-        }
-    }
-
-    /// Takes a slot.
-    pub(super) fn slot(&mut self, slot: u32) {
-        if let Some(place) = self.slots.get_mut(self.count) {
-            *place = slot;
-            self.count += 1;
-        }
-        if self.count == self.slots.len() {
-            self.free();
-        }
-    }
-
-    fn free(&mut self) {
-        let count = core::mem::take(&mut self.count);
-
-        if let (Some(window), Some(slots)) = (self.window, self.slots.get(..count)) {
-            window.free(self.kind, slots);
-        }
-    }
-}
-
-impl Drop for Freed<'_> {
-    fn drop(&mut self) {
-        if self.count > 0 {
-            self.free();
-        }
     }
 }
 
