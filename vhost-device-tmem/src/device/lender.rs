@@ -211,12 +211,17 @@ impl Lender {
             self.window.unready();
             return false;
         }
-        if !self.store.lend(guest, of, CHUNK) {
+        self.make_ready(of)
+    }
+
+    /// Makes one chunk more ready, lent as of this kind. The caller is acting.
+    fn make_ready(&self, of: PoolKind) -> bool {
+        if !self.store.lend(&self.guest, of, CHUNK) {
             return false;
         }
         let ready = self.window.make_ready();
         if !ready {
-            self.store.end_loan(guest, of, CHUNK);
+            self.store.end_loan(&self.guest, of, CHUNK);
         }
         ready
     }
@@ -300,12 +305,7 @@ impl Lender {
     /// Makes a chunk ready before somebody asks for it, if that is to be done. False if not.
     pub(super) fn prepare(&self) -> bool {
         let _acting = self.acting();
-        self.window.ahead() > 0
-            && self.store.lend(&self.guest, PoolKind::Ephemeral, CHUNK)
-            && (self.window.make_ready() || {
-                self.store.end_loan(&self.guest, PoolKind::Ephemeral, CHUNK);
-                false
-            })
+        self.window.ahead() > 0 && self.make_ready(PoolKind::Ephemeral)
     }
 
     /// Takes back up to so many chunks that it may, those first that nobody has, and then the
