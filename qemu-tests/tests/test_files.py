@@ -136,6 +136,6 @@ def test_R8_umount_empties_the_host(run: Run, fs: str) -> None:
 @pytest.mark.parametrize("fs", FILESYSTEMS)
 def test_folios_of_all_sizes_come_in_one_readahead(run: Run, fs: str) -> None:
     run.guest.step(f"tails {fs}")
-    before, after = (run.guest.snapshot(f"{fs} {when} tails").driver for when in ("before", "after"))
-    found = sum(after[f"cleancache/{hit}"] - before[f"cleancache/{hit}"] for hit in BACK)
+    before, after = (run.guest.snapshot(f"{fs} {when} tails") for when in ("before", "after"))
+    found = after.counted("cleancache", BACK) - before.counted("cleancache", BACK)
     assert found > sum(map(int, SIZES.split())) // 2
