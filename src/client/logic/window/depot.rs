@@ -250,13 +250,15 @@ impl Depot {
             State::Leaving(_) if complete => return Ok(Given::Complete(chunk)),
             _ => return Ok(Given::Leaving),
         };
-        if count != 1 {
-            self.unlink(kind, chunk);
-        }
-        if complete {
-            self.link_last(kind, chunk);
-        } else {
-            self.link_first(kind, chunk);
+        if complete || self.lists.of(kind).first != chunk {
+            if count != 1 {
+                self.unlink(kind, chunk);
+            }
+            if complete {
+                self.link_last(kind, chunk);
+            } else {
+                self.link_first(kind, chunk);
+            }
         }
         let level = self.levels.of_mut(kind);
         level.free = level.free.wrapping_add(1);

@@ -71,6 +71,18 @@ enum Place {
     In(Queue),
 }
 
+impl Place {
+    /// As it is kept in [`Slot::older`].
+    const fn bits(self) -> u32 {
+        let place = match self {
+            Self::Out => 0u32,
+            Self::In(Queue::Probation) => 1,
+            Self::In(Queue::Proven) => 2,
+        };
+        place << PLACE_SHIFT
+    }
+}
+
 /// Which queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Queue {
@@ -103,6 +115,15 @@ impl Slot {
         older: OLDER,
     };
 
+    /// Makes the record of a page that is the newest of its queue.
+    fn new(page: Page, older: u32, place: Place) -> Self {
+        Self {
+            page,
+            newer: NIL,
+            older: (older & OLDER) | place.bits(),
+        }
+    }
+
     fn place(&self) -> Place {
         match self.older >> PLACE_SHIFT {
             0 => Place::Out,
@@ -112,12 +133,7 @@ impl Slot {
     }
 
     fn set_place(&mut self, place: Place) {
-        let bits = match place {
-            Place::Out => 0u32,
-            Place::In(Queue::Probation) => 1,
-            Place::In(Queue::Proven) => 2,
-        };
-        self.older = (self.older & OLDER) | (bits << PLACE_SHIFT);
+        self.older = (self.older & OLDER) | place.bits();
     }
 
     fn older(&self) -> u32 {
@@ -252,10 +268,7 @@ impl Order {
         } else {
             Queue::Probation
         };
-        if let Some(record) = self.get_mut(slot) {
-            record.page = page;
-            self.link(slot, queue);
-        }
+        self.link(slot, queue, page);
     }
 
     /// Takes note that the page in a slot has been got and taken, and returns it, if it is there.
@@ -374,22 +387,20 @@ impl Order {
         }
     }
 
-    /// Makes a page that is in no queue the newest of one.
-    fn link(&mut self, slot: u32, queue: Queue) {
+    /// Makes a page the newest of a queue, in a slot that is in none.
+    fn link(&mut self, slot: u32, queue: Queue, page: Page) {
+        let older = self.ends(queue).newest;
+        let Some(record) = self.get_mut(slot) else {
+            return;
+        };
+        *record = Slot::new(page, older, Place::In(queue));
+        match self.get_mut(older) {
+            Some(record) => record.newer = slot,
+            None => self.ends_mut(queue).oldest = slot,
+        }
         let ends = self.ends_mut(queue);
-        let older = core::mem::replace(&mut ends.newest, slot);
-        if older == NIL {
-            ends.oldest = slot;
-        }
+        ends.newest = slot;
         ends.len = ends.len.wrapping_add(1);
-        if let Some(record) = self.get_mut(older) {
-            record.newer = slot;
-        }
-        if let Some(record) = self.get_mut(slot) {
-            record.newer = NIL;
-            record.set_older(older);
-            record.set_place(Place::In(queue));
-        }
     }
 
     /// Takes a page out of its queue, if it is in one.
@@ -475,10 +486,14 @@ impl Filter {
         found.is_some()
     }
 
-    /// Returns where in a word a mark is.
+    /// Returns where in a word a mark is: the lowest place of those that have it.
     fn shift_of(word: u64, mark: u64) -> Option<u32> {
-        (0..MARKS)
-            .map(|n| n.wrapping_mul(MARK_BITS))
-            .find(|shift| (word >> shift) & u64::from(u16::MAX) == mark)
+        const LOWEST_BITS: u64 = u64::MAX / u16::MAX as u64;
+        const HIGHEST_BITS: u64 = LOWEST_BITS << MARK_BITS.wrapping_sub(1);
+        // The places with the mark are zero here. Only those turn from below their highest bit to above,
+        // and those next to one that does.
+        let other = word ^ mark.wrapping_mul(LOWEST_BITS);
+        let found = other.wrapping_sub(LOWEST_BITS) & !other & HIGHEST_BITS;
+        (found != 0).then(|| found.trailing_zeros() & !MARK_BITS.wrapping_sub(1))
     }
 }
