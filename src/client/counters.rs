@@ -11,7 +11,7 @@ use kernel::sync::atomic::{
 pub(crate) struct Counter(Atomic<u64>);
 
 impl Counter {
-    const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self(Atomic::new(0))
     }
 

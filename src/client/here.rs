@@ -14,13 +14,7 @@ use crate::bindings::{
 use super::{
     frame::MAX_PAGES,
     get::crc_of,
-    logic::{
-        index::Shard,
-        window::{
-            Page,
-            Report, //
-        },
-    },
+    logic::{index::Shard, window::Page},
     window::{
         self,
         Freed,
@@ -31,6 +25,9 @@ use super::{
     Origin,
     Pool, //
 };
+
+/// How many swapped pages are copied at most while others wait for the lock of their shard.
+const COPIED_AT_ONCE: usize = 4;
 
 /// What came of pages that were looked for in the window.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -102,7 +99,7 @@ impl<O: Origin> Client<O> {
         };
         let taken = window.take(kind, room);
         if taken < wanted {
-            window.count(|report| report.refuse(wanted - taken));
+            window.tally().refuse(wanted - taken);
             self.want_chunks();
         }
         let Some(slots) = slots.get(..taken).filter(|slots| !slots.is_empty()) else {
@@ -150,7 +147,7 @@ impl<O: Origin> Client<O> {
 
     /// Counts pages that were put.
     fn count_puts(&self, window: &Window, pool: Pool, (tag, index): (u64, u64), put: usize) {
-        window.count(|report| report.put(put));
+        window.tally().put(put);
         self.pool(pool).counters.window_puts.add(put);
         // CAST: There are at most 32.
         trace::put(pool.number(), tag, index, put as u32);
@@ -248,7 +245,7 @@ impl<O: Origin> Client<O> {
             self.want_growth();
         }
         if put < count {
-            window.count(|report| report.refuse(count - put));
+            window.tally().refuse(count - put);
             self.flush_later();
         }
         put
@@ -333,18 +330,18 @@ impl<O: Origin> Client<O> {
 
         while here.got < count && !here.lost {
             let key = (tag, index.wrapping_add(here.got as u64));
-            let some = (count - here.got).min(MAX_PAGES);
+            let left = count - here.got;
             let to = |n| to(here.got + n);
             let more = match pool {
-                Pool::Cleancache => self.take_here(window, key, some, to),
-                Pool::Frontswap => self.copy_here(window, key, some, to),
+                Pool::Cleancache => self.take_here(window, key, left, to),
+                Pool::Frontswap => self.copy_here(window, key, left, to),
             };
 
-            here.got += more.got;
-            here.lost = more.lost;
-            if more.got < some {
+            if more.got == 0 && !more.lost {
                 break;
             }
+            here.got += more.got;
+            here.lost = more.lost;
         }
         if here.got > 0 {
             self.pool(pool).counters.window_hits.add(here.got);
@@ -358,7 +355,7 @@ impl<O: Origin> Client<O> {
         here
     }
 
-    /// Gets clean pages.
+    /// Gets clean pages, some of them: none if the first is not there.
     fn take_here(
         &self,
         window: &Window,
@@ -369,6 +366,7 @@ impl<O: Origin> Client<O> {
         let state = &self.cleancache;
         let mut slots: Slots = [0; MAX_PAGES];
         let mut places = slots.iter_mut();
+        let count = count.min(MAX_PAGES);
         // CAST: There are at most 32.
         let taken = state.shard(tag).map_or(0, |mut shard| {
             shard.take_slots(tag, index, count as u64, |slot| {
@@ -406,49 +404,42 @@ impl<O: Origin> Client<O> {
         }
     }
 
-    /// Gets swapped pages, which stay where they are.
+    /// Gets swapped pages, which stay where they are, some of them: none if the first is not there.
+    ///
+    /// They are copied with the lock held: while it is, nobody can free their slots.
     fn copy_here(
         &self,
         window: &Window,
         (tag, index): (u64, u64),
         count: usize,
-        to: impl FnMut(usize) -> Option<PageRef>,
+        mut to: impl FnMut(usize) -> Option<PageRef>,
     ) -> Here {
+        let kind = Pool::Frontswap.kind();
         let state = &self.frontswap;
-        let mut slots: Slots = [0; MAX_PAGES];
-        let mut places = slots.iter_mut();
-        // CAST: There are at most 32.
-        let seen = state.shard(tag).map_or(0, |shard| {
-            shard.slots_of(tag, index, count as u64, |slot| {
-                if let Some(place) = places.next() {
-                    *place = slot;
-                }
-            })
-        }) as usize;
-        let slots = slots.get(..seen).unwrap_or(&[]);
-        if seen == 0 {
-            return Here::NONE;
-        }
-        let read = window.read(slots, to);
+        let mut here = Here::NONE;
 
-        // What has left its slot meanwhile may be another page by now. Nobody puts one in its place in
-        // the index, for it is being read.
-        let mut still = 0;
-        let mut places = slots.iter();
-        if let Some(shard) = state.shard(tag) {
-            let mut same = true;
-            let _ = shard.slots_of(tag, index, seen as u64, |slot| {
-                same &= places.next() == Some(&slot);
-                still += usize::from(same);
+        let _ = window.with(|memory| {
+            let shard = state.shard(tag)?;
+            // CAST: To as many bits.
+            let count = count.min(COPIED_AT_ONCE) as u64;
+            let _ = shard.slots_of(tag, index, count, |slot| {
+                let Some(page) = to(here.got) else {
+                    return false;
+                };
+                here.lost = !window.read_one(memory, slot, page);
+                if !here.lost {
+                    here.got += 1;
+                    window.looked_at(kind, slot);
+                }
+                !here.lost
             });
+            Some(())
+        });
+        window.tally().hit(here.got);
+        if here.lost {
+            window.tally().miss();
         }
-        let got = read.min(still);
-        let lost = read < seen && still > read;
-        window.looked_at(Pool::Frontswap.kind(), slots.get(..got).unwrap_or(&[]));
-        if lost {
-            window.count(Report::miss);
-        }
-        Here { got, lost }
+        here
     }
 
     /// Gets one page out of a slot, for whoever has the shard's lock and has taken it out of the

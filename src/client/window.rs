@@ -17,6 +17,7 @@ mod away;
 mod chunks;
 mod freed;
 mod open;
+mod tally;
 mod tend;
 
 use kernel::{
@@ -64,7 +65,6 @@ use super::{
         Magazine,
         Order,
         Page,
-        Report,
         Supply,
         SLOTS_PER_CHUNK, //
     },
@@ -76,11 +76,20 @@ use super::{
 pub(crate) use self::away::Moves;
 pub(super) use self::freed::Freed;
 
+use self::tally::Tally;
+
 /// How many slots there are for, or of, one operation.
 pub(super) type Slots = [u32; MAX_PAGES];
 
 /// The bytes of a slot.
 const SLOT: usize = kernel::page::PAGE_SIZE;
+
+/// Of swapped pages that are got, the age of those in one slot of so many stands for all: to look it up
+/// takes a lock, which they need for nothing else.
+const SAMPLE: u32 = 16;
+
+/// The number of no chunk.
+const NONE: u32 = u32::MAX;
 
 /// The mark of a chunk that is to leave, in the place of its generation, which is even.
 const LEAVING: u32 = 1;
@@ -122,8 +131,7 @@ pub(super) struct Window {
     /// Of each processor, two: see [`Each`].
     magazines: KVec<Each<Pin<KBox<SpinLockIrq<Magazine>>>>>,
     orders: Each<Pin<KBox<SpinLockIrq<Order>>>>,
-    #[pin]
-    report: SpinLockIrq<Report>,
+    tally: Tally,
     /// Whether pages may be put here.
     open: Atomic<bool>,
     /// Whether there are chunks, of each kind.
@@ -197,7 +205,7 @@ impl Window {
                     KBox::pin_init(new_spinlock_irq!(ephemeral, "Window::ephemeral"), GFP_KERNEL)?,
                     KBox::pin_init(new_spinlock_irq!(persistent, "Window::persistent"), GFP_KERNEL)?,
                 ),
-                report <- new_spinlock_irq!(Report::default(), "Window::report"),
+                tally: Tally::new(),
                 open: Atomic::new(false),
                 has: Each::new(Atomic::new(false), Atomic::new(false)),
                 used: Each::new(Atomic::new(0), Atomic::new(0)),
@@ -258,6 +266,7 @@ impl Window {
     /// Any context.
     pub(super) fn take(&self, kind: Kind, slots: &mut [u32]) -> usize {
         let mut taken = 0;
+        let mut last = (NONE, false);
 
         if !self.is_open() {
             return 0;
@@ -271,7 +280,7 @@ impl Window {
                 None if magazine.fill(&mut self.depot.lock(), kind) > 0 => continue,
                 None => break,
             };
-            if self.may_write(slot) {
+            if self.may_write(slot, &mut last) {
                 *place = slot;
                 taken += 1;
             } else {
@@ -287,9 +296,10 @@ impl Window {
         let Some(mut magazine) = self.magazine(kind).map(|magazine| magazine.lock()) else {
             return;
         };
+        let mut last = (NONE, false);
 
         for &slot in slots {
-            if !self.may_write(slot) {
+            if !self.may_write(slot, &mut last) {
                 let _ = self.depot.lock().give(slot);
                 continue;
             }
@@ -342,7 +352,7 @@ impl Window {
             // CAST: There are at most 32.
             self.used(Kind::Ephemeral)
                 .fetch_sub(slots.len() as u32, Relaxed);
-            self.count(|report| report.replaced += slots.len() as u64);
+            self.tally.replaced.add(slots.len());
         }
     }
 
@@ -358,46 +368,45 @@ impl Window {
         mut page: impl FnMut(usize, Page),
     ) {
         let now = seconds();
-        let mut ages = [0; MAX_PAGES];
         let mut order = self.order(kind).lock();
-        for (n, (&slot, age)) in slots.iter().zip(&mut ages).enumerate() {
-            if let Some(noted) = order.got(slot) {
-                *age = now.wrapping_sub(noted.put_at);
-                page(n, noted);
+        for (n, &slot) in slots.iter().enumerate() {
+            let Some(noted) = order.got(slot) else {
+                continue;
+            };
+            if n < found {
+                self.tally.age(now.wrapping_sub(noted.put_at), 1);
+                self.count_hit(slot);
             }
+            page(n, noted);
         }
         drop(order);
-        self.count_hits(slots.get(..found).unwrap_or(&[]), &ages);
+        self.tally.hit(found);
         if found < slots.len() {
-            self.count(Report::miss);
+            self.tally.miss();
         }
         self.unuse(kind, slots);
     }
 
-    /// Counts pages that were got, by when they were put.
-    fn count_hits(&self, slots: &[u32], ages: &[u32]) {
-        let mut report = self.report.lock();
-
-        for (&slot, &age) in slots.iter().zip(ages) {
-            report.hit(age);
-            if let Some(chunk) = self.chunk(slot) {
-                chunk.hits.add(1, Relaxed);
-            }
+    /// Counts the page in a slot that was got and stays where it is; not yet in the [tally](Self::tally).
+    ///
+    /// Called with the lock of the index's shard held. Any context.
+    pub(super) fn looked_at(&self, kind: Kind, slot: u32) {
+        self.count_hit(slot);
+        if slot % SAMPLE != 0 {
+            return;
+        }
+        if let Some(page) = self.order(kind).lock().page(slot) {
+            // CAST: To more bits.
+            self.tally
+                .age(seconds().wrapping_sub(page.put_at), SAMPLE as usize);
         }
     }
 
-    /// Counts pages that were got and stay where they are. Any context.
-    pub(super) fn looked_at(&self, kind: Kind, slots: &[u32]) {
-        let now = seconds();
-        let mut ages = [0; MAX_PAGES];
-        let order = self.order(kind).lock();
-        for (&slot, age) in slots.iter().zip(&mut ages) {
-            *age = order
-                .page(slot)
-                .map_or(0, |page| now.wrapping_sub(page.put_at));
+    #[inline]
+    fn count_hit(&self, slot: u32) {
+        if let Some(chunk) = self.chunk(slot) {
+            chunk.hits.add(1, Relaxed);
         }
-        drop(order);
-        self.count_hits(slots, ages.get(..slots.len()).unwrap_or(&[]));
     }
 
     /// Takes note that the device wants persistent chunks with so many slots back. Any context.
@@ -407,9 +416,10 @@ impl Window {
         self.recalled.store(slots, Relaxed);
     }
 
-    /// Changes what the host is told. Any context.
-    pub(super) fn count(&self, f: impl FnOnce(&mut Report)) {
-        f(&mut self.report.lock());
+    /// Returns what is counted for the host. Any context.
+    #[inline]
+    pub(super) fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     #[inline]
@@ -418,39 +428,52 @@ impl Window {
         self.chunks.get(chunk_of(slot) as usize)
     }
 
-    /// Returns whether a page may be put into a slot.
+    /// Returns whether a page may be put into a slot; `last` is the chunk that was looked at before,
+    /// and what was found.
     #[inline]
-    fn may_write(&self, slot: u32) -> bool {
-        let granted = self
-            .chunk(slot)
-            .map_or(0, |chunk| chunk.granted.load(Relaxed));
+    fn may_write(&self, slot: u32, last: &mut (u32, bool)) -> bool {
+        let number = chunk_of(slot);
 
-        granted != 0 && granted & LEAVING == 0
+        if last.0 != number {
+            let granted = self
+                .chunk(slot)
+                .map_or(0, |chunk| chunk.granted.load(Relaxed));
+
+            *last = (number, granted != 0 && granted & LEAVING == 0);
+        }
+        last.1
     }
 
     /// Copies pages to slots; returns how many of the first were copied.
     ///
     /// One more page may have been taken out of `pages`. Any context.
     pub(super) fn write(&self, slots: &[u32], pages: impl Iterator<Item = PageRef>) -> usize {
-        self.source
-            .with(|memory| {
-                slots
-                    .iter()
-                    .zip(pages)
-                    .take_while(|(&slot, page)| self.write_one(memory, slot, *page))
-                    .count()
-            })
-            .unwrap_or(0)
+        let mut checked = NONE;
+
+        self.with(|memory| {
+            slots
+                .iter()
+                .zip(pages)
+                .take_while(|(&slot, page)| {
+                    let chunk = chunk_of(slot);
+
+                    // A chunk that was taken back would be memory that was not granted.
+                    if checked != chunk && !self.is_still_granted(memory, slot) {
+                        return false;
+                    }
+                    checked = chunk;
+                    memory.copy_in(offset(slot), *page)
+                })
+                .count()
+        })
+        .unwrap_or(0)
     }
 
     #[inline]
-    fn write_one(&self, memory: &Mapping, slot: u32, page: PageRef) -> bool {
+    fn is_still_granted(&self, memory: &Mapping, slot: u32) -> bool {
         let granted = self.granted(slot);
 
-        // A chunk that was taken back would be memory that was not granted.
-        granted != 0
-            && self.generation(memory, slot) == Some(granted)
-            && memory.copy_in(offset(slot), page)
+        granted != 0 && self.generation(memory, slot) == Some(granted)
     }
 
     /// Copies pages out of slots, the one from slot `n` to `to(n)`; returns how many of the first are
@@ -462,27 +485,59 @@ impl Window {
         slots: &[u32],
         mut to: impl FnMut(usize) -> Option<PageRef>,
     ) -> usize {
-        self.source
-            .with(|memory| {
-                slots
-                    .iter()
-                    .enumerate()
-                    .take_while(|&(n, &slot)| {
-                        to(n).is_some_and(|page| self.read_one(memory, slot, page))
-                    })
-                    .count()
-            })
-            .unwrap_or(0)
+        self.with(|memory| {
+            let mut read = 0;
+
+            for same in slots.chunk_by(|&one, &next| chunk_of(one) == chunk_of(next)) {
+                let found = self.read_same(memory, same, |n| to(read + n));
+
+                read += found;
+                if found < same.len() {
+                    break;
+                }
+            }
+            read
+        })
+        .unwrap_or(0)
     }
 
+    /// Calls `f`, which must not sleep, with the memory; [`None`]: it is gone. Any context.
     #[inline]
-    fn read_one(&self, memory: &Mapping, slot: u32, page: PageRef) -> bool {
-        let granted = self.granted(slot);
+    pub(super) fn with<R>(&self, f: impl FnOnce(&Mapping) -> R) -> Option<R> {
+        self.source.with(f)
+    }
 
-        // In this order: what was copied is the page if its chunk is still the same after that.
-        granted != 0
-            && memory.copy_out(offset(slot), page)
-            && self.generation(memory, slot) == Some(granted)
+    /// Copies the page in a slot; returns whether it is what was put there. Any context.
+    #[inline]
+    pub(super) fn read_one(&self, memory: &Mapping, slot: u32, to: PageRef) -> bool {
+        self.read_same(memory, &[slot], |_| Some(to)) == 1
+    }
+
+    /// As [`Self::read`], for slots of one chunk.
+    #[inline]
+    fn read_same(
+        &self,
+        memory: &Mapping,
+        slots: &[u32],
+        mut to: impl FnMut(usize) -> Option<PageRef>,
+    ) -> usize {
+        let first = slots.first().copied().unwrap_or(u32::MAX);
+        let granted = self.granted(first);
+        if granted == 0 {
+            return 0;
+        }
+        let copied = slots
+            .iter()
+            .enumerate()
+            .take_while(|&(n, &slot)| to(n).is_some_and(|to| memory.copy_out(offset(slot), to)))
+            .count();
+
+        // In this order: what was copied are the pages if their chunk is still the same after that.
+        if self.generation(memory, first) == Some(granted) {
+            copied
+        } else {
+            0
+        }
     }
 
     /// Returns the generation with which a slot's chunk was granted; zero for none.

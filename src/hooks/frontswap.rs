@@ -332,17 +332,25 @@ impl<'a> Builder<'a> {
     /// how far the position has moved on. Any context.
     fn here(&self, key: (u64, u64), count: usize, at: &mut Position) -> u64 {
         let client = &self.context.client;
-        // More may be looked at than are dealt with.
         let mut ahead = *at;
-        let mut next = || Some(self.request.next(&mut ahead)?.0);
+        let mut looked_at = 0;
+        let mut next = || {
+            looked_at += 1;
+            Some(self.request.next(&mut ahead)?.0)
+        };
 
         let here = if self.gets.is_some() {
             client.get_here(Pool::Frontswap, key, count, |_| next()).got
         } else {
             client.put_here(Pool::Frontswap, key, count, core::iter::from_fn(next))
         };
-        for _ in 0..here {
-            let _ = self.request.next(at);
+        if here == looked_at {
+            *at = ahead;
+        } else {
+            // More were looked at than were dealt with.
+            for _ in 0..here {
+                let _ = self.request.next(at);
+            }
         }
         // CAST: To as many bits.
         here as u64

@@ -372,7 +372,7 @@ impl<O: Origin> Client<O> {
             let moving = record.len() as u32;
             let last = window.moving.fetch_sub(moving, Relaxed) == moving;
 
-            window.count(|report| report.moved += outcomes.done() as u64);
+            window.tally().moved.add(outcomes.done());
             if last && outcomes.done() > 0 {
                 // More may be to make room.
                 self.want_chunks();

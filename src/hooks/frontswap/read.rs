@@ -34,13 +34,21 @@ pub(super) enum Patience {
 /// and some in the other: then it is taken apart. Sleeps.
 pub(super) fn read(context: &Entered, request: Request, patience: Patience) {
     loop {
+        // What is in the window is there without a look at what the host has.
+        if read_here(context, request) {
+            return request.put(context, true);
+        }
         let (here, end) = same(context, request);
         // There is always memory for a part: it is waited for.
         let Some(part) = end.and_then(|end| request.part(end)) else {
             return read_whole(context, request, here, patience);
         };
 
-        read_whole(context, part, here, patience);
+        if here && read_here(context, part) {
+            part.put(context, true);
+        } else {
+            read_whole(context, part, here, patience);
+        }
     }
 }
 
@@ -68,6 +76,7 @@ fn same(context: &Entered, request: Request) -> (bool, Option<usize>) {
     )
 }
 
+/// Reads a request of which the host has each folio, or none.
 fn read_whole(context: &Entered, request: Request, here: bool, patience: Patience) {
     let client = &context.client;
 
@@ -80,8 +89,6 @@ fn read_whole(context: &Entered, request: Request, here: bool, patience: Patienc
     } else if params::write_through() && !client.standing().answers() {
         // All that was put is in the area too.
         counters.from_area.add(pages);
-    } else if read_here(context, request) {
-        return request.put(context, true);
     } else {
         let mut gets = client.gets();
         let first = match gets.begin(Pool::Frontswap) {

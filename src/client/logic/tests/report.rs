@@ -26,16 +26,9 @@ fn hits_are_told_apart_by_powers_of_two() {
         (16_384, 15),
         (u32::MAX, 15),
     ] {
-        let mut report = Report::default();
-        report.hit(age);
-        let mut expected = [0; AGES];
-        expected[place] = 1;
-        assert_eq!(report.hits_by_age, expected, "{age} seconds");
-        assert_eq!((report.gets, report.hits), (1, 1));
+        assert_eq!(Report::age(age), place, "{age} seconds");
     }
-    let mut report = Report::default();
-    report.miss();
-    assert_eq!((report.gets, report.hits), (1, 0));
+    assert_eq!(Report::age(u32::MAX), AGES - 1);
 }
 
 #[test]
@@ -65,41 +58,4 @@ fn it_is_written_as_specified() {
         hits: 0x0304_0506,
     };
     assert_eq!(chunk.encode(), [2, 1, 0, 0, 6, 5, 4, 3]);
-}
-
-#[test]
-fn what_each_processor_counts_is_added_up() {
-    let mut sum = Report::default();
-    for age in [0, 5, 100_000] {
-        let mut other = Report {
-            puts: 2,
-            ..Report::default()
-        };
-        other.hit(age);
-        sum.add(&other);
-    }
-    assert_eq!((sum.puts, sum.gets, sum.hits), (6, 3, 3));
-    assert_eq!(sum.hits_by_age.iter().sum::<u64>(), 3);
-}
-
-#[test]
-fn hits_of_a_chunk_stay_at_the_highest_number() {
-    let mut chunk = ChunkReport {
-        used: 0,
-        hits: u32::MAX - 1,
-    };
-    chunk.hit();
-    chunk.hit();
-    assert_eq!(chunk.hits, u32::MAX);
-}
-
-#[test]
-fn pages_that_were_put_are_told() {
-    let mut report = Report::default();
-    report.put(32);
-    report.put(0);
-    report.refuse(3);
-    assert_eq!((report.puts, report.refused), (32, 3));
-    let bytes = report.encode(0, 0);
-    assert_eq!((word(&bytes, 0), word(&bytes, 8)), (32, 3));
 }

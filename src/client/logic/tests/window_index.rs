@@ -32,7 +32,10 @@ fn put(shard: &mut Shard, index: u64, count: u64, slot: u32) -> Vec<Option<Entry
 
 fn slots_of(shard: &Shard, index: u64, count: u64) -> Vec<u32> {
     let mut slots = Vec::new();
-    let seen = shard.slots_of(TAG, index, count, |slot| slots.push(slot));
+    let seen = shard.slots_of(TAG, index, count, |slot| {
+        slots.push(slot);
+        true
+    });
     assert_eq!(seen, slots.len() as u64);
     slots
 }
@@ -72,6 +75,13 @@ fn runs_end_where_a_page_is_not_in_the_window() {
     assert_eq!(slots_of(&shard, 70, 2), []);
     assert_eq!(slots_of(&shard, 59, 2), []);
     assert_eq!(slots_of(&shard, 60, 0), []);
+
+    let mut looked_at = Vec::new();
+    let seen = shard.slots_of(TAG, 60, 20, |slot| {
+        looked_at.push(slot);
+        slot < 102
+    });
+    assert_eq!((seen, looked_at), (2, vec![100, 101, 102]));
 
     assert_eq!(take_slots(&mut shard, 59, 5), []);
     assert_eq!(take_slots(&mut shard, 60, 0), []);

@@ -3,7 +3,7 @@
 //! What the device is told of the window, in a place that it reads without asking.
 //!
 //! The device sees no get, so that only the driver knows which of its chunks are worth their memory.
-//! Each processor counts for itself; the worker adds it all up, and writes it down.
+//! The worker writes down what was counted so far.
 
 /// Times since a page was put that hits are told apart by.
 pub const AGES: usize = 16;
@@ -35,42 +35,12 @@ pub struct Report {
 }
 
 impl Report {
-    /// Counts a page that was found so many seconds after it had been put.
+    /// Returns the place in [`Self::hits_by_age`] of a page that was put so many seconds before.
     #[inline]
-    pub fn hit(&mut self, age: u32) {
-        self.gets = self.gets.wrapping_add(1);
-        self.hits = self.hits.wrapping_add(1);
-        let bits = u32::BITS.wrapping_sub(age.leading_zeros()) as usize;
-        if let Some(hits) = self.hits_by_age.get_mut(bits.min(AGES.wrapping_sub(1))) {
-            *hits = hits.wrapping_add(1);
-        }
-    }
-
-    /// Counts a page that was looked for, and was gone with its chunk.
-    #[inline]
-    pub fn miss(&mut self) {
-        self.gets = self.gets.wrapping_add(1);
-    }
-
-    /// Counts pages that were put.
-    #[inline]
-    pub fn put(&mut self, pages: usize) {
-        // CAST: To as many bits.
-        self.puts = self.puts.wrapping_add(pages as u64);
-    }
-
-    /// Counts pages for which there was no slot.
-    #[inline]
-    pub fn refuse(&mut self, pages: usize) {
-        // CAST: To as many bits.
-        self.refused = self.refused.wrapping_add(pages as u64);
-    }
-
-    /// Adds what another processor has counted.
-    pub fn add(&mut self, other: &Self) {
-        for (sum, more) in self.counters().into_iter().zip(other.all()) {
-            *sum = sum.wrapping_add(more);
-        }
+    pub fn age(seconds: u32) -> usize {
+        // CAST: It is at most 32.
+        let bits = u32::BITS.wrapping_sub(seconds.leading_zeros()) as usize;
+        bits.min(AGES.wrapping_sub(1))
     }
 
     /// Returns what is written to the window, with the free slots of either kind.
@@ -96,19 +66,6 @@ impl Report {
         .into_iter()
         .chain(self.hits_by_age)
     }
-
-    fn counters(&mut self) -> impl IntoIterator<Item = &mut u64> {
-        [
-            &mut self.puts,
-            &mut self.refused,
-            &mut self.gets,
-            &mut self.hits,
-            &mut self.replaced,
-            &mut self.moved,
-        ]
-        .into_iter()
-        .chain(&mut self.hits_by_age)
-    }
 }
 
 /// Writes words, the least significant byte first, as far as there is room.
@@ -120,7 +77,7 @@ fn write(to: &mut [u8], words: impl Iterator<Item = u64>) {
 
 /// What has been done with one chunk since it was granted, as a word.
 ///
-/// The lower half has the slots in use, the upper one the hits, which stay at the highest number.
+/// The lower half has the slots in use, the upper one the hits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChunkReport {
     /// Slots in use.
@@ -130,12 +87,6 @@ pub struct ChunkReport {
 }
 
 impl ChunkReport {
-    /// Counts a page that was got.
-    #[inline]
-    pub fn hit(&mut self) {
-        self.hits = self.hits.saturating_add(1);
-    }
-
     /// Returns what is written to the window.
     pub fn encode(self) -> [u8; 8] {
         (u64::from(self.used) | (u64::from(self.hits) << 32)).to_le_bytes()

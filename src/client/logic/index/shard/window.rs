@@ -71,10 +71,6 @@ impl Shard {
     }
 
     /// Returns whether a page is in a slot of the window, and not moving.
-    ///
-    /// Whoever copies a persistent page outside of the lock asks this once more after the copy, and
-    /// compares the generation of the chunk with that before it: a slot is not used again for a page
-    /// of the same key without one of them showing it.
     #[inline]
     pub fn is_in_slot(&self, tag: u64, index: u64, slot: u32) -> bool {
         self.peek(tag, index)
@@ -95,16 +91,23 @@ impl Shard {
         self.is_in_slot(tag, index, slot) && self.erase(tag, index).is_some()
     }
 
-    /// Calls `f` with the slots of pages at `index..`, up to `count`, as far as they are in the window.
+    /// Calls `f` with the slots of pages at `index..`, up to `count`, as far as they are in the window,
+    /// until it returns `false`.
     ///
-    /// Returns how many of the first it was. The pages stay where they are: see
-    /// [`Shard::is_in_slot()`]. Those that are moving are there, too.
-    pub fn slots_of(&self, tag: u64, index: u64, count: u64, mut f: impl FnMut(u32)) -> u64 {
+    /// Returns for how many of the first it was `true`. The pages stay where they are. Those that are
+    /// moving are there, too.
+    pub fn slots_of(
+        &self,
+        tag: u64,
+        index: u64,
+        count: u64,
+        mut f: impl FnMut(u32) -> bool,
+    ) -> u64 {
         let Some((_, object)) = self.find_usable(tag) else {
             return 0;
         };
         object.tree.look_at_run(&self.nodes, index, count, |raw| {
-            entry::slot_to_copy(raw).map(&mut f).is_some()
+            entry::slot_to_copy(raw).is_some_and(&mut f)
         })
     }
 

@@ -45,9 +45,10 @@ impl World {
             .filter_map(|page| page.place.slot())
             .collect();
         let mut slots = Vec::new();
-        let seen = self
-            .shard
-            .slots_of(tag, index, count, |slot| slots.push(slot));
+        let seen = self.shard.slots_of(tag, index, count, |slot| {
+            slots.push(slot);
+            true
+        });
         assert_eq!(seen, slots.len() as u64);
         assert_eq!(slots, expected);
     }
