@@ -14,7 +14,12 @@ from harness.daemon import Stat
 from harness.guest import BACK, OUT, Guest, Machine
 from harness.lab import Labs
 
-FILESYSTEMS = ["ext4", pytest.param("ext4-1k", marks=pytest.mark.long), "xfs", "btrfs"]
+FILESYSTEMS = [
+    "ext4",
+    pytest.param("ext4-1k", marks=pytest.mark.long),
+    pytest.param("xfs", marks=pytest.mark.long),
+    "btrfs",
+]
 
 # Each case with the rules that it is about, and whether every filesystem has it.
 CASES = {

@@ -15,7 +15,7 @@ from harness.lab import Lab, Labs
 from harness.process import wait_until
 
 MEMORY = 320
-MIB = 112
+MIB = 80
 FILE_MIB = 320
 PAGES_OF_MIB = 256
 
@@ -29,7 +29,7 @@ out() {{
 
 storm() {{
 	local seed=100 steady job
-	confined 48 "$WORKLOAD" anon --mib {MIB} --jobs 2 --passes 2 --seed 1 >/tmp/steady 2>&1 &
+	confined 48 "$WORKLOAD" anon --mib {MIB} --jobs 2 --passes 1 --seed 1 >/tmp/steady 2>&1 &
 	steady=$!
 	while [ -d /proc/$steady ]; do
 		confined 48 "$WORKLOAD" anon --mib 24 --passes 0 --seed $((seed++)) || return

@@ -121,6 +121,7 @@ step unload modprobe -r virtio_tmem
 """
 
 
+@pytest.mark.long
 def test_a_guest_of_which_nothing_is_shared_is_told_so(lab: Lab) -> None:
     daemon = lab.daemon()
     machine = SmallMachine(256, disks=[lab.disk("swap", 256)], devices=[daemon], shared=False)

@@ -42,7 +42,7 @@ class Run:
     stat: Stat
 
 
-@pytest.fixture(scope="module", params=[30, pytest.param(100, marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=[pytest.param(30, marks=pytest.mark.long), pytest.param(100, marks=pytest.mark.long)])
 def run(request: pytest.FixtureRequest, labs: Labs) -> Iterator[Run]:
     """One guest for each share of refusals."""
     with labs(f"refuse-{request.param}") as lab:

@@ -16,7 +16,7 @@ from harness.lab import Labs
 from harness.process import wait_until
 
 # How often it dies.
-TIMES = [20, pytest.param(100, marks=pytest.mark.long)]
+TIMES = [8, pytest.param(100, marks=pytest.mark.long)]
 
 # Requests of each guest between two deaths: somewhere in a request of this one.
 APART = range(20, 400)

@@ -15,6 +15,8 @@ from harness.daemon import Stat
 from harness.guest import Guest, Machine
 from harness.lab import Lab
 
+pytestmark = pytest.mark.long
+
 MEMORY = 256
 MIB = 384
 PAGES_OF_MIB = 256

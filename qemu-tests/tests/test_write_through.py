@@ -6,6 +6,8 @@ import pytest
 from harness.guest import Guest, Machine
 from harness.lab import Lab
 
+pytestmark = pytest.mark.long
+
 MIB = 160
 PAGES_OF_MIB = 256
 
