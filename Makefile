@@ -63,6 +63,10 @@ demo: module-install programs ## Boot guests without and with tmem, and compare 
 unit-test: toolbox ## Run the tests of the crates
 	@scripts/test unit
 
+.PHONY: unit-programs
+unit-programs: toolbox
+	@$(cargo) test --workspace --locked --no-run
+
 .PHONY: qemu-test
 qemu-test: module-install programs ## Run the tests that boot guests
 	@scripts/test qemu
@@ -73,7 +77,7 @@ more-test: module-install programs ## Run the tests of guests that `make test` l
 
 .PHONY: test
 test: module-install programs ## Run all tests; the last line is their sum
-	@scripts/test unit qemu
+	@scripts/test qemu unit
 
 .PHONY: fuzz
 fuzz: toolbox ## Try what a fuzzer makes up on the daemon, for FUZZ_SECONDS (120)
