@@ -8,7 +8,7 @@ use std::sync::{
 };
 
 use serde::{Deserialize, Serialize};
-use virtio_tmem_abi::{Chunk, ChunkKind, Chunks, SlotKey, Status};
+use virtio_tmem_abi::{Chunk, ChunkKind, Chunks, Le64, SlotKey, Status, WindowReport};
 use zerocopy::FromZeros;
 
 use super::{lending::Holding, request::Reject};
@@ -63,10 +63,22 @@ pub struct WindowState {
     pub taken: u64,
     /// Bytes that the guest took without a grant, and that were taken from it.
     pub trimmed: u64,
+    /// Pages that the guest says it put into the window.
+    #[serde(default)]
+    pub puts: u64,
+    /// Pages for which it says that there was no place in the window.
+    #[serde(default)]
+    pub no_slot: u64,
     /// Pages that the guest says it looked for in the window, and found there.
     pub gets: u64,
     /// See `gets`.
     pub hits: u64,
+    /// Ephemeral pages that it says it replaced by others.
+    #[serde(default)]
+    pub replaced: u64,
+    /// Pages that it says went from the window to the store.
+    #[serde(default)]
+    pub moved: u64,
 }
 
 impl Lender {
@@ -343,6 +355,7 @@ impl Lender {
     /// Returns what is known of the window.
     pub(super) fn state(&self) -> WindowState {
         let report = self.window.report();
+        let told = |count: fn(&WindowReport) -> Le64| report.as_ref().map_or(0, |r| count(r).get());
         WindowState {
             bytes: u64::from(self.window.chunks()) * CHUNK,
             open: self.is_open(),
@@ -350,8 +363,12 @@ impl Lender {
             allocated: self.window.allocated(),
             taken: self.taken.load(Ordering::Relaxed),
             trimmed: self.trimmed.load(Ordering::Relaxed),
-            gets: report.map_or(0, |report| report.gets.get()),
-            hits: report.map_or(0, |report| report.hits.get()),
+            puts: told(|report| report.puts),
+            no_slot: told(|report| report.refused),
+            gets: told(|report| report.gets),
+            hits: told(|report| report.hits),
+            replaced: told(|report| report.replaced),
+            moved: told(|report| report.moved),
         }
     }
 
