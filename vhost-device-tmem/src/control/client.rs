@@ -67,6 +67,9 @@ pub enum ClientError {
     /// The answer is none.
     #[error("cannot understand the daemon's answer: {0}")]
     Answer(#[from] serde_json::Error),
+    /// The answer is one to something else.
+    #[error("the daemon answers something that was not asked")]
+    OtherAnswer,
     /// The daemon refused.
     #[error("the daemon refused: {0}")]
     Refused(String),
@@ -121,9 +124,8 @@ impl Client {
     pub fn stat(&mut self) -> Result<Stat, ClientError> {
         match self.ask(Request::Stat)? {
             Reply::Stat(stat) => Ok(stat),
-            Reply::Done { message, .. } | Reply::Error { message, .. } => {
-                Err(ClientError::Refused(message))
-            }
+            Reply::Error { message, .. } => Err(ClientError::Refused(message)),
+            Reply::Done { .. } => Err(ClientError::OtherAnswer),
         }
     }
 
@@ -136,7 +138,7 @@ impl Client {
         match self.ask(request)? {
             Reply::Done { message, .. } => Ok(message),
             Reply::Error { message, .. } => Err(ClientError::Refused(message)),
-            Reply::Stat(_) => Err(ClientError::Refused("it gives statistics instead".into())),
+            Reply::Stat(_) => Err(ClientError::OtherAnswer),
         }
     }
 

@@ -10,11 +10,14 @@ mod peer;
 mod protocol;
 mod report;
 mod server;
-mod table;
+mod usage;
 
 pub use client::{Client, ClientError};
 pub use peer::Admitted;
 pub use protocol::{GuestStat, Reply, Request, Stat, VERSION};
 pub use report::stat;
 pub use server::{ControlServer, Operated};
-pub use table::table;
+pub use usage::{part, Usage};
+
+/// Where tmemctl looks for the daemon unless it is told otherwise.
+pub const DEFAULT_PATH: &str = "/run/vhost-device-tmem/control.sock";

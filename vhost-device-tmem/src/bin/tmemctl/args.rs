@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The command line of tmemctl.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use vhost_device_tmem::control::DEFAULT_PATH;
+
+use crate::failure::EXIT_CODES;
+
+/// Talks to vhost-device-tmem.
+#[derive(Debug, Parser)]
+#[command(name = "tmemctl", version, after_help = EXIT_CODES)]
+pub(crate) struct Arguments {
+    /// The socket that the daemon was given as its --control-path.
+    #[arg(
+        long,
+        value_name = "PATH",
+        global = true,
+        env = "TMEMCTL_CONTROL_PATH",
+        default_value = DEFAULT_PATH
+    )]
+    pub(crate) control_path: PathBuf,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the guests, one a line: what each has of the host's memory, and what it gains by that.
+    List {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show all that the daemon knows, of all guests or of one.
+    Stat {
+        /// The guest, by its name.
+        guest: Option<String>,
+
+        #[command(flatten)]
+        output: Output,
+
+        /// Print again every so many seconds.
+        #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
+        watch: Option<u64>,
+    },
+    /// Stop the daemon. It refuses if guests would lose pages by that.
+    Stop {
+        /// Lose the pages.
+        #[arg(long)]
+        force: bool,
+
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Go on with the binary that is installed now, without a guest noticing.
+    Upgrade {
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+impl Command {
+    /// Returns what is printed, which is also how errors are.
+    pub(crate) fn output(&self) -> Output {
+        match self {
+            Self::List { output }
+            | Self::Stat { output, .. }
+            | Self::Stop { output, .. }
+            | Self::Upgrade { output } => *output,
+        }
+    }
+}
+
+/// What is printed.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(crate) struct Output {
+    /// Print one line of JSON, and errors as one, too.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_makes_sense() {
+        Arguments::command().debug_assert();
+    }
+}

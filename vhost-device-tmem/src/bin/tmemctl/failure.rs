@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Why a command failed, for people and for programs.
+
+use std::{io, process::ExitCode};
+
+use serde_json::json;
+use vhost_device_tmem::control::ClientError;
+
+/// The exit codes, which programs can depend on.
+pub(crate) const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  the daemon refused
+  2  the command line makes no sense
+  3  the daemon cannot be reached, or went away
+  4  the daemon's answer is not understood
+  5  there is no guest of that name
+  6  the output cannot be written";
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("no guest is named {name:?}; there are: {}", .names.join(", "))]
+    NoGuest { name: String, names: Vec<String> },
+    #[error("cannot print: {0}")]
+    Print(#[from] io::Error),
+}
+
+impl Failure {
+    /// Returns its number in [`EXIT_CODES`].
+    fn code(&self) -> u8 {
+        match self {
+            Self::Client(error) => match error {
+                ClientError::Refused(_) => 1,
+                ClientError::Connect { .. }
+                | ClientError::Forbidden(_)
+                | ClientError::Missing(_)
+                | ClientError::Purpose { .. }
+                | ClientError::Silent(_)
+                | ClientError::Io(_)
+                | ClientError::Slow => 3,
+                ClientError::Answer(_) | ClientError::OtherAnswer => 4,
+            },
+            Self::NoGuest { .. } => 5,
+            Self::Print(_) => 6,
+        }
+    }
+
+    /// Says why on standard error, and returns how the process is to end.
+    pub(crate) fn report(&self, json: bool) -> ExitCode {
+        // Whoever reads the output has seen enough.
+        if matches!(self, Self::Print(error) if error.kind() == io::ErrorKind::BrokenPipe) {
+            return ExitCode::SUCCESS;
+        }
+        let code = self.code();
+        if json {
+            let error = json!({ "error": { "code": code, "message": self.to_string() } });
+            eprintln!("{error}");
+        } else {
+            eprintln!("tmemctl: {self}");
+        }
+        code.into()
+    }
+}
