@@ -12,7 +12,7 @@ use std::{
 use super::protocol::{Envelope, Reply, Request, Stat, VERSION};
 use crate::socket;
 
-/// How long the daemon may take to answer.
+/// How long the daemon may take to answer, unless somebody is less patient.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why the daemon did not answer as it should.
@@ -62,8 +62,8 @@ pub enum ClientError {
     #[error("the daemon went away: {0}")]
     Io(#[from] io::Error),
     /// The daemon does not answer.
-    #[error("the daemon did not answer within {} seconds", PATIENCE.as_secs())]
-    Slow,
+    #[error("the daemon did not answer within {} seconds", .0.as_secs())]
+    Slow(Duration),
     /// The answer is none.
     #[error("cannot understand the daemon's answer: {0}")]
     Answer(#[from] serde_json::Error),
@@ -80,6 +80,7 @@ pub enum ClientError {
 pub struct Client {
     path: PathBuf,
     stream: BufReader<UnixStream>,
+    patience: Duration,
 }
 
 impl Client {
@@ -89,6 +90,15 @@ impl Client {
     ///
     /// [`ClientError`].
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        Self::with_patience(path, PATIENCE)
+    }
+
+    /// Connects to the daemon that listens on `path`, which may take `patience` for each answer.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub fn with_patience(path: &Path, patience: Duration) -> Result<Self, ClientError> {
         // A guest's socket would take this for the guest.
         if let Some(purpose) = socket::purpose(path) {
             if purpose.starts_with("guest ") {
@@ -98,8 +108,8 @@ impl Client {
         }
         let connect = || {
             let stream = UnixStream::connect(path)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(patience))?;
+            stream.set_write_timeout(Some(patience))?;
             Ok(stream)
         };
         let stream = connect().map_err(|error: io::Error| {
@@ -113,6 +123,7 @@ impl Client {
         Ok(Self {
             path: path.to_owned(),
             stream: BufReader::new(stream),
+            patience,
         })
     }
 
@@ -164,7 +175,7 @@ impl Client {
                 io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
                     ClientError::Silent(self.path.clone())
                 }
-                io::ErrorKind::WouldBlock => ClientError::Slow,
+                io::ErrorKind::WouldBlock => ClientError::Slow(self.patience),
                 _ => error.into(),
             }),
         }

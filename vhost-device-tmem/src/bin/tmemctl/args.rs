@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use vhost_device_tmem::control::DEFAULT_PATH;
 
-use crate::failure::EXIT_CODES;
+use crate::{failure::EXIT_CODES, top};
 
 /// Talks to vhost-device-tmem.
 #[derive(Debug, Parser)]
@@ -46,6 +46,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
         watch: Option<u64>,
     },
+    /// Show the guests live: rates, and how they were lately, beside what the host waits for.
+    Top(top::Options),
     /// Stop the daemon. It refuses if guests would lose pages by that.
     Stop {
         /// Lose the pages.
@@ -68,6 +70,7 @@ impl Command {
         match self {
             Self::List { output }
             | Self::Stat { output, .. }
+            | Self::Top(top::Options { output, .. })
             | Self::Stop { output, .. }
             | Self::Upgrade { output } => *output,
         }

@@ -27,6 +27,8 @@ pub(crate) enum Failure {
     NoGuest { name: String, names: Vec<String> },
     #[error("cannot print: {0}")]
     Print(#[from] io::Error),
+    #[error("this is no terminal; --once prints one frame, and --json figures for programs")]
+    NoTerminal,
 }
 
 impl Failure {
@@ -41,11 +43,11 @@ impl Failure {
                 | ClientError::Purpose { .. }
                 | ClientError::Silent(_)
                 | ClientError::Io(_)
-                | ClientError::Slow => 3,
+                | ClientError::Slow(_) => 3,
                 ClientError::Answer(_) | ClientError::OtherAnswer => 4,
             },
             Self::NoGuest { .. } => 5,
-            Self::Print(_) => 6,
+            Self::Print(_) | Self::NoTerminal => 6,
         }
     }
 

@@ -6,6 +6,7 @@ mod args;
 mod failure;
 mod figures;
 mod tables;
+mod top;
 
 use std::{
     io::{self, Write},
@@ -59,6 +60,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
                 None => return Ok(()),
             }
         },
+        Command::Top(options) => top::run(path, options),
         Command::Stop { force, output } => {
             demand(path, Request::Stop { force: *force }, output.json)
         }
