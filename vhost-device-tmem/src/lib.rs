@@ -16,7 +16,7 @@
 //! operator's socket.
 //!
 //! Around them is what a process needs: [`args`], [`identity`] (who it runs as), [`limits`] (what
-//! it may have), [`log`], [`sandbox`], [`signals`], [`socket`] (where it listens), [`stop`] (how
+//! it may have), [`log`], [`sandbox`], [`serving`] (who connects to sockets), [`signals`], [`socket`] (where it listens), [`stop`] (how
 //! its threads end), and [`tmpfs`] (where its memory outlives it).
 
 pub mod args;
@@ -29,6 +29,7 @@ pub mod link;
 pub mod log;
 mod prefetch;
 pub mod sandbox;
+pub mod serving;
 pub mod signals;
 pub mod size;
 pub mod socket;

@@ -5,11 +5,13 @@
 use std::time::Instant;
 
 use super::{
-    conversation::{Conversation, Line},
     protocol::{Reply, Stat, VERSION},
-    server::{answer, encode, Operated},
+    server::{answer, encode, len_of_line, Operated, LIMITS},
 };
-use crate::store::{Compression, Contents};
+use crate::{
+    serving::{Conversation, Request},
+    store::{Compression, Contents},
+};
 
 /// Refuses everything, and has nothing.
 struct Nothing;
@@ -53,21 +55,22 @@ pub fn control(data: &[u8]) {
         return;
     };
     let now = Instant::now();
-    let mut conversation = Conversation::new(now);
+    let mut conversation = Conversation::new(LIMITS, now);
     for mut bytes in data.chunks(usize::from(piece).max(1)) {
         while !bytes.is_empty() && !conversation.is_over() {
             let room = conversation.room().min(bytes.len());
             assert!(room > 0, "it takes nothing and says nothing");
             conversation.receive(&bytes[..room]);
             bytes = &bytes[room..];
-            while let Some(line) = conversation.next_line() {
-                let Line::Whole(line) = line else {
+            while let Some(line) = conversation.next_request(len_of_line) {
+                let Request::Whole(mut line) = line else {
                     break;
                 };
+                line.pop();
                 let reply = encode(&answer(&Nothing, &line));
                 let read = serde_json::from_slice::<Reply>(&reply);
                 read.expect("an answer is one");
-                conversation.answer(&reply, now);
+                conversation.answer(reply, now);
                 let len = conversation.output().len();
                 conversation.sent(len, now);
             }

@@ -3,7 +3,6 @@
 //! The operator's socket: lines of JSON, one answer for each request.
 
 mod client;
-mod conversation;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod peer;
