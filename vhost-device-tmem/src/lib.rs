@@ -8,7 +8,8 @@
 //! guest ── virtqueues ── device ── store            device: rings, requests, bounds
 //!   │                      ├─────────┤              store: pools, pages, capacity
 //!   │                    window ─────┤              window: memory that guests use by themselves
-//! operator ── socket ── control ─────┘              control: what the operator asks for
+//! operator ── socket ── control ─────┤              control: what the operator asks for
+//! Prometheus ─ socket ── metrics ────┘              metrics: what there is to watch
 //! ```
 //!
 //! The store knows nothing of virtqueues, and the device nothing of the operator. The [`supervisor`]
@@ -16,8 +17,9 @@
 //! operator's socket.
 //!
 //! Around them is what a process needs: [`args`], [`identity`] (who it runs as), [`limits`] (what
-//! it may have), [`log`], [`sandbox`], [`serving`] (who connects to sockets), [`signals`], [`socket`] (where it listens), [`stop`] (how
-//! its threads end), and [`tmpfs`] (where its memory outlives it).
+//! it may have), [`log`], [`sandbox`], [`serving`] (who connects to a socket), [`signals`],
+//! [`socket`] (where it listens), [`stop`] (how its threads end), and [`tmpfs`] (where its memory
+//! outlives it).
 
 pub mod args;
 pub mod backoff;
@@ -27,6 +29,7 @@ pub mod identity;
 pub mod limits;
 pub mod link;
 pub mod log;
+pub mod metrics;
 mod prefetch;
 pub mod sandbox;
 pub mod serving;

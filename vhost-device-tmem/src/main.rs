@@ -17,9 +17,11 @@ use vhost_device_tmem::{
     limits::{self, FewDescriptors},
     link::GuestId,
     log::Log,
+    metrics::Address,
     sandbox::{self, Places, Role, Sandbox, SandboxError},
+    serving::Listener,
     signals::Signals,
-    socket::{OwnedSocket, Rights, SocketError},
+    socket::{listen_at, OwnedSocket, Rights, SocketError},
     store::{HugePages, Memory, StoreError},
     supervisor::{self, GuestSetup, Inherited, Setup, SupervisorError},
     tmpfs::Tmpfs,
@@ -116,17 +118,26 @@ fn run(args: &Args) -> Result<(), Failure> {
     if let Some(why) = small_pages_of_windows(&config, &guests) {
         tracing::warn!("{why}");
     }
+    let operators = Rights {
+        mode: if groups.1.is_some() { 0o660 } else { 0o600 },
+        group: groups.1,
+    };
     let control = match &config.control_path {
         None => None,
         Some(path) => {
-            let rights = Rights {
-                mode: if groups.1.is_some() { 0o660 } else { 0o600 },
-                group: groups.1,
-            };
             let before = inherited.control(path);
-            let (socket, listener) = listen(before, path, rights, "operators")?;
+            let (socket, listener) = listen(before, path, operators, "operators")?;
             sockets.push(socket);
             Some(listener)
+        }
+    };
+    let metrics = match &config.metrics_listen {
+        None => None,
+        Some(Address::Tcp(address)) => Some(Listener::Tcp(listen_at(*address)?)),
+        Some(Address::Unix(path)) => {
+            let (socket, listener) = OwnedSocket::bind(path, operators, "metrics")?;
+            sockets.push(socket);
+            Some(Listener::Unix(listener))
         }
     };
     let program = std::env::current_exe().map_err(cannot("find out which program this is"))?;
@@ -135,6 +146,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     let setup = Setup {
         guests,
         control,
+        metrics,
         memory,
         limits: config.limits,
         args: std::env::args().skip(1).collect(),

@@ -5,6 +5,7 @@
 use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Read, Write},
+    net::{SocketAddr, TcpListener},
     os::{
         fd::AsRawFd,
         unix::{
@@ -84,6 +85,18 @@ pub enum SocketError {
         "cannot listen on {0}: another daemon is listening there; stop it, or choose another path"
     )]
     InUse(PathBuf),
+    /// Somebody listens at an address of the network.
+    #[error("cannot listen on {0}: somebody else does; stop that, or choose another port")]
+    AddressInUse(SocketAddr),
+    /// An address of the network cannot be listened on.
+    #[error("cannot listen on {address}: {error}")]
+    Address {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system said.
+        #[source]
+        error: io::Error,
+    },
     /// Something that is no socket has the path.
     #[error("cannot listen on {0}: a file that is no socket is there; choose another path")]
     NoSocket(PathBuf),
@@ -291,12 +304,26 @@ impl Drop for OwnedSocket {
     }
 }
 
+/// Listens at an address of the network.
+///
+/// # Errors
+///
+/// [`SocketError`], which says what to do.
+pub fn listen_at(address: SocketAddr) -> Result<TcpListener, SocketError> {
+    unless_dying(|| {
+        TcpListener::bind(address).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => SocketError::AddressInUse(address),
+            _ => SocketError::Address { address, error },
+        })
+    })
+}
+
 /// Repeats what finds a path in use, until nobody can be dying any more who has it.
 fn unless_dying<T>(mut take: impl FnMut() -> Result<T, SocketError>) -> Result<T, SocketError> {
     let until = Instant::now() + DYING;
     loop {
         match take() {
-            Err(SocketError::InUse(_)) if Instant::now() < until => {
+            Err(SocketError::InUse(_) | SocketError::AddressInUse(_)) if Instant::now() < until => {
                 thread::sleep(Duration::from_millis(5));
             }
             taken => return taken,

@@ -18,6 +18,7 @@ pub use error::ArgsError;
 use crate::{
     device::Limits,
     limits::{Memory, MemoryOf},
+    metrics::Address,
     sandbox::Sandbox,
     size,
     store::{self, Compression, Faults, HugePages, MIN_CAPACITY},
@@ -76,9 +77,15 @@ pub struct Args {
     )]
     pub window_sizes: Vec<String>,
 
-    /// Socket that tmemctl connects to.
+    /// Socket that tmemctl connects to; the path that it looks at by itself is
+    /// /run/vhost-device-tmem/control.sock.
     #[arg(long, value_name = "PATH")]
     pub control_path: Option<PathBuf>,
+
+    /// Where metrics are served, as OpenMetrics over HTTP: an address and a port, such as
+    /// 127.0.0.1:9752, or the path of a socket. Who can connect can read them.
+    #[arg(long, value_name = "ADDR")]
+    pub metrics_listen: Option<Address>,
 
     /// Threads that serve the virtqueues of all guests; 0 for as many as there are processors.
     #[arg(long, value_name = "N", default_value_t = 0,
@@ -197,6 +204,8 @@ pub struct Config {
     pub window_dir: Option<PathBuf>,
     /// The operator's socket.
     pub control_path: Option<PathBuf>,
+    /// Where metrics are served.
+    pub metrics_listen: Option<Address>,
     /// What drivers may ask for.
     pub limits: Limits,
     /// Threads that serve virtqueues; 0 for as many as there are processors.
@@ -282,6 +291,11 @@ impl Args {
         set_windows(&mut guests, &self.window_sizes)?;
         let mut names = BTreeSet::new();
         let mut paths: BTreeSet<_> = self.control_path.iter().collect();
+        if let Some(Address::Unix(path)) = &self.metrics_listen {
+            if !paths.insert(path) {
+                return Err(ArgsError::SamePath(path.clone()));
+            }
+        }
         for guest in &guests {
             if !names.insert(&guest.name) {
                 return Err(ArgsError::SameName(guest.name.clone()));
@@ -301,6 +315,7 @@ impl Args {
             check_contents: self.check_contents,
             window_dir: self.window_dir.clone(),
             control_path: self.control_path.clone(),
+            metrics_listen: self.metrics_listen.clone(),
             limits: Limits::new(self.data_queues),
             threads: self.threads.into(),
             poll: Duration::from_micros(self.poll_us.into()),

@@ -20,6 +20,7 @@ impl Operated for Nothing {
     fn stat(&self) -> Stat {
         Stat {
             version: VERSION,
+            worker_starts: 1,
             capacity_bytes: 0,
             compression: Compression::None,
             used_bytes: 0,

@@ -77,6 +77,9 @@ pub enum Reply {
 pub struct Stat {
     /// [`VERSION`].
     pub version: u32,
+    /// Workers that the supervisor has started, with the one that answers.
+    #[serde(default)]
+    pub worker_starts: u64,
     /// The most memory that the store takes, in bytes.
     pub capacity_bytes: u64,
     /// How it compresses pages.

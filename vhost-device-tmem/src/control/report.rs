@@ -8,12 +8,13 @@ use crate::{
     store::{Credits, Store},
 };
 
-/// Returns the statistics of this moment. Each pool's numbers belong together; those of different
+/// Returns the statistics of this moment, as the first worker. Each pool's numbers belong together; those of different
 /// pools were taken one after the other.
 pub fn stat<'s>(store: &Store, slots: impl IntoIterator<Item = &'s Slot>) -> Stat {
     let report = store.report();
     Stat {
         version: VERSION,
+        worker_starts: 1,
         capacity_bytes: report.capacity_bytes,
         compression: report.compression,
         used_bytes: report.used_bytes,

@@ -19,7 +19,8 @@ pub enum ToWorker {
     /// The first message: what to serve, and how. Answered by [`FromWorker::Ready`].
     ///
     /// Descriptors: the page of [`super::BlamePage`], the operator's socket if `control`, the two of
-    /// the store's memory, and a file by whose lock workers have that memory one after the other.
+    /// the store's memory, a file by whose lock workers have that memory one after the other, and
+    /// the socket of metrics if `metrics`.
     Start {
         /// The daemon's command line, without the program: each build reads it for itself.
         args: Vec<String>,
@@ -27,6 +28,12 @@ pub enum ToWorker {
         threads: u32,
         /// Whether there is an operator's socket.
         control: bool,
+        /// Whether there is a socket of metrics.
+        #[serde(default)]
+        metrics: bool,
+        /// Workers that were started, with this one.
+        #[serde(default)]
+        worker_starts: u64,
         /// The numbers of the guests, in the order of the command line.
         numbers: Vec<GuestId>,
         /// The guests whose pages are still wanted. What a worker before kept for any other goes.

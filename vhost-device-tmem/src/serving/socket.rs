@@ -31,6 +31,17 @@ impl Listener {
         }
     }
 
+    /// Returns where it listens, in words.
+    pub fn address(&self) -> Option<String> {
+        match self {
+            Self::Unix(listener) => {
+                let address = listener.local_addr().ok()?;
+                Some(address.as_pathname()?.display().to_string())
+            }
+            Self::Tcp(listener) => Some(listener.local_addr().ok()?.to_string()),
+        }
+    }
+
     pub(super) fn set_nonblocking(&self) -> io::Result<()> {
         match self {
             Self::Unix(listener) => listener.set_nonblocking(true),

@@ -45,6 +45,8 @@ pub(super) struct Needs {
     pub(super) numbers: Vec<GuestId>,
     /// The operator's socket.
     pub(super) control: Option<OwnedFd>,
+    /// The socket of metrics.
+    pub(super) metrics: Option<OwnedFd>,
     /// The store's memory.
     pub(super) memory: Vec<OwnedFd>,
     /// Where the program is from, and where an upgrade takes it from.
@@ -180,12 +182,15 @@ impl Manager {
             args: self.needs.args.clone(),
             threads: u32::from(self.blame.one_thread(now)),
             control: self.needs.control.is_some(),
+            metrics: self.needs.metrics.is_some(),
+            worker_starts: worker.number(),
             numbers: self.needs.numbers.clone(),
             known: self.needs.hub.known(),
         };
         let mut descriptors = vec![self.page.as_fd()];
         descriptors.extend(self.needs.control.iter().map(AsFd::as_fd));
         descriptors.extend(self.needs.memory.iter().map(AsFd::as_fd));
+        descriptors.extend(self.needs.metrics.iter().map(AsFd::as_fd));
         let lost = worker.begin(&start, &descriptors, self.needs.signals.as_fd())?;
         if lost > 0 {
             tracing::error!(

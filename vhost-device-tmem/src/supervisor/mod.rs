@@ -49,7 +49,9 @@ use hub::Hub;
 use manager::{Manager, Needs};
 use process::StartError;
 
-use crate::{device::Limits, link::GuestId, signals::Signals, window::WindowFiles};
+use crate::{
+    device::Limits, link::GuestId, serving::Listener, signals::Signals, window::WindowFiles,
+};
 
 /// How long connections' threads may take to come to the end of a message.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -104,6 +106,8 @@ pub struct Setup {
     pub guests: Vec<GuestSetup>,
     /// The operator's socket, which workers serve.
     pub control: Option<UnixListener>,
+    /// The socket of metrics, which workers serve, too.
+    pub metrics: Option<Listener>,
     /// The store's memory.
     pub memory: Vec<OwnedFd>,
     /// What drivers may ask for.
@@ -157,6 +161,7 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
         .control
         .as_ref()
         .and_then(|control| control.local_addr().ok());
+    let metrics = setup.metrics.as_ref().and_then(Listener::address);
     let outlived = inherited.keeper.keeps();
     let hub = Arc::new(Hub::new(guests, inherited.keeper)?);
     let mut manager = Manager::new(Needs {
@@ -165,6 +170,7 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
         args: setup.args,
         numbers,
         control: setup.control.map(OwnedFd::from),
+        metrics: setup.metrics.map(OwnedFd::from),
         memory: setup.memory,
         program: setup.program,
         abandoned_after: setup.abandoned_after,
@@ -186,6 +192,9 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
     }
     if let Some(path) = operators.as_ref().and_then(|address| address.as_pathname()) {
         tracing::info!("waiting for operators on {}", path.display());
+    }
+    if let Some(address) = metrics {
+        tracing::info!("serving metrics on {address}");
     }
     let ran = manager.run();
     // Each connection's thread answers what it has taken, and takes nothing more.

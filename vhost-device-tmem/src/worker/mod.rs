@@ -36,13 +36,15 @@ use crate::{
     limits::{Memory, MemoryOf},
     link::{BlamePage, FromWorker, GuestId, Link, LinkError, Received, ToWorker, LINK_VERSION},
     log::Log,
+    metrics::MetricsServer,
     sandbox::{self, Places, Role, Sandbox, SandboxError},
+    serving::Listener,
     signals::Signals,
     store::{self, Memory as StoreMemory, Store, StoreError, Walk},
 };
 
 use operated::Daemon;
-use serve::{ServeFaults, Worker};
+use serve::{ServeFaults, Servers, Worker};
 use tidy::Tidier;
 use watched::Watched;
 
@@ -137,6 +139,8 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
         args,
         threads,
         control,
+        metrics,
+        worker_starts,
         numbers,
         known,
     } = message
@@ -149,6 +153,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     let control = if control { Some(next()?) } else { None };
     let memory = StoreMemory::from_descriptors([next()?, next()?]);
     let claim = next()?;
+    let metrics = if metrics { Some(next()?) } else { None };
     let args = ["vhost-device-tmem".to_owned()].into_iter().chain(args);
     let args = Args::try_parse_from(args);
     let args = args.map_err(|error| WorkerError::CommandLine(error.to_string()))?;
@@ -195,15 +200,18 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     }
     let names = config.guests.iter().map(|guest| guest.name.clone());
     let guests: Vec<_> = numbers.into_iter().zip(names).collect();
-    let daemon = Arc::new(Daemon::new(Arc::clone(link), store, &engine, &guests));
-    let server = match control {
+    let daemon = Daemon::new(Arc::clone(link), store, &engine, &guests, worker_starts);
+    let daemon = Arc::new(daemon);
+    let operated = Arc::clone(&daemon) as Arc<dyn Operated>;
+    let metrics = metrics.map(|socket| {
+        let listener = Listener::of(socket);
+        MetricsServer::start(listener, Arc::clone(&operated))
+    });
+    let metrics = metrics.transpose()?;
+    let control = match control {
         Some(listener) => {
             let admitted = Admitted::new(operators);
-            Some(ControlServer::start(
-                listener.into(),
-                admitted,
-                Arc::clone(&daemon) as Arc<dyn Operated>,
-            )?)
+            Some(ControlServer::start(listener.into(), admitted, operated)?)
         }
         None => None,
     };
@@ -218,7 +226,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
             hang: config.fault_hang_guest.clone(),
         },
     }
-    .run(server)?;
+    .run(Servers { control, metrics })?;
     Ok(())
 }
 

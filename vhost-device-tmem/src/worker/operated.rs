@@ -17,15 +17,18 @@ pub(super) struct Daemon {
     link: Arc<Link>,
     store: Arc<Store>,
     slots: Vec<(GuestId, Arc<Slot>)>,
+    worker_starts: u64,
 }
 
 impl Daemon {
-    /// Answers for guests with these numbers and names, in the order of the command line.
+    /// Answers for guests with these numbers and names, in the order of the command line, as the
+    /// last of so many workers.
     pub(super) fn new(
         link: Arc<Link>,
         store: Arc<Store>,
         engine: &Engine,
         guests: &[(GuestId, String)],
+        worker_starts: u64,
     ) -> Self {
         let slots = guests
             .iter()
@@ -34,6 +37,7 @@ impl Daemon {
             link,
             store,
             slots: slots.collect(),
+            worker_starts,
         }
     }
 
@@ -83,7 +87,10 @@ impl Daemon {
 
 impl Operated for Daemon {
     fn stat(&self) -> Stat {
-        stat(&self.store, self.slots.iter().map(|(_, slot)| &**slot))
+        Stat {
+            worker_starts: self.worker_starts,
+            ..stat(&self.store, self.slots.iter().map(|(_, slot)| &**slot))
+        }
     }
 
     fn stop(&self, force: bool) -> Result<String, String> {

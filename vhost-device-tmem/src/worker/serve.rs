@@ -13,9 +13,10 @@ use crate::{
     control::ControlServer,
     device::{Engine, EngineError},
     link::{FromWorker, GuestId, Link, LinkError, Received, ToWorker},
+    metrics::MetricsServer,
 };
 
-/// How long operators may take to hear the last of this worker.
+/// How long operators, and others who ask, may take to hear the last of this worker.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Guests at which the worker misbehaves, to test what the supervisor does then.
@@ -25,6 +26,24 @@ pub(super) struct ServeFaults {
     pub(super) crash: Option<String>,
     /// The worker hangs when it starts a virtqueue of this one.
     pub(super) hang: Option<String>,
+}
+
+/// Those who serve somebody other than guests.
+pub(super) struct Servers {
+    pub(super) control: Option<ControlServer>,
+    pub(super) metrics: Option<MetricsServer>,
+}
+
+impl Servers {
+    fn end(self, until: Instant) {
+        let control = self.control.map(|server| server.end(until));
+        let metrics = self.metrics.map(|server| server.end(until));
+        for ended in control.into_iter().chain(metrics) {
+            if let Err(late) = ended {
+                tracing::warn!("{late}");
+            }
+        }
+    }
 }
 
 /// A worker that has begun.
@@ -42,7 +61,7 @@ impl Worker {
     /// # Errors
     ///
     /// [`LinkError`], also where the supervisor is gone.
-    pub(super) fn run(&self, server: Option<ControlServer>) -> Result<(), LinkError> {
+    pub(super) fn run(&self, servers: Servers) -> Result<(), LinkError> {
         loop {
             let Received {
                 message,
@@ -60,11 +79,7 @@ impl Worker {
             }
         }
         self.engine.stop();
-        if let Some(server) = server {
-            if let Err(late) = server.end(Instant::now() + PATIENCE) {
-                tracing::warn!("{late}");
-            }
-        }
+        servers.end(Instant::now() + PATIENCE);
         self.link.send(&FromWorker::Stopped, &[])
     }
 

@@ -356,6 +356,7 @@ mod tests {
         };
         Stat {
             version: VERSION,
+            worker_starts: 1,
             capacity_bytes: 1 << 30,
             compression,
             used_bytes: 4 << 20,

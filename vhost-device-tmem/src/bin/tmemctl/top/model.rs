@@ -405,6 +405,7 @@ pub(super) mod tests {
         Sample {
             stat: Stat {
                 version: VERSION,
+                worker_starts: 1,
                 capacity_bytes: 8 << 30,
                 compression: Compression::None,
                 used_bytes: 1 << 30,

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The statistics as OpenMetrics.
+
+use std::fmt;
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{text::encode, DescriptorEncoder, MetricEncoder, NoLabelSet},
+    metrics::{info::Info, MetricType},
+    registry::{Registry, Unit},
+};
+
+use super::catalog::{Metric, Sort, Values, BUILD, KINDS, METRICS, PREFIX};
+use crate::control::Stat;
+
+/// Returns the statistics as text.
+pub(super) fn render(stat: Stat) -> String {
+    let mut registry = Registry::with_prefix(PREFIX);
+    let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+    // The library adds the point.
+    let help = BUILD.1.trim_end_matches('.');
+    registry.register(BUILD.0, help, version);
+    registry.register_collector(Box::new(Collected(stat)));
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = encode(&mut text, &registry);
+    text
+}
+
+#[derive(Debug)]
+struct Collected(Stat);
+
+impl Collector for Collected {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for metric in METRICS {
+            let unit = metric.unit.map(|unit| Unit::Other(unit.to_owned()));
+            let sort = match metric.sort {
+                Sort::Counter => MetricType::Counter,
+                Sort::Gauge => MetricType::Gauge,
+            };
+            let mut samples =
+                encoder.encode_descriptor(metric.name, metric.help, unit.as_ref(), sort)?;
+            self.samples(metric, &mut samples)?;
+        }
+        Ok(())
+    }
+}
+
+impl Collected {
+    fn samples(&self, metric: &Metric, samples: &mut MetricEncoder<'_>) -> fmt::Result {
+        let Self(stat) = self;
+        let mut sample = |labels: &[(&str, &str)], value| match labels {
+            [] => number(metric.sort, value, samples),
+            labels => number(metric.sort, value, &mut samples.encode_family(&labels)?),
+        };
+        if let Values::Host(value) = metric.values {
+            return sample(&[], value(stat));
+        }
+        for guest in &stat.guests {
+            let name = ("guest", guest.name.as_str());
+            match metric.values {
+                Values::Host(_) => {}
+                Values::Guest(value) => sample(&[name], value(guest))?,
+                Values::GuestKind(value) => {
+                    for (kind, label) in KINDS {
+                        sample(&[name, ("kind", label)], value(guest, kind))?;
+                    }
+                }
+                Values::Window(value) => {
+                    if let Some(window) = &guest.window {
+                        sample(&[name], value(window))?;
+                    }
+                }
+                Values::WindowKind(value) => {
+                    if let Some(window) = &guest.window {
+                        for (kind, label) in KINDS {
+                            sample(&[name, ("kind", label)], value(window, kind))?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn number(sort: Sort, value: u64, sample: &mut MetricEncoder<'_>) -> fmt::Result {
+    match sort {
+        Sort::Counter => sample.encode_counter::<NoLabelSet, _, u64>(&value, None),
+        Sort::Gauge => sample.encode_gauge(&value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        control::{GuestStat, VERSION},
+        device::WindowState,
+        metrics::names,
+        store::{Compression, Contents, DroppedKind, PoolCounters},
+    };
+
+    fn stat() -> Stat {
+        let mut swaps = GuestStat {
+            name: "a \"b\"\\\n".to_owned(),
+            connected: true,
+            persistent_credits: 7,
+            window: Some(WindowState {
+                hits: u64::MAX,
+                ..WindowState::default()
+            }),
+            ..GuestStat::default()
+        };
+        swaps.dropped.persistent = DroppedKind {
+            counters: PoolCounters {
+                puts: 5,
+                ..PoolCounters::default()
+            },
+            ..DroppedKind::default()
+        };
+        let never = GuestStat {
+            name: "never".to_owned(),
+            ..GuestStat::default()
+        };
+        Stat {
+            version: VERSION,
+            worker_starts: 3,
+            capacity_bytes: 1 << 30,
+            compression: Compression::None,
+            used_bytes: 0,
+            resident_bytes: 0,
+            lent_bytes: 0,
+            capacity_pages: 0,
+            used_pages: 0,
+            ephemeral_pages: 0,
+            objects: 0,
+            contents: Contents::default(),
+            evictions: 0,
+            guests: vec![swaps, never],
+        }
+    }
+
+    #[test]
+    fn samples_have_names_labels_and_values() {
+        let text = render(stat());
+        let guest = r#"guest="a \"b\"\\\n""#;
+        let lines = [
+            "# TYPE tmem_capacity_bytes gauge".to_owned(),
+            "# UNIT tmem_capacity_bytes bytes".to_owned(),
+            "tmem_capacity_bytes 1073741824".to_owned(),
+            "# TYPE tmem_worker_starts counter".to_owned(),
+            "tmem_worker_starts_total 3".to_owned(),
+            format!("tmem_guest_connected{{{guest}}} 1"),
+            r#"tmem_guest_connected{guest="never"} 0"#.to_owned(),
+            format!(r#"tmem_guest_credit_pages{{{guest},kind="persistent"}} 7"#),
+            // Of a pool that is gone.
+            format!(r#"tmem_guest_put_pages_total{{{guest},kind="persistent"}} 5"#),
+            format!("tmem_window_hit_pages_total{{{guest}}} {}", u64::MAX),
+            "# EOF".to_owned(),
+        ];
+        for line in lines {
+            assert!(text.lines().any(|of| of == line), "no {line}: {text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+        // Who has no window has no samples of it.
+        assert!(!text.contains(r#"tmem_window_open{guest="never"}"#));
+    }
+
+    #[test]
+    fn samples_are_those_of_the_catalog() {
+        let text = render(stat());
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let mut seen: Vec<_> = samples
+            .filter_map(|line| line.split(['{', ' ']).next())
+            .collect();
+        seen.dedup();
+        assert_eq!(seen, names());
+        // Each is explained.
+        let helps = text.lines().filter(|line| line.starts_with("# HELP "));
+        assert_eq!(helps.count(), seen.len());
+    }
+}

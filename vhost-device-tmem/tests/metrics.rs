@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Metrics: who asks for them, what they get, and what is documented.
+
+mod support;
+
+use std::{
+    io::{self, Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    time::Duration,
+};
+
+use support::{key, kill, wait_until, Daemon, Guest, Place};
+use vhost_device_tmem::metrics::reference;
+use virtio_tmem_abi::pool_flags;
+
+const PATIENCE: Option<Duration> = Some(Duration::from_secs(60));
+const GET: &str = "GET /metrics HTTP/1.1\r\nHost: tmem\r\n\r\n";
+
+/// A daemon that serves metrics on some port.
+struct Served {
+    place: Place,
+    daemon: Daemon,
+    address: String,
+}
+
+impl Served {
+    fn new() -> Self {
+        let place = Place::new();
+        let web = place.arg("web.sock");
+        let args = ["-s", &web, "-c", "8MiB", "--metrics-listen", "127.0.0.1:0"];
+        let mut daemon = Daemon::start(&args);
+        let line = daemon.wait_for("serving metrics on ");
+        let (_, address) = line.trim_end().rsplit_once(' ').unwrap();
+        let address = address.to_owned();
+        Self {
+            place,
+            daemon,
+            address,
+        }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(PATIENCE).unwrap();
+        stream
+    }
+
+    /// Sends a request, and returns what comes until the connection ends.
+    fn ask(&self, request: &[u8]) -> String {
+        answer(self.connect(), request)
+    }
+
+    /// The value of a sample that begins so.
+    fn value(&self, sample: &str) -> Option<u64> {
+        let text = self.ask(GET.as_bytes());
+        let line = text.lines().find_map(|line| line.strip_prefix(sample))?;
+        Some(line.trim().parse().unwrap())
+    }
+}
+
+fn answer(mut stream: impl Read + Write, request: &[u8]) -> String {
+    stream.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        Ok(_) => {}
+        // What was not read of the request ends the connection so.
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+#[test]
+fn metrics_are_served_over_the_network() {
+    let served = Served::new();
+    let mut guest = Guest::connect(&served.place.path("web.sock"));
+    guest.create_pool(0, pool_flags::PERSISTENT);
+    guest.put(2, 0, &[(key(1, 1, 1), 7), (key(1, 2, 1), 8)]);
+    let put = r#"tmem_guest_put_pages_total{guest="web",kind="persistent"}"#;
+    // What was counted a moment ago is good enough for those who ask.
+    wait_until("both pages are counted", || served.value(put) == Some(2));
+    let text = served.ask(GET.as_bytes());
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(head.contains("application/openmetrics-text; version=1.0.0"));
+    assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())));
+    assert!(body.ends_with("# EOF\n"));
+    for line in [
+        r#"tmem_guest_connected{guest="web"} 1"#,
+        r#"tmem_guest_stored_pages{guest="web",kind="persistent"} 2"#,
+        "tmem_worker_starts_total 1",
+        "tmem_capacity_bytes 8388608",
+    ] {
+        assert!(body.lines().any(|of| of == line), "no {line}: {body}");
+    }
+    let head = served.ask(b"HEAD /metrics HTTP/1.1\r\n\r\n");
+    assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"));
+}
+
+#[test]
+fn metrics_are_served_on_a_path() {
+    let place = Place::new();
+    let (web, path) = (place.arg("web.sock"), place.path("metrics.sock"));
+    let metrics = place.arg("metrics.sock");
+    let mut daemon = Daemon::start(&["-s", &web, "-c", "8MiB", "--metrics-listen", &metrics]);
+    daemon.wait_for("serving metrics on ");
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let text = answer(UnixStream::connect(&path).unwrap(), GET.as_bytes());
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    daemon.stop();
+    assert!(!path.exists());
+}
+
+#[test]
+fn another_worker_goes_on_with_the_socket() {
+    let served = Served::new();
+    let starts = || served.value("tmem_worker_starts_total");
+    assert_eq!(starts(), Some(1));
+    kill(served.daemon.worker(), libc::SIGKILL);
+    wait_until("another worker serves metrics", || starts() == Some(2));
+    served.daemon.signal(libc::SIGUSR2);
+    wait_until("a worker of an upgrade serves them", || starts() == Some(3));
+}
+
+#[test]
+fn what_is_no_request_is_answered_so() {
+    let served = Served::new();
+    let statuses: [(&[u8], &str); 6] = [
+        (b"GET / HTTP/1.1\r\n\r\n", "404 Not Found"),
+        (b"POST /metrics HTTP/1.1\r\n\r\n", "405 Method Not Allowed"),
+        (b"{\"version\":1,\"command\":\"stop\"}\n", "400 Bad Request"),
+        (
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+            "400 Bad Request",
+        ),
+        (b"GET /metrics HTTP/9.9\r\n\r\n", "400 Bad Request"),
+        // One request is all, and what comes behind it is nothing.
+        (
+            b"GET /x HTTP/1.1\r\n\r\nGET /y HTTP/1.1\r\n\r\n",
+            "404 Not Found",
+        ),
+    ];
+    for (request, status) in statuses {
+        let text = served.ask(request);
+        let first = text.lines().next();
+        assert_eq!(first, Some(&*format!("HTTP/1.1 {status}")), "{request:?}");
+        assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{text}");
+    }
+    // Fields without end.
+    let mut stream = served.connect();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
+    let mut sent = 0;
+    while stream.write_all(b"X-Long: 0123456789abcdef\r\n").is_ok() {
+        sent += 1;
+        assert!(sent < 1 << 20, "it reads on and on");
+    }
+    // Somebody who sends nothing at all.
+    let stream = served.connect();
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(answer(&stream, b""), "");
+    assert_eq!(served.value("tmem_worker_starts_total"), Some(1));
+}
+
+#[test]
+fn nobody_waits_for_clients_that_are_slow_or_many() {
+    let mut served = Served::new();
+    // Many more than there is room for, who say nothing, or a part of something.
+    let mut crowd: Vec<_> = (0..200).map(|_| served.connect()).collect();
+    for stream in &mut crowd {
+        // Those who were silent longest are gone already.
+        let _ = stream.write_all(b"GET /metr");
+    }
+    assert_eq!(served.value("tmem_worker_starts_total"), Some(1));
+    // Guests are served meanwhile.
+    let mut guest = Guest::connect(&served.place.path("web.sock"));
+    guest.create_pool(0, pool_flags::PERSISTENT);
+    // Those who only ever begin do not stay.
+    let mut slow = crowd.pop().unwrap();
+    let mut rest = Vec::new();
+    let _ = slow.read_to_end(&mut rest);
+    assert!(rest.is_empty());
+    // Nor does anybody keep the daemon from ending.
+    let _crowd: Vec<_> = (0..100).map(|_| served.connect()).collect();
+    served.daemon.signal(libc::SIGTERM);
+    let ended = || served.daemon.child.try_wait().unwrap().is_some();
+    wait_until("the daemon ends", ended);
+}
+
+#[test]
+fn an_address_that_cannot_be_is_refused() {
+    let place = Place::new();
+    let web = place.arg("web.sock");
+    let said = |address: &str| {
+        let args = ["-s", &web, "-c", "8MiB", "--metrics-listen", address];
+        let output = Daemon::command(&args).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let text = said("localhost");
+    assert!(text.contains("such as 127.0.0.1:9752"), "{text}");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let text = said(&taken.local_addr().unwrap().to_string());
+    assert!(text.contains("choose another port"), "{text}");
+    let text = said(&web);
+    assert!(text.contains("is given twice"), "{text}");
+}
+
+#[test]
+fn all_metrics_are_documented() {
+    let reference = reference();
+    assert!(
+        include_str!("../METRICS.md").contains(&reference),
+        "METRICS.md should have\n{reference}"
+    );
+}
