@@ -8,11 +8,12 @@ use std::{
     io::{self, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
     os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::Path,
     time::Duration,
 };
 
 use support::{key, kill, wait_until, Daemon, Guest, Place};
-use vhost_device_tmem::metrics::reference;
+use vhost_device_tmem::metrics::{names, reference};
 use virtio_tmem_abi::pool_flags;
 
 const PATIENCE: Option<Duration> = Some(Duration::from_secs(60));
@@ -214,4 +215,30 @@ fn all_metrics_are_documented() {
         include_str!("../METRICS.md").contains(&reference),
         "METRICS.md should have\n{reference}"
     );
+}
+
+/// The names of metrics in a text.
+fn named(text: &str) -> Vec<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("tmem_")).collect()
+}
+
+#[test]
+fn what_is_watched_exists() {
+    let dist = Path::new(env!("CARGO_MANIFEST_DIR")).join("dist");
+    let names = names();
+    let read = |file: &str| std::fs::read_to_string(dist.join(file)).unwrap();
+    let dashboard = read("grafana-dashboard.json");
+    serde_json::from_str::<serde_json::Value>(&dashboard).expect("the dashboard is JSON");
+    let alerts = read("prometheus-alerts.yml");
+    for (file, text) in [("dashboard", &dashboard), ("alerts", &alerts)] {
+        let named = named(text);
+        assert!(named.len() > 5, "the {file} watches nothing");
+        for name in named {
+            assert!(
+                names.iter().any(|of| of == name),
+                "{file}: there is no {name}"
+            );
+        }
+    }
 }
