@@ -50,6 +50,10 @@ module-install: module ## Install the module into the toolbox, where guests find
 daemon: toolbox ## Build the host daemon and tmemctl: build/cargo/release/
 	@$(cargo) build --release --locked -p vhost-device-tmem
 
+.PHONY: manuals
+manuals: daemon ## Write man pages and completions: build/manuals/
+	@$(run) scripts/manuals build/cargo/release/tmemctl build/manuals
+
 # The daemon, and what only tests need, in one go.
 .PHONY: programs
 programs: toolbox

@@ -5,14 +5,16 @@
 mod support;
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixListener,
     process::{Command, Output, Stdio},
 };
 
+use clap::{CommandFactory, ValueEnum};
 use serde_json::Value;
 use support::{key, Daemon, Guest, Place};
+use vhost_device_tmem::args::Args;
 use virtio_tmem_abi::pool_flags;
 
 const DATA: usize = 2;
@@ -260,4 +262,85 @@ fn exit_codes_are_documented() {
         assert!(readme.contains(&row), "README.md has no {row:?}");
     }
     assert_eq!(codes.lines().count(), 7);
+}
+
+#[test]
+fn shells_complete_what_there_is() {
+    let said = |args: &[&str]| {
+        let said = Said::by(&mut tmemctl(args));
+        assert_eq!((said.code, &*said.err), (0, ""), "{args:?}");
+        said.out
+    };
+    let programs = [
+        ("tmemctl", "upgrade", "--control-path"),
+        ("vhost-device-tmem", "--capacity", "--metrics-listen"),
+    ];
+    for shell in clap_complete::Shell::value_variants() {
+        let shell = shell.to_string();
+        for (program, one, other) in programs {
+            let script = said(&["completions", &shell, "--of", program]);
+            // One of them knows options without what they begin with.
+            for word in [one, other].map(|word| word.trim_start_matches('-')) {
+                assert!(script.contains(word), "{shell} does not know {word}");
+            }
+        }
+    }
+    // It is a script.
+    let mut checked = Command::new("bash");
+    let mut checked = checked.arg("-n").stdin(Stdio::piped()).spawn().unwrap();
+    let script = said(&["completions", "bash"]);
+    let mut stdin = checked.stdin.take().unwrap();
+    stdin.write_all(script.as_bytes()).unwrap();
+    drop(stdin);
+    assert!(checked.wait().unwrap().success());
+}
+
+/// The options of a command that are meant to be known.
+fn options(command: &clap::Command) -> Vec<String> {
+    let known = command.get_arguments().filter(|arg| !arg.is_hide_set());
+    let long = known.filter_map(|arg| arg.get_long());
+    long.map(|name| format!("--{name}")).collect()
+}
+
+#[test]
+fn the_manual_explains_every_option() {
+    let place = Place::new();
+    let said = Said::by(&mut tmemctl(&["man", &place.arg("man")]));
+    assert_eq!((said.code, &*said.out, &*said.err), (0, "", ""));
+    let read = |name: &str| {
+        let page = fs::read_to_string(place.path("man").join(name)).unwrap();
+        // Dashes are not what breaks a line.
+        page.replace("\\-", "-")
+    };
+    let daemon = Args::command();
+    let (page, readme) = (read("vhost-device-tmem.8"), include_str!("../README.md"));
+    for option in options(&daemon) {
+        assert!(page.contains(&option), "the page has no {option}");
+        assert!(readme.contains(&option), "README.md has no {option}");
+    }
+    let page = read("tmemctl.8");
+    assert!(page.contains("--control-path") && page.contains("the daemon refused"));
+    for command in [
+        "list",
+        "stat",
+        "top",
+        "stop",
+        "upgrade",
+        "completions",
+        "man",
+    ] {
+        let own = read(&format!("tmemctl-{command}.8"));
+        assert!(
+            own.contains(&format!("tmemctl {command}"))
+                || own.contains(&format!("tmemctl-{command}"))
+        );
+        assert!(page.contains(&format!("tmemctl-{command}(8)")), "{page}");
+        assert!(readme.contains(&format!("| `{command}")), "{command}");
+    }
+    assert!(read("tmemctl-top.8").contains("--interval"));
+    // Nobody is meant to know what is for tests.
+    assert!(!read("tmemctl-top.8").contains("fault-panic"));
+    let file = place.arg("man/tmemctl.8");
+    let said = Said::by(&mut tmemctl(&["man", &file]));
+    assert_eq!(said.code, 6, "{said:?}");
 }

@@ -5,9 +5,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use vhost_device_tmem::control::DEFAULT_PATH;
 
-use crate::{failure::EXIT_CODES, top};
+use crate::{failure::EXIT_CODES, manual::Program, top};
 
 /// Talks to vhost-device-tmem.
 #[derive(Debug, Parser)]
@@ -62,6 +63,20 @@ pub(crate) enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Print a script that has a shell complete command lines.
+    Completions {
+        /// The shell.
+        shell: Shell,
+
+        /// Whose command lines.
+        #[arg(long, value_name = "PROGRAM", value_enum, default_value_t)]
+        of: Program,
+    },
+    /// Write man pages of tmemctl, its commands, and the daemon.
+    Man {
+        /// Where to.
+        directory: PathBuf,
+    },
 }
 
 impl Command {
@@ -73,6 +88,7 @@ impl Command {
             | Self::Top(top::Options { output, .. })
             | Self::Stop { output, .. }
             | Self::Upgrade { output } => *output,
+            Self::Completions { .. } | Self::Man { .. } => Output::default(),
         }
     }
 }

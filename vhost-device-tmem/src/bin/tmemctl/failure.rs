@@ -25,8 +25,8 @@ pub(crate) enum Failure {
     Client(#[from] ClientError),
     #[error("no guest is named {name:?}; there are: {}", .names.join(", "))]
     NoGuest { name: String, names: Vec<String> },
-    #[error("cannot print: {0}")]
-    Print(#[from] io::Error),
+    #[error("cannot write: {0}")]
+    Write(#[from] io::Error),
     #[error("this is no terminal; --once prints one frame, and --json figures for programs")]
     NoTerminal,
 }
@@ -47,14 +47,14 @@ impl Failure {
                 ClientError::Answer(_) | ClientError::OtherAnswer => 4,
             },
             Self::NoGuest { .. } => 5,
-            Self::Print(_) | Self::NoTerminal => 6,
+            Self::Write(_) | Self::NoTerminal => 6,
         }
     }
 
     /// Says why on standard error, and returns how the process is to end.
     pub(crate) fn report(&self, json: bool) -> ExitCode {
         // Whoever reads the output has seen enough.
-        if matches!(self, Self::Print(error) if error.kind() == io::ErrorKind::BrokenPipe) {
+        if matches!(self, Self::Write(error) if error.kind() == io::ErrorKind::BrokenPipe) {
             return ExitCode::SUCCESS;
         }
         let code = self.code();

@@ -5,6 +5,7 @@
 mod args;
 mod failure;
 mod figures;
+mod manual;
 mod tables;
 mod top;
 
@@ -40,7 +41,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             if output.json {
                 print_json(&Listed::all(&stat))
             } else {
-                print(&tables::list(&stat))
+                print(tables::list(&stat))
             }
         }
         Command::Stat {
@@ -53,7 +54,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             if output.json {
                 print_json(&stat)?;
             } else {
-                print(&tables::all(&stat))?;
+                print(tables::all(&stat))?;
             }
             match watch {
                 Some(seconds) => thread::sleep(Duration::from_secs(*seconds)),
@@ -65,6 +66,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             demand(path, Request::Stop { force: *force }, output.json)
         }
         Command::Upgrade { output } => demand(path, Request::Upgrade, output.json),
+        Command::Completions { shell, of } => print(manual::completions(*of, *shell)),
+        Command::Man { directory } => Ok(manual::write_pages(directory)?),
     }
 }
 
@@ -90,17 +93,17 @@ fn demand(path: &Path, request: Request, json: bool) -> Result<(), Failure> {
             message,
         })
     } else {
-        print(&format!("{message}\n"))
+        print(format!("{message}\n"))
     }
 }
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(ClientError::from)?;
-    print(&(text + "\n"))
+    print(text + "\n")
 }
 
-fn print(text: &str) -> Result<(), Failure> {
+fn print(text: impl AsRef<[u8]>) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
+    out.write_all(text.as_ref())?;
     Ok(out.flush()?)
 }

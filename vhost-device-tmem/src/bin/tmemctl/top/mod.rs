@@ -98,7 +98,7 @@ fn print_frames(
         if options.output.json {
             print_json(&model.figures())?;
         } else {
-            print(&draw::text(&model, draw::NARROW))?;
+            print(draw::text(&model, draw::NARROW))?;
         }
         if options.once {
             return Ok(());
