@@ -5,10 +5,13 @@
 mod support;
 
 use std::{
-    io::IoSliceMut,
+    io::{IoSliceMut, Read, Write},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::{net::UnixDatagram, process::CommandExt},
+        unix::{
+            net::{UnixDatagram, UnixStream},
+            process::CommandExt,
+        },
     },
     process::{Command, Stdio},
     sync::{
@@ -144,6 +147,7 @@ fn a_restart_of_the_service_goes_unnoticed() {
     let systemd = Systemd::new(&place);
     let (a, b) = (place.arg("a.sock"), place.arg("b.sock"));
     let control = place.arg("control.sock");
+    let metrics = place.arg("metrics.sock");
     let args = [
         "-s",
         &a,
@@ -153,6 +157,8 @@ fn a_restart_of_the_service_goes_unnoticed() {
         "64MiB",
         "--control-path",
         &control,
+        "--metrics-listen",
+        &metrics,
     ];
     let mut daemon = systemd.start(&args);
     let stop = Arc::new(AtomicBool::new(false));
@@ -203,6 +209,12 @@ fn a_restart_of_the_service_goes_unnoticed() {
     }
     stop.store(true, Ordering::Relaxed);
     load.join().unwrap();
+    // Metrics are served where they were.
+    let mut scraper = UnixStream::connect(&metrics).unwrap();
+    scraper.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+    let mut text = String::new();
+    scraper.read_to_string(&mut text).unwrap();
+    assert!(text.ends_with("# EOF\n"), "{text}");
     // A guest that comes later is kept, and one that went is not.
     let names = || systemd.names();
     let theirs = ["connection", "state", "memory", "kick", "call"];

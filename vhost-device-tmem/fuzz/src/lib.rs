@@ -11,6 +11,7 @@ mod vhost_user;
 pub use vhost_device_tmem::{
     control::fuzzing::control,
     device::fuzzing::{requests, rings},
+    metrics::fuzzing::metrics,
 };
 pub use vhost_user::vhost_user;
 
@@ -18,8 +19,9 @@ pub use vhost_user::vhost_user;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// The targets.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     ("control", control),
+    ("metrics", metrics),
     ("requests", requests),
     ("rings", rings),
     ("vhost_user", vhost_user),

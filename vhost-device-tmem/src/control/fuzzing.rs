@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Refuses everything, and has nothing.
-struct Nothing;
+pub(crate) struct Nothing;
 
 impl Operated for Nothing {
     fn stat(&self) -> Stat {

@@ -41,11 +41,7 @@ impl MetricsServer {
     ///
     /// The operating system's, where it has no thread or descriptor left.
     pub fn start(listener: Listener, operated: Arc<dyn Operated>) -> io::Result<Self> {
-        let http = Http {
-            operated,
-            last: None,
-        };
-        Ok(Self(Server::start(listener, http)?))
+        Ok(Self(Server::start(listener, Http::new(operated))?))
     }
 
     /// Ends the thread.
@@ -58,13 +54,20 @@ impl MetricsServer {
     }
 }
 
-struct Http {
+pub(super) struct Http {
     operated: Arc<dyn Operated>,
     /// The last statistics, and when that was.
     last: Option<(Instant, Arc<str>)>,
 }
 
 impl Http {
+    pub(super) fn new(operated: Arc<dyn Operated>) -> Self {
+        Self {
+            operated,
+            last: None,
+        }
+    }
+
     fn text(&mut self, now: Instant) -> Arc<str> {
         match &self.last {
             Some((at, text)) if now.saturating_duration_since(*at) < FRESH => Arc::clone(text),

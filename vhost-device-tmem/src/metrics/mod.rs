@@ -11,6 +11,8 @@
 
 mod address;
 mod catalog;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod http;
 mod text;
 
