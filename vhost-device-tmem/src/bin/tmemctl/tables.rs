@@ -16,7 +16,7 @@ use crate::figures::Listed;
 type Column = (&'static str, &'static str);
 
 /// What stands for a number that there is not.
-const NONE: &str = "-";
+pub(crate) const NONE: &str = "-";
 
 const WORDS: &str = "";
 

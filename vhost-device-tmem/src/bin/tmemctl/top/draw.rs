@@ -16,7 +16,7 @@ use vhost_device_tmem::control::part;
 use super::model::{History, Model, Row, Scale, Sort};
 use crate::{
     figures::State,
-    tables::{mib, percent},
+    tables::{mib, percent, NONE},
 };
 
 /// Columns that are always enough.
@@ -53,7 +53,10 @@ impl Palette {
     /// The palette where NO_COLOR has this value: any but an empty one asks for no colours.
     pub(super) fn new(no_color: Option<&OsStr>) -> Self {
         if no_color.is_some_and(|value| !value.is_empty()) {
-            return Self::default();
+            return Self {
+                quiet: Style::new().add_modifier(Modifier::DIM),
+                ..Self::default()
+            };
         }
         let color = |color| Style::new().fg(color);
         Self {
@@ -136,14 +139,16 @@ impl Widget for View<'_> {
             column.render(area, buffer);
         }
         let scale = model.scale();
-        for (row, area) in model.shown().iter().zip(body.rows()) {
-            guest(row, scale, palette, area, buffer);
+        let cells = columns(body);
+        for (row, line) in model.shown().iter().zip(body.rows()) {
+            let cells: Vec<_> = cells.iter().map(|cell| cell.intersection(line)).collect();
+            guest(row, scale, palette, &cells, buffer);
         }
         Line::styled(keys(model), palette.quiet).render(foot, buffer);
     }
 }
 
-/// Divides a line into the columns.
+/// Divides an area into the columns.
 fn columns(area: Rect) -> Vec<Rect> {
     let widths = COLUMNS.map(|(_, _, width, _)| match width {
         0 => Constraint::Fill(1),
@@ -186,13 +191,18 @@ fn host(model: &Model, palette: Palette) -> Paragraph<'static> {
     ])
 }
 
-fn guest(row: &Row, scale: Scale, palette: Palette, area: Rect, buffer: &mut Buffer) {
+fn guest(row: &Row, scale: Scale, palette: Palette, cells: &[Rect], buffer: &mut Buffer) {
     let rates = &row.rates;
-    let style = match row.state {
-        State::Connected => Style::new(),
-        State::Disconnected | State::NeverConnected => palette.quiet,
+    let there = row.state == State::Connected;
+    let style = if there { Style::new() } else { palette.quiet };
+    // Who is not there does nothing.
+    let rate = |pages| {
+        if there {
+            rate(pages)
+        } else {
+            NONE.to_owned()
+        }
     };
-    let cells = columns(area);
     let numbers = [
         row.name.clone(),
         mib(row.usage.memory_bytes),
@@ -201,7 +211,7 @@ fn guest(row: &Row, scale: Scale, palette: Palette, area: Rect, buffer: &mut Buf
         rate(rates.gets_per_second),
         percent(rates.hit_rate),
     ];
-    for ((text, area), (_, unit, ..)) in numbers.into_iter().zip(&cells).zip(COLUMNS) {
+    for ((text, area), (_, unit, ..)) in numbers.into_iter().zip(cells).zip(COLUMNS) {
         let line = Line::styled(text, style).alignment(alignment(unit));
         line.render(*area, buffer);
     }
@@ -342,5 +352,22 @@ db               64.0     100     0.0     650  80.0    ▁▃▄▅▆█     �
             }
         }
         text(&Model::new(Sort::Name), NARROW);
+        let mut many = Model::new(Sort::Name);
+        let names = (0..1000).map(|n| guest(&format!("{n:04}"), n, 0, 0, 0));
+        many.observe(sample(0, 0, names.collect()));
+        let drawn = text(&many, NARROW);
+        assert_eq!(drawn.lines().count(), 1005);
+        assert!(drawn.lines().last().unwrap().starts_with("0999 "));
+    }
+
+    #[test]
+    fn who_is_not_there_is_told_apart_without_colours() {
+        let mut model = Model::new(Sort::Name);
+        let mut gone = guest("gone", 1, 0, 0, 0);
+        gone.connected = false;
+        model.observe(sample(0, 0, vec![gone]));
+        let drawn = text(&model, NARROW);
+        let row: Vec<_> = drawn.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!(row, ["gone", "1.0", "-", "-", "-", "-"]);
     }
 }
