@@ -21,7 +21,7 @@ use vhost_device_tmem::{
     sandbox::{self, Places, Role, Sandbox, SandboxError},
     serving::Listener,
     signals::Signals,
-    socket::{listen_at, OwnedSocket, Rights, SocketError},
+    socket::{self, listen_at, OwnedSocket, Rights, SocketError},
     store::{HugePages, Memory, StoreError},
     supervisor::{self, GuestSetup, Inherited, Setup, SupervisorError},
     tmpfs::Tmpfs,
@@ -135,7 +135,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         None => None,
         Some(Address::Tcp(address)) => Some(Listener::Tcp(listen_at(*address)?)),
         Some(Address::Unix(path)) => {
-            let (socket, listener) = OwnedSocket::bind(path, operators, "metrics")?;
+            let (socket, listener) = OwnedSocket::bind(path, operators, socket::METRICS)?;
             sockets.push(socket);
             Some(Listener::Unix(listener))
         }

@@ -32,6 +32,9 @@ use nix::{
 /// The longest path of a socket in bytes: `sun_path` less the byte that ends it.
 pub const MAX_PATH: usize = 107;
 
+/// What a socket is for on which metrics are served.
+pub const METRICS: &str = "metrics";
+
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 

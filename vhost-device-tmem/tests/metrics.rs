@@ -9,6 +9,7 @@ use std::{
     net::{Shutdown, TcpListener, TcpStream},
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::Path,
+    process::Command,
     time::Duration,
 };
 
@@ -110,6 +111,11 @@ fn metrics_are_served_on_a_path() {
     assert_eq!(mode & 0o777, 0o600);
     let text = answer(UnixStream::connect(&path).unwrap(), GET.as_bytes());
     assert!(text.ends_with("# EOF\n"), "{text}");
+    // Who takes it for the operator's is told so.
+    let mut tmemctl = Command::new(env!("CARGO_BIN_EXE_tmemctl"));
+    let output = tmemctl.args(["list", "--control-path", &metrics]).output();
+    let said = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(said.contains("is the socket of metrics"), "{said}");
     daemon.stop();
     assert!(!path.exists());
 }
@@ -167,6 +173,10 @@ fn what_is_no_request_is_answered_so() {
 #[test]
 fn nobody_waits_for_clients_that_are_slow_or_many() {
     let mut served = Served::new();
+    let open = format!("/proc/{}/fd", served.daemon.worker());
+    // Others than root may not look.
+    let open = || std::fs::read_dir(&open).map_or(0, Iterator::count);
+    let before = open();
     // Many more than there is room for, who say nothing, or a part of something.
     let mut crowd: Vec<_> = (0..200).map(|_| served.connect()).collect();
     for stream in &mut crowd {
@@ -174,6 +184,8 @@ fn nobody_waits_for_clients_that_are_slow_or_many() {
         let _ = stream.write_all(b"GET /metr");
     }
     assert_eq!(served.value("tmem_worker_starts_total"), Some(1));
+    // Those 16 that there is room for, and one to spare.
+    assert!(open() <= before + 17, "{} descriptors", open());
     // Guests are served meanwhile.
     let mut guest = Guest::connect(&served.place.path("web.sock"));
     guest.create_pool(0, pool_flags::PERSISTENT);

@@ -318,6 +318,7 @@ fn the_manual_explains_every_option() {
         assert!(page.contains(&option), "the page has no {option}");
         assert!(readme.contains(&option), "README.md has no {option}");
     }
+    assert!(page.contains(vhost_device_tmem::control::DEFAULT_PATH));
     let page = read("tmemctl.8");
     assert!(page.contains("--control-path") && page.contains("the daemon refused"));
     for command in [

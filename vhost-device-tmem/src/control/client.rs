@@ -101,7 +101,7 @@ impl Client {
     pub fn with_patience(path: &Path, patience: Duration) -> Result<Self, ClientError> {
         // A guest's socket would take this for the guest.
         if let Some(purpose) = socket::purpose(path) {
-            if purpose.starts_with("guest ") {
+            if purpose.starts_with("guest ") || purpose == socket::METRICS {
                 let path = path.to_owned();
                 return Err(ClientError::Purpose { path, purpose });
             }
