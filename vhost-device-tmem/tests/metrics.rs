@@ -13,9 +13,14 @@ use std::{
     time::Duration,
 };
 
-use support::{key, kill, wait_until, Daemon, Guest, Place};
+use support::{
+    key, kill, stat, wait_until,
+    window::{WindowPlace, CHUNK},
+    Daemon, Guest, Place,
+};
 use vhost_device_tmem::metrics::{names, reference};
-use virtio_tmem_abi::pool_flags;
+use virtio_tmem_abi::{pool_flags, Status, WindowReport};
+use zerocopy::{FromZeros, IntoBytes};
 
 const PATIENCE: Option<Duration> = Some(Duration::from_secs(60));
 const GET: &str = "GET /metrics HTTP/1.1\r\nHost: tmem\r\n\r\n";
@@ -118,6 +123,54 @@ fn metrics_are_served_on_a_path() {
     assert!(said.contains("is the socket of metrics"), "{said}");
     daemon.stop();
     assert!(!path.exists());
+}
+
+#[test]
+fn a_guest_may_tell_anything_of_its_window() {
+    let place = WindowPlace::new();
+    let at = |name: &str| place.sockets.arg(name);
+    let (web, control, metrics) = (at("web.sock"), at("control.sock"), at("metrics.sock"));
+    let directory = place.directory().to_str().unwrap();
+    let sockets = ["-s", &web, "--control-path", &control];
+    let window = ["--window-dir", directory, "--window-size", "8MiB"];
+    let rest = ["-c", "64MiB", "--metrics-listen", &metrics];
+    let mut daemon = Daemon::start(&[sockets, window, rest].concat());
+    daemon.wait_for("serving metrics on ");
+    let mut guest = Guest::connect(Path::new(&web));
+    assert_eq!(guest.open_window(0), Status::Ok);
+    let window = place.window("web");
+    let told = || stat(Path::new(&control))["guests"][0]["window"].clone();
+    let text = || answer(UnixStream::connect(&metrics).unwrap(), GET.as_bytes());
+
+    let mut report = WindowReport::new_zeroed();
+    report.puts = 1.into();
+    report.refused = 2.into();
+    report.gets = 4.into();
+    report.hits = 3.into();
+    report.replaced = 5.into();
+    report.moved = 6.into();
+    window.write(CHUNK, report.as_bytes());
+    let names = ["puts", "no_slot", "gets", "hits", "replaced", "moved"];
+    let counts = [1, 2, 4, 3, 5, 6];
+    let stat = told();
+    assert_eq!(names.map(|name| stat[name].as_u64().unwrap()), counts);
+    let names = ["put", "no_room", "looked_for", "hit", "replaced", "moved"];
+    let samples = names.map(|name| format!("tmem_window_{name}_pages_total{{guest=\"web\"}}"));
+    let shown = |counts: [u64; 6]| {
+        let text = text();
+        let mut lines = samples.iter().zip(counts);
+        lines.all(|(sample, count)| text.contains(&format!("{sample} {count}\n")))
+    };
+    wait_until("what it told is served", || shown(counts));
+
+    window.write(CHUNK, &[0xff; size_of::<WindowReport>()]);
+    wait_until("nonsense is served", || shown([u64::MAX; 6]));
+    assert_eq!(told()["hits"], u64::MAX);
+    let mut tmemctl = Command::new(env!("CARGO_BIN_EXE_tmemctl"));
+    let output = tmemctl.args(["list", "--control-path", &control]).output();
+    let listed = String::from_utf8(output.unwrap().stdout).unwrap();
+    let web = listed.lines().last().unwrap();
+    assert!(web.ends_with("18446744073709551615  100.0"), "{listed}");
 }
 
 #[test]
