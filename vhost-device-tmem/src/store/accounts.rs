@@ -17,6 +17,8 @@ pub(super) type AccountId = usize;
 #[derive(Debug, Default)]
 struct Account {
     guest: u32,
+    /// What the guest is promised.
+    promised: u64,
     holding: Holding,
     /// What of the holding is lent.
     lent: Holding,
@@ -25,6 +27,12 @@ struct Account {
     pools: usize,
     /// The guest is there.
     open: bool,
+}
+
+impl Account {
+    fn unmet(&self) -> u64 {
+        self.holding.unmet(self.promised)
+    }
 }
 
 /// The accounts of all guests.
@@ -46,10 +54,22 @@ impl Accounts {
     pub(super) fn new(promise: Promise) -> Self {
         Self {
             accounts: Vec::new(),
-            promise,
             unmet: promise.total(),
+            promise,
             ephemeral_pages: 0,
         }
+    }
+
+    /// Promises guests something else than before.
+    pub(super) fn promise(&mut self, promise: Promise) {
+        self.unmet = promise.total();
+        for account in &mut self.accounts {
+            account.promised = promise.to(account.guest);
+            if account.open {
+                self.unmet -= account.promised - account.unmet();
+            }
+        }
+        self.promise = promise;
     }
 
     /// Opens the account of a guest that has none.
@@ -61,6 +81,7 @@ impl Accounts {
         });
         self.accounts[id] = Account {
             guest,
+            promised: self.promise.to(guest),
             open: true,
             ..Account::default()
         };
@@ -72,9 +93,7 @@ impl Accounts {
     pub(super) fn close(&mut self, id: AccountId) {
         let account = &mut self.accounts[id];
         account.open = false;
-        let (guest, holding) = (account.guest, account.holding);
-        self.unmet += self.promise.unmet(guest, Holding::default());
-        self.unmet -= self.promise.unmet(guest, holding);
+        self.unmet += account.promised - account.unmet();
     }
 
     pub(super) fn add_pool(&mut self, id: AccountId) {
@@ -94,11 +113,11 @@ impl Accounts {
                 *held = held.wrapping_add_signed(more);
             }
             PoolKind::Persistent => {
-                let before = self.promise.unmet(account.guest, account.holding);
+                let before = account.unmet();
                 let held = &mut account.holding.persistent;
                 *held = held.wrapping_add_signed(more);
                 if account.open {
-                    self.unmet += self.promise.unmet(account.guest, account.holding);
+                    self.unmet += account.unmet();
                     self.unmet -= before;
                 }
             }
@@ -124,7 +143,7 @@ impl Accounts {
     /// Returns what a guest was promised and does not have yet, and what all others were.
     pub(super) fn unmet(&self, id: AccountId) -> (u64, u64) {
         let account = &self.accounts[id];
-        let own = self.promise.unmet(account.guest, account.holding);
+        let own = account.unmet();
         (own, self.unmet - if account.open { own } else { 0 })
     }
 

@@ -3,6 +3,8 @@
 //! Who gets the memory where there is not enough for all: what guests are promised, and whose
 //! ephemeral page goes first. This decides, and touches nothing.
 
+use std::collections::BTreeSet;
+
 use super::PoolKind;
 
 /// What a guest holds, in bytes, with what is needed to find its pages, and what it is lent.
@@ -25,23 +27,28 @@ impl Holding {
     pub(super) fn total(&self) -> u64 {
         self.persistent + self.ephemeral
     }
+
+    /// Returns what a guest does not have yet of what it was promised.
+    pub(super) fn unmet(&self, promised: u64) -> u64 {
+        promised.saturating_sub(self.persistent)
+    }
 }
 
 /// What guests are promised for their persistent pages: so much each, whatever the others do. What
 /// is above that, or not asked for at the moment by ephemeral pages, is for whoever comes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Promise {
-    /// The guests with numbers below this one are promised something, also while they hold nothing.
-    pub(super) guests: u32,
+    /// The numbers of the guests that are promised something, also while they hold nothing.
+    pub(super) guests: BTreeSet<u32>,
     /// Bytes for each of them.
     pub(super) each: u64,
 }
 
 impl Promise {
-    /// Returns what a guest was promised and does not have yet.
-    pub(super) fn unmet(&self, guest: u32, holding: Holding) -> u64 {
-        if guest < self.guests {
-            self.each.saturating_sub(holding.persistent)
+    /// Returns what a guest is promised.
+    pub(super) fn to(&self, guest: u32) -> u64 {
+        if self.guests.contains(&guest) {
+            self.each
         } else {
             0
         }
@@ -49,7 +56,7 @@ impl Promise {
 
     /// Returns what all of them were promised together.
     pub(super) fn total(&self) -> u64 {
-        self.each.saturating_mul(self.guests.into())
+        self.each.saturating_mul(self.guests.len() as u64)
     }
 }
 
@@ -97,12 +104,13 @@ mod tests {
     #[test]
     fn only_guests_that_were_named_are_promised_anything() {
         let promise = Promise {
-            guests: 2,
+            guests: [0, 1].into(),
             each: 100,
         };
-        assert_eq!(promise.unmet(1, holding(30, 90)), 70);
-        assert_eq!(promise.unmet(1, holding(130, 0)), 0);
-        assert_eq!(promise.unmet(2, holding(0, 0)), 0);
+        assert_eq!(promise.to(1), 100);
+        assert_eq!(promise.to(2), 0);
+        assert_eq!(holding(30, 90).unmet(100), 70);
+        assert_eq!(holding(130, 0).unmet(100), 0);
         assert_eq!(promise.total(), 200);
     }
 
@@ -116,10 +124,13 @@ mod tests {
             wants in prop::collection::vec((0..6u32, any::<bool>()), 0..3000),
         ) {
             let each = capacity / (2 * u64::from(guests));
-            let promise = Promise { guests, each };
+            let promise = Promise {
+                guests: (0..guests).collect(),
+                each,
+            };
             let mut held = [0; 6];
             for (guest, put) in wants {
-                let unmet = |guest: u32| promise.unmet(guest, holding(held[guest as usize], 0));
+                let unmet = |guest: u32| holding(held[guest as usize], 0).unmet(promise.to(guest));
                 let others: u64 = (0..6).filter(|other| *other != guest).map(unmet).sum();
                 let room = capacity - held.iter().sum::<u64>();
                 let may = room_for(room, unmet(guest), others);

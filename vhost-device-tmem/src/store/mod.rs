@@ -93,6 +93,7 @@ mod walk;
 mod crash_tests;
 
 use std::{
+    collections::BTreeSet,
     io,
     os::fd::{AsFd, BorrowedFd},
     sync::{
@@ -330,7 +331,7 @@ impl Store {
         let arena = Arc::new(arena.map_err(map)?);
         let useful_credits = u32::try_from(budget.raw_pages() / 32).unwrap_or(u32::MAX);
         let promise = Promise {
-            guests: config.guests,
+            guests: (0..config.guests).collect(),
             each: config.guaranteed,
         };
         if promise.total() > config.capacity {
@@ -359,6 +360,18 @@ impl Store {
     /// [`Memory::from_descriptors`] takes.
     pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         [self.files.index.as_fd(), self.files.pages.as_fd()]
+    }
+
+    /// Promises the guests of these numbers, and nobody else, their shares of half of the capacity,
+    /// from now on. What others have by then nobody takes from them.
+    pub fn share_among(&self, guests: impl IntoIterator<Item = u32>) {
+        let mut inner = self.lock();
+        let guests: BTreeSet<_> = guests.into_iter().collect();
+        let shares = 2 * guests.len().max(1) as u64;
+        let each = inner.budget.capacity() as u64 / shares;
+        inner.accounts.promise(Promise { guests, each });
+        drop(inner);
+        self.wake_watchers();
     }
 
     /// Returns how many pages of whichever guest comes first would be stored now.
