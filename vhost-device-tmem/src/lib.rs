@@ -16,13 +16,14 @@
 //! looks into none of the memory that it holds; a [`worker`] has a device, a store, and the
 //! operator's socket.
 //!
-//! Around them is what a process needs: [`args`], [`identity`] (who it runs as), [`limits`] (what
-//! it may have), [`log`], [`sandbox`], [`serving`] (who connects to a socket), [`signals`],
-//! [`socket`] (where it listens), [`stop`] (how its threads end), and [`tmpfs`] (where its memory
-//! outlives it).
+//! Around them is what a process needs: [`args`] and [`config`] (what it is told), [`identity`] (who
+//! it runs as), [`limits`] (what it may have), [`log`], [`sandbox`], [`serving`] (who connects to a
+//! socket), [`signals`], [`socket`] (where it listens), [`stop`] (how its threads end), and
+//! [`tmpfs`] (where its memory outlives it).
 
 pub mod args;
 pub mod backoff;
+pub mod config;
 pub mod control;
 pub mod device;
 pub mod identity;

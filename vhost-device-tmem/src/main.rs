@@ -12,7 +12,8 @@ use std::{
 
 use clap::Parser;
 use vhost_device_tmem::{
-    args::{Args, ArgsError, Config, GuestConfig},
+    args::{Args, Config, GuestConfig},
+    config::{self, Problems, Sources},
     identity::{self, Identity, IdentityError},
     limits::{self, FewDescriptors},
     link::GuestId,
@@ -33,7 +34,7 @@ use vhost_device_tmem::{
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(transparent)]
-    Args(#[from] ArgsError),
+    Config(#[from] Problems),
     #[error(transparent)]
     Descriptors(#[from] FewDescriptors),
     #[error(transparent)]
@@ -64,7 +65,7 @@ fn main() -> ExitCode {
     let failure = match worker::inherited_link(std::env::args_os()) {
         Some(Ok(link)) => return worker::run(link),
         Some(Err(error)) => error.to_string(),
-        None => match run(&Args::parse()) {
+        None => match run(Args::parse()) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(failure) => failure.to_string(),
         },
@@ -73,8 +74,18 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn run(args: &Args) -> Result<(), Failure> {
-    let config = args.config(&limits::memory())?;
+fn run(args: Args) -> Result<(), Failure> {
+    let file = args.config.as_deref().map(config::read_file);
+    let sources = Sources {
+        file: file.transpose()?,
+        args,
+        ..Sources::default()
+    };
+    let config = sources.config(&limits::memory())?;
+    if sources.args.check_config {
+        println!("the configuration is well, with {} guests", config.guests.len());
+        return Ok(());
+    }
     let mut log = Log::start(config.log_level);
     // Before there are threads, which inherit it.
     let signals = Signals::block().map_err(cannot("wait for signals"))?;
@@ -149,7 +160,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         metrics,
         memory,
         limits: config.limits,
-        args: std::env::args().skip(1).collect(),
+        options: sources.options(),
         program,
         abandoned_after: config.abandoned_after,
         stop_loses_pages: config.stop_loses_pages,

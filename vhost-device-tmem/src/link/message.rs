@@ -5,12 +5,13 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    args::Args,
     device::{GuestId, MemoryRegion, RingLayout},
     store::Dropped,
 };
 
 /// The version of the link. It changes with any message that the other side would misunderstand.
-pub const LINK_VERSION: u32 = 2;
+pub const LINK_VERSION: u32 = 3;
 
 /// What the supervisor says. It is carried out in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,8 +23,8 @@ pub enum ToWorker {
     /// the store's memory, a file by whose lock workers have that memory one after the other, and
     /// the socket of metrics if `metrics`.
     Start {
-        /// The daemon's command line, without the program: each build reads it for itself.
-        args: Vec<String>,
+        /// What the daemon was told, but for guests.
+        options: Box<Args>,
         /// Threads that serve virtqueues at most; 0: as many as are good.
         threads: u32,
         /// Whether there is an operator's socket.
@@ -34,8 +35,8 @@ pub enum ToWorker {
         /// Workers that were started, with this one.
         #[serde(default)]
         worker_starts: u64,
-        /// The numbers of the guests, in the order of the command line.
-        numbers: Vec<GuestId>,
+        /// The guests, in the order in which statistics have them.
+        guests: Vec<(GuestId, String)>,
         /// The guests whose pages are still wanted. What a worker before kept for any other goes.
         known: Vec<GuestId>,
     },

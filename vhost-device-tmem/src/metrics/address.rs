@@ -2,10 +2,18 @@
 
 //! Where metrics are served.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{
+    fmt::{self, Display, Formatter},
+    net::SocketAddr,
+    path::PathBuf,
+    str::FromStr,
+};
+
+use serde::{Deserialize, Serialize};
 
 /// Where metrics are served.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Address {
     /// An address of the network.
     Tcp(SocketAddr),
@@ -31,6 +39,29 @@ impl FromStr for Address {
     }
 }
 
+impl TryFrom<String> for Address {
+    type Error = AddressError;
+
+    fn try_from(text: String) -> Result<Self, AddressError> {
+        text.parse()
+    }
+}
+
+impl Display for Address {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl From<Address> for String {
+    fn from(address: Address) -> Self {
+        address.to_string()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,7 +72,9 @@ mod tests {
         assert_eq!("127.0.0.1:9752".parse(), tcp("127.0.0.1:9752"));
         assert_eq!("[::]:1".parse(), tcp("[::]:1"));
         for path in ["/run/m.sock", "./m.sock", "/a:80"] {
-            assert_eq!(path.parse(), Ok(Address::Unix(path.into())));
+            let address = Address::Unix(path.into());
+            assert_eq!(address.to_string().parse(), Ok(address.clone()));
+            assert_eq!(path.parse(), Ok(address));
         }
         for bad in ["", "9752", "localhost:9752", "127.0.0.1", "127.0.0.1:99999"] {
             assert_eq!(bad.parse::<Address>(), Err(AddressError), "{bad}");

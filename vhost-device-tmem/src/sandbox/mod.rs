@@ -21,6 +21,7 @@ use std::{
 
 use caps::{CapSet, CapsHashSet};
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 use landlock::{
     path_beneath_rules, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, ABI,
@@ -28,7 +29,8 @@ use landlock::{
 use nix::sys::prctl;
 
 /// Whether there is a sandbox.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Sandbox {
     /// There is.
     #[default]

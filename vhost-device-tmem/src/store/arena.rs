@@ -12,6 +12,7 @@ use std::{
 };
 
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use super::{
     id::SpanId,
@@ -28,7 +29,8 @@ const CHUNK_SIZE: usize = CHUNK_SPANS * SPAN_SIZE;
 pub type PageBytes = [u8; PAGE_SIZE];
 
 /// Whether pages are kept in huge pages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum HugePages {
     /// They are, if the operating system has such.
     #[default]

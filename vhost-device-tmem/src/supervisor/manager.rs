@@ -19,6 +19,7 @@ use super::{
     program::Program,
 };
 use crate::{
+    args::Args,
     link::{BlamePage, FromWorker, GuestId, LinkError, OperatorRequest, ToWorker},
     signals::{Signal, Signals},
     stop::wait_ready,
@@ -39,10 +40,10 @@ const COUNT: Duration = Duration::from_millis(200);
 pub(super) struct Needs {
     pub(super) hub: Arc<Hub>,
     pub(super) signals: Signals,
-    /// The daemon's command line, without the program.
-    pub(super) args: Vec<String>,
-    /// The guests' numbers, in its order.
-    pub(super) numbers: Vec<GuestId>,
+    /// What the daemon was told, but for guests.
+    pub(super) options: Args,
+    /// The guests.
+    pub(super) guests: Vec<(GuestId, String)>,
     /// The operator's socket.
     pub(super) control: Option<OwnedFd>,
     /// The socket of metrics.
@@ -179,12 +180,12 @@ impl Manager {
         self.page.clear();
         let now = self.now();
         let start = ToWorker::Start {
-            args: self.needs.args.clone(),
+            options: Box::new(self.needs.options.clone()),
             threads: u32::from(self.blame.one_thread(now)),
             control: self.needs.control.is_some(),
             metrics: self.needs.metrics.is_some(),
             worker_starts: worker.number(),
-            numbers: self.needs.numbers.clone(),
+            guests: self.needs.guests.clone(),
             known: self.needs.hub.known(),
         };
         let mut descriptors = vec![self.page.as_fd()];

@@ -50,7 +50,8 @@ use manager::{Manager, Needs};
 use process::StartError;
 
 use crate::{
-    device::Limits, link::GuestId, serving::Listener, signals::Signals, window::WindowFiles,
+    args::Args, device::Limits, link::GuestId, serving::Listener, signals::Signals,
+    window::WindowFiles,
 };
 
 /// How long connections' threads may take to come to the end of a message.
@@ -112,8 +113,8 @@ pub struct Setup {
     pub memory: Vec<OwnedFd>,
     /// What drivers may ask for.
     pub limits: Limits,
-    /// The daemon's command line, without the program.
-    pub args: Vec<String>,
+    /// What the daemon was told, but for guests.
+    pub options: Args,
     /// Where an upgrade takes the program from.
     pub program: PathBuf,
     /// When the ephemeral pages of a guest go that has stopped its virtqueues; never if it is zero.
@@ -132,7 +133,8 @@ pub struct Setup {
 pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
     let mut inherited = setup.inherited;
     let mut guests = Vec::new();
-    let numbers = setup.guests.iter().map(|guest| guest.number).collect();
+    let named = setup.guests.iter();
+    let roster = named.map(|guest| (guest.number, guest.name.clone())).collect();
     let (mut listeners, mut resumed) = (Vec::new(), Vec::new());
     let mut waiting = Vec::new();
     inherited.keep_windows(&setup.guests);
@@ -167,8 +169,8 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
     let mut manager = Manager::new(Needs {
         hub: Arc::clone(&hub),
         signals,
-        args: setup.args,
-        numbers,
+        options: setup.options,
+        guests: roster,
         control: setup.control.map(OwnedFd::from),
         metrics: setup.metrics.map(OwnedFd::from),
         memory: setup.memory,

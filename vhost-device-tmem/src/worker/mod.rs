@@ -25,11 +25,11 @@ use std::{
     sync::Arc,
 };
 
-use clap::Parser;
 use nix::fcntl::{fcntl, FcntlArg};
 
 use crate::{
-    args::{Args, ArgsError, Config},
+    args::Config,
+    config::Problems,
     control::{Admitted, ControlServer, Operated},
     device::{Engine, EngineConfig, Observer},
     identity::{self, IdentityError},
@@ -40,7 +40,7 @@ use crate::{
     sandbox::{self, Places, Role, Sandbox, SandboxError},
     serving::Listener,
     signals::Signals,
-    store::{self, Memory as StoreMemory, Store, StoreError, Walk},
+    store::{Memory as StoreMemory, Store, StoreError, Walk},
 };
 
 use operated::Daemon;
@@ -59,10 +59,8 @@ enum WorkerError {
     NoStart(&'static str),
     #[error("the supervisor hands over too few descriptors")]
     FewDescriptors,
-    #[error("cannot understand the command line: {0}")]
-    CommandLine(String),
     #[error(transparent)]
-    Args(#[from] ArgsError),
+    Config(#[from] Problems),
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error(transparent)]
@@ -136,12 +134,12 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
         descriptors,
     } = link.receive::<ToWorker>()?;
     let ToWorker::Start {
-        args,
+        options,
         threads,
         control,
         metrics,
         worker_starts,
-        numbers,
+        guests,
         known,
     } = message
     else {
@@ -154,15 +152,12 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     let memory = StoreMemory::from_descriptors([next()?, next()?]);
     let claim = next()?;
     let metrics = if metrics { Some(next()?) } else { None };
-    let args = ["vhost-device-tmem".to_owned()].into_iter().chain(args);
-    let args = Args::try_parse_from(args);
-    let args = args.map_err(|error| WorkerError::CommandLine(error.to_string()))?;
     // How much memory there is was looked at when the store's was made.
     let any = Memory {
         bytes: u64::MAX,
         of: MemoryOf::Host,
     };
-    let config = args.config(&any)?;
+    let config = options.settings(&any)?;
     let mut log = Log::start(config.log_level);
     let operators = config.control_group.as_deref();
     let operators = operators
@@ -175,7 +170,8 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     log.background()?;
     // For as long as this process is there.
     std::mem::forget(claimed(claim)?);
-    let (store, lost) = recover(&config, memory, &numbers, &known)?;
+    let (store, lost) = recover(&config, memory, &known)?;
+    store.share_among(guests.iter().map(|(guest, _)| guest.0));
     let store = Arc::new(store);
     let tidier = Tidier::start(Arc::clone(&store))?;
     let watched = Arc::new(Watched::new(page, Arc::clone(link), tidier));
@@ -198,8 +194,6 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     if config.window_dir.is_some() {
         lend::start(Arc::clone(engine.lenders()))?;
     }
-    let names = config.guests.iter().map(|guest| guest.name.clone());
-    let guests: Vec<_> = numbers.into_iter().zip(names).collect();
     let daemon = Daemon::new(Arc::clone(link), store, &engine, &guests, worker_starts);
     let daemon = Arc::new(daemon);
     let operated = Arc::clone(&daemon) as Arc<dyn Operated>;
@@ -250,16 +244,9 @@ fn claimed(claim: OwnedFd) -> io::Result<OwnedFd> {
 fn recover(
     config: &Config,
     memory: StoreMemory,
-    numbers: &[GuestId],
     known: &[GuestId],
 ) -> Result<(Store, u64), WorkerError> {
-    // Guests may have had their numbers before others went.
-    let numbers = numbers.iter().map(|guest| guest.0 + 1);
-    let config = store::Config {
-        guests: numbers.max().unwrap_or(0),
-        ..config.store()
-    };
-    let (store, recovered) = Store::recover(&config, memory)?;
+    let (store, recovered) = Store::recover(&config.store(), memory)?;
     let mut gone = 0;
     for guest in &recovered.guests {
         if !known.contains(&GuestId(guest.guest)) {
