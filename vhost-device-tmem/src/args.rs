@@ -18,6 +18,7 @@ use crate::{
     device::Limits,
     metrics::Address,
     sandbox::Sandbox,
+    socket,
     store::{self, Compression, Faults, HugePages},
 };
 
@@ -59,11 +60,7 @@ pub struct Args {
 
     /// Socket that a guest's vhost-user frontend connects to; repeat it for each guest. NAME is
     /// the guest's name in logs and statistics, by default the file name without extension.
-    #[arg(
-        short,
-        long = "socket-path",
-        value_name = "[NAME=]PATH"
-    )]
+    #[arg(short, long = "socket-path", value_name = "[NAME=]PATH")]
     #[serde(skip)]
     pub socket_paths: Vec<String>,
 
@@ -290,7 +287,7 @@ pub struct GuestConfig {
 pub struct Config {
     /// The guests.
     pub guests: Vec<GuestConfig>,
-    /// Directories in which guests may have their sockets.
+    /// Directories in which guests may have their sockets, besides those of the first ones.
     pub socket_dirs: BTreeSet<PathBuf>,
     /// Whether guests that are connected are taken off when they are not named any more.
     pub remove_connected: bool,
@@ -348,6 +345,20 @@ pub struct Config {
 }
 
 impl Config {
+    /// Returns all directories of sockets, of those that there are and of those that may be.
+    pub fn directories(&self) -> BTreeSet<PathBuf> {
+        let guests = self.guests.iter().map(|guest| &guest.path);
+        let metrics = match &self.metrics_listen {
+            Some(Address::Unix(path)) => Some(path),
+            _ => None,
+        };
+        let sockets = guests.chain(&self.control_path).chain(metrics);
+        let directories = sockets.map(|path| socket::directory(path).to_owned());
+        directories
+            .chain(self.socket_dirs.iter().cloned())
+            .collect()
+    }
+
     /// Returns what the store is to be like. What it promises to guests is told it as they come.
     pub fn store(&self) -> store::Config {
         store::Config {

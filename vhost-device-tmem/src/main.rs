@@ -13,7 +13,7 @@ use std::{
 use clap::Parser;
 use vhost_device_tmem::{
     args::{Args, Config, GuestConfig},
-    config::{self, Problems, Sources},
+    config::{self, Edits, Problems, Sources},
     identity::{self, Identity, IdentityError},
     limits::{self, FewDescriptors},
     link::GuestId,
@@ -24,7 +24,7 @@ use vhost_device_tmem::{
     signals::Signals,
     socket::{self, listen_at, OwnedSocket, Rights, SocketError},
     store::{HugePages, Memory, StoreError},
-    supervisor::{self, GuestSetup, Inherited, Setup, SupervisorError},
+    supervisor::{self, GuestSetup, Inherited, Premises, Settings, Setup, SupervisorError},
     tmpfs::Tmpfs,
     window::{self, OwnedPath, WindowError, WindowFiles},
     worker,
@@ -81,9 +81,14 @@ fn run(args: Args) -> Result<(), Failure> {
         args,
         ..Sources::default()
     };
-    let config = sources.config(&limits::memory())?;
+    let host = limits::memory();
+    let mut sources = sources;
+    let mut config = sources.config(&host)?;
     if sources.args.check_config {
-        println!("the configuration is well, with {} guests", config.guests.len());
+        println!(
+            "the configuration is well, with {} guests",
+            config.guests.len()
+        );
         return Ok(());
     }
     let mut log = Log::start(config.log_level);
@@ -91,7 +96,16 @@ fn run(args: Args) -> Result<(), Failure> {
     let signals = Signals::block().map_err(cannot("wait for signals"))?;
     // Before anything else is opened.
     let mut inherited = Inherited::take().map_err(cannot("take over from the daemon before"))?;
-    reckon(&config)?;
+    // What was changed while it ran is so after a restart as well.
+    sources.edits = inherited.edits();
+    match sources.config(&host) {
+        Ok(edited) => config = edited,
+        Err(problems) => {
+            tracing::error!("what tmemctl changed of guests is left out: {problems}");
+            sources.edits = Edits::default();
+        }
+    }
+    let descriptors = reckon(&config)?;
     let groups = groups(&config)?;
     // With the privileges that are left.
     let memory = memory(&config, &mut inherited)?;
@@ -104,79 +118,81 @@ fn run(args: Args) -> Result<(), Failure> {
     }
     let names: Vec<_> = config.guests.iter().map(|guest| &*guest.name).collect();
     let numbers = inherited.number(&names);
-    let mut sockets = Vec::new();
     let mut guests = Vec::new();
-    let mut windows = Vec::new();
     let rights = Rights {
         mode: config.socket_mode,
         group: groups.0,
     };
     for (guest, number) in config.guests.iter().zip(numbers) {
-        let purpose = format!("guest {:?}", guest.name);
+        let purpose = supervisor::purpose(&guest.name);
         let before = inherited.listener(number, &guest.path);
         let (socket, listener) = listen(before, &guest.path, rights, &purpose)?;
-        sockets.push(socket);
         let window = window(&config, guest, number, rights, &mut inherited)?;
         let (window, path) = window.unzip();
-        windows.extend(path.flatten());
+        let window_path = path.flatten();
         guests.push(GuestSetup {
             number,
             name: guest.name.clone(),
             listener,
             window,
+            premises: Premises {
+                socket,
+                window: window_path,
+            },
         });
     }
     if let Some(why) = small_pages_of_windows(&config, &guests) {
         tracing::warn!("{why}");
     }
-    let operators = Rights {
+    let for_operators = Rights {
         mode: if groups.1.is_some() { 0o660 } else { 0o600 },
         group: groups.1,
     };
-    let control = match &config.control_path {
-        None => None,
+    let (operators, control) = match &config.control_path {
+        None => (None, None),
         Some(path) => {
             let before = inherited.control(path);
-            let (socket, listener) = listen(before, path, operators, "operators")?;
-            sockets.push(socket);
-            Some(listener)
+            let (socket, listener) = listen(before, path, for_operators, "operators")?;
+            (Some(socket), Some(listener))
         }
     };
-    let metrics = match &config.metrics_listen {
-        None => None,
-        Some(Address::Tcp(address)) => Some(Listener::Tcp(listen_at(*address)?)),
+    let (_for_metrics, metrics) = match &config.metrics_listen {
+        None => (None, None),
+        Some(Address::Tcp(address)) => (None, Some(Listener::Tcp(listen_at(*address)?))),
         Some(Address::Unix(path)) => {
-            let (socket, listener) = OwnedSocket::bind(path, operators, socket::METRICS)?;
-            sockets.push(socket);
-            Some(Listener::Unix(listener))
+            let (socket, listener) = OwnedSocket::bind(path, for_operators, socket::METRICS)?;
+            (Some(socket), Some(Listener::Unix(listener)))
         }
     };
     let program = std::env::current_exe().map_err(cannot("find out which program this is"))?;
-    enter_sandbox(&config, &sockets, &windows, &program)?;
+    let changes = sources.args.config.is_some() || control.is_some();
+    enter_sandbox(&config, sources.args.config.as_deref(), changes, &program)?;
     log.background().map_err(cannot("write a log"))?;
     let setup = Setup {
         guests,
         control,
         metrics,
         memory,
-        limits: config.limits,
-        options: sources.options(),
+        settings: Settings {
+            sources,
+            config,
+            memory: host,
+            rights,
+            descriptors,
+        },
         program,
-        abandoned_after: config.abandoned_after,
-        stop_loses_pages: config.stop_loses_pages,
         inherited,
     };
     let outlived = supervisor::run(setup, signals)?;
     if outlived {
-        // The next one listens on them.
-        sockets.into_iter().for_each(OwnedSocket::leave);
-        windows.into_iter().for_each(OwnedPath::leave);
+        // The next one listens on it.
+        operators.into_iter().for_each(OwnedSocket::leave);
     }
     Ok(())
 }
 
-/// Compares what there will be with what there may be.
-fn reckon(config: &Config) -> Result<(), Failure> {
+/// Compares what there will be with what there may be. Returns how many descriptors that are.
+fn reckon(config: &Config) -> Result<u64, Failure> {
     if let Err(error) = limits::adjust_oom_score(config.oom_score_adj) {
         tracing::info!(
             "this process may not be given --oom-score-adj {} ({error}): it keeps the one it has",
@@ -189,9 +205,9 @@ fn reckon(config: &Config) -> Result<(), Failure> {
         Err(few) if few.hopeless => Err(few.into()),
         Err(few) => {
             tracing::warn!("{few}; until then not all guests can be connected at a time");
-            Ok(())
+            Ok(have)
         }
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(have),
     }
 }
 
@@ -294,8 +310,8 @@ fn small_pages_of_windows(config: &Config, guests: &[GuestSetup]) -> Option<Stri
 
 fn enter_sandbox(
     config: &Config,
-    sockets: &[OwnedSocket],
-    windows: &[OwnedPath],
+    file: Option<&Path>,
+    changes: bool,
     program: &Path,
 ) -> Result<(), Failure> {
     if config.sandbox == Sandbox::None {
@@ -306,14 +322,15 @@ fn enter_sandbox(
     let programs = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"].map(PathBuf::from);
     let own = program.parent().map(Path::to_owned);
     let read = ["/dev/null", "/etc/ld.so.cache", "/proc", "/sys/fs/cgroup"];
+    let sockets = config.directories().into_iter();
+    let sockets: Vec<_> = sockets.chain(config.window_dir.clone()).collect();
+    // The whole directory, since editors put a new file in the place of the old one.
+    let file = file.map(|file| socket::directory(file).to_owned());
     let places = Places {
-        sockets: sockets
-            .iter()
-            .map(|socket| socket.directory().to_owned())
-            .chain(config.window_dir.clone().filter(|_| !windows.is_empty()))
-            .collect(),
+        made: if changes { sockets.clone() } else { Vec::new() },
+        sockets,
         programs: programs.into_iter().chain(own).collect(),
-        read: read.map(PathBuf::from).to_vec(),
+        read: read.map(PathBuf::from).into_iter().chain(file).collect(),
     };
     for missing in sandbox::enter(Role::Supervisor, &places)? {
         tracing::warn!("{missing}");

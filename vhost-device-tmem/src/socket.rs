@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
-    io::{self, Read, Write},
+    io::{self, Read, Seek, Write},
     net::{SocketAddr, TcpListener},
     os::{
         fd::AsRawFd,
@@ -121,10 +121,17 @@ pub enum SocketError {
 #[derive(Debug)]
 struct Lock {
     path: PathBuf,
-    _file: File,
+    file: File,
 }
 
 impl Lock {
+    /// Says what the socket is for, in place of what was said before.
+    fn say(&mut self, purpose: &str) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        writeln!(self.file, "{purpose}")
+    }
+
     fn path(socket: &Path) -> PathBuf {
         let mut path = socket.as_os_str().to_owned();
         path.push(".lock");
@@ -138,7 +145,7 @@ impl Lock {
             move |error| SocketError::Io { what, path, error }
         };
         loop {
-            let mut file = OpenOptions::new()
+            let file = OpenOptions::new()
                 .write(true)
                 .create(true)
                 .truncate(false)
@@ -157,9 +164,12 @@ impl Lock {
             let ours = file.metadata().map_err(failed("examine"))?;
             match fs::metadata(&path) {
                 Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
-                    let written = file.set_len(0).and_then(|()| writeln!(file, "{purpose}"));
-                    written.map_err(failed("write"))?;
-                    return Ok(Self { path, _file: file });
+                    let mut this = Self {
+                        path: path.clone(),
+                        file,
+                    };
+                    this.say(purpose).map_err(failed("write"))?;
+                    return Ok(this);
                 }
                 _ => continue,
             }
@@ -181,6 +191,15 @@ pub fn purpose(path: &Path) -> Option<String> {
     Some(purpose.trim_end().to_owned())
 }
 
+/// Returns the directory that a socket of this path is in.
+pub fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => Path::new("/"),
+    }
+}
+
 /// A path that this process alone listens on. Socket and lock file are removed when it is dropped,
 /// unless something else has the path by then.
 #[derive(Debug)]
@@ -188,7 +207,7 @@ pub struct OwnedSocket {
     path: PathBuf,
     /// Device and inode.
     node: (u64, u64),
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl OwnedSocket {
@@ -205,11 +224,7 @@ impl OwnedSocket {
         rights: Rights,
         purpose: &str,
     ) -> Result<(Self, UnixListener), SocketError> {
-        let directory = match path.parent() {
-            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-            Some(parent) => parent,
-            None => Path::new("/"),
-        };
+        let directory = directory(path);
         let len = path.as_os_str().as_bytes().len();
         if len > MAX_PATH {
             return Err(SocketError::LongPath {
@@ -250,7 +265,7 @@ impl OwnedSocket {
         let socket = Self {
             path: path.to_owned(),
             node,
-            _lock: lock,
+            lock,
         };
         if let Some(group) = rights.group {
             lchown(path, None, Some(group)).map_err(failed("give a group to"))?;
@@ -275,8 +290,14 @@ impl OwnedSocket {
         Ok(Self {
             path: path.to_owned(),
             node,
-            _lock: lock,
+            lock,
         })
+    }
+
+    /// Has the socket be for something else from now on.
+    pub fn set_purpose(&mut self, purpose: &str) {
+        // It is said for who looks, and nothing hangs on it.
+        let _ = self.lock.say(purpose);
     }
 
     /// Leaves the path to a process that comes after this one.
@@ -292,10 +313,7 @@ impl OwnedSocket {
 
     /// Returns the directory that socket and lock file are in.
     pub fn directory(&self) -> &Path {
-        match self.path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        }
+        directory(&self.path)
     }
 }
 

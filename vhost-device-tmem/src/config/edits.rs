@@ -2,11 +2,45 @@
 
 //! What operators changed while the daemon runs, beside what is in files.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::args::GuestConfig;
+
+/// What an operator asks for about one guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case")]
+pub enum GuestEdit {
+    /// A guest comes.
+    Add {
+        /// Its name.
+        name: String,
+        /// The socket that it connects to.
+        socket: PathBuf,
+        /// The size of its window, as text.
+        #[serde(default)]
+        window_size: Option<String>,
+    },
+    /// A guest goes.
+    Remove {
+        /// Its name.
+        name: String,
+        /// Even if it is connected.
+        #[serde(default)]
+        force: bool,
+    },
+    /// A guest gets another name.
+    Rename {
+        /// The name that it has.
+        name: String,
+        /// The name that it gets.
+        to: String,
+    },
+}
 
 /// Guests that were added, and some that were taken off though the command line or a file names
 /// them. It stays so until it is undone in the same way.
@@ -35,6 +69,11 @@ impl Edits {
         if named {
             self.removed.insert(name.to_owned());
         }
+    }
+
+    /// Forgets that guests were taken off which nobody names any more.
+    pub fn forget_removed(&mut self, named: impl Fn(&str) -> bool) {
+        self.removed.retain(|name| named(name));
     }
 
     /// Returns the guests that were added.

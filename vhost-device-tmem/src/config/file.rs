@@ -105,7 +105,11 @@ fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<(T, Text), Prob
         Ok(table) => table.into_inner(),
         Err(error) => {
             let at = error.span().map(|span| span.start);
-            return Err(problem(at, &[], format!("this is no TOML: {}", error.message())));
+            return Err(problem(
+                at,
+                &[],
+                format!("this is no TOML: {}", error.message()),
+            ));
         }
     };
     match toml::from_str(text) {

@@ -21,9 +21,9 @@ mod sources;
 #[cfg(test)]
 mod tests;
 
-pub use edits::Edits;
+pub use edits::{Edits, GuestEdit};
 pub use file::{File, GuestFile};
 pub use plan::{plan, Circumstances, Step};
-pub use problem::{Key, Problem, Problems};
+pub use problem::{Key, Place, Problem, Problems};
 pub use read::{read_file, read_guest_file, read_guest_files};
 pub use sources::Sources;

@@ -3,10 +3,13 @@
 //! How a daemon that runs comes from one configuration to another: decisions alone, all of it or
 //! nothing.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::PathBuf};
 
-use super::{problem::Key, sources::parent};
-use crate::args::{Config, GuestConfig};
+use super::problem::Key;
+use crate::{
+    args::{Config, GuestConfig},
+    socket::directory,
+};
 
 /// What matters beside the configurations.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +18,8 @@ pub struct Circumstances {
     pub connected: BTreeSet<String>,
     /// Those that are connected may be taken off, too.
     pub force: bool,
+    /// The directories in which there may be sockets, those of the start.
+    pub dirs: BTreeSet<PathBuf>,
     /// A guest of the old configuration is the one of the new that has the other name.
     pub renamed: Option<(String, String)>,
 }
@@ -62,7 +67,8 @@ pub fn plan(
         }
         let connected = circumstances.connected.contains(name);
         if connected && !circumstances.force && !new.remove_connected {
-            let what = "is gone from there, and the guest is connected: end its machine, or take it \
+            let what =
+                "is gone from there, and the guest is connected: end its machine, or take it \
                         off by --force, by which it loses its pages";
             problems.push((Key::socket(name), what.to_owned()));
         }
@@ -72,7 +78,7 @@ pub fn plan(
         let from = renamed.filter(|(_, to)| *to == guest.name);
         let before = from.map_or(&guest.name, |(from, _)| from);
         let before = named(&old.guests, before);
-        problems.extend(check_socket(old, before.as_ref(), guest));
+        problems.extend(check_socket(&circumstances.dirs, before.as_ref(), guest));
         match before {
             None => steps.push(Step::Add(guest.clone())),
             Some(before) => {
@@ -105,15 +111,15 @@ pub fn plan(
 
 /// Looks whether a new socket is where the daemon may make one.
 fn check_socket(
-    old: &Config,
+    dirs: &BTreeSet<PathBuf>,
     before: Option<&GuestConfig>,
     guest: &GuestConfig,
 ) -> Option<(Key, String)> {
     let moved = before.is_none_or(|before| before.path != guest.path);
-    if !moved || old.socket_dirs.contains(&parent(&guest.path)) {
+    if !moved || dirs.contains(directory(&guest.path)) {
         return None;
     }
-    let dirs = old.socket_dirs.iter().map(|dir| dir.display().to_string());
+    let dirs = dirs.iter().map(|dir| dir.display().to_string());
     let what = format!(
         "is {}, which is in none of the directories that this daemon has kept for sockets since \
          its start ({}); choose one of these, or start it anew with --socket-dir",
@@ -132,7 +138,9 @@ fn fixed(old: &Config, new: &Config) -> Vec<(Key, String)> {
         ("lock-memory", old.lock_memory != new.lock_memory),
         ("check-contents", old.check_contents != new.check_contents),
         ("window-dir", old.window_dir != new.window_dir),
+        ("socket-dir", old.socket_dirs != new.socket_dirs),
         ("control-path", old.control_path != new.control_path),
+        ("metrics-listen", old.metrics_listen != new.metrics_listen),
         ("data-queues", old.limits != new.limits),
         ("threads", old.threads != new.threads),
         ("poll-us", old.poll != new.poll),

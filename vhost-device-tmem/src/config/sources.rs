@@ -6,14 +6,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
     ops::RangeInclusive,
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
 use tracing::level_filters::LevelFilter;
 
 use super::{
-    edits::Edits,
+    edits::{Edits, GuestEdit},
     file::{File, GuestFile},
     problem::{Key, Place, Problem, Problems},
 };
@@ -79,6 +79,80 @@ impl Sources {
         }
     }
 
+    /// Returns whether the command line or a file names a guest.
+    pub fn names(&self, guest: &str) -> bool {
+        let args = self.args.socket_paths.iter();
+        let mut args = args.filter_map(|arg| split_guest(arg).ok());
+        let file = self.file.as_ref();
+        args.any(|(name, _)| name == guest)
+            || file.is_some_and(|file| file.options.guests.contains_key(guest))
+            || self.guests.iter().any(|file| file.name == guest)
+    }
+
+    /// Does what an operator asks for about one guest.
+    ///
+    /// # Errors
+    ///
+    /// Why that cannot be.
+    pub fn edit(&mut self, edit: &GuestEdit, guests: &[GuestConfig]) -> Result<(), Problems> {
+        let problem = |name: &str, what: String| {
+            let place = Place::Operator(name.to_owned());
+            Err(Problems::from(Problem { place, what }))
+        };
+        let there = |name: &str| guests.iter().find(|guest| guest.name == *name);
+        let none = || {
+            let names = guests.iter().map(|guest| guest.name.as_str());
+            let names = names.collect::<Vec<_>>().join(", ");
+            format!("there is none of that name; the guests are: {names}")
+        };
+        match edit {
+            GuestEdit::Add { name, .. } | GuestEdit::Rename { to: name, .. }
+                if there(name).is_some() =>
+            {
+                problem(
+                    name,
+                    "there is one of that name already; choose another".to_owned(),
+                )
+            }
+            GuestEdit::Add {
+                name,
+                socket,
+                window_size: size,
+            } => {
+                let window = size.as_ref().map(|size| window_size(size).ok_or(size));
+                match window.transpose() {
+                    Err(size) => problem(name, format!("{size:?} {NO_WINDOW}")),
+                    Ok(window) => {
+                        self.edits.add(GuestConfig {
+                            name: name.clone(),
+                            path: socket.clone(),
+                            window,
+                        });
+                        Ok(())
+                    }
+                }
+            }
+            GuestEdit::Remove { name, .. } => match there(name) {
+                None => problem(name, none()),
+                Some(_) => {
+                    self.edits.remove(name, self.names(name));
+                    Ok(())
+                }
+            },
+            GuestEdit::Rename { name, to } => match there(name) {
+                None => problem(name, none()),
+                Some(guest) => {
+                    self.edits.remove(name, self.names(name));
+                    self.edits.add(GuestConfig {
+                        name: to.clone(),
+                        ..guest.clone()
+                    });
+                    Ok(())
+                }
+            },
+        }
+    }
+
     /// Returns where something was said of a key.
     pub fn place(&self, key: &Key) -> Place {
         match key {
@@ -138,9 +212,6 @@ impl Sources {
         let Some(mut config) = settings.filter(|_| found.problems.is_empty()) else {
             return Err(Problems(found.problems));
         };
-        let sockets = guests.iter().map(|guest| &guest.path);
-        let dirs = sockets.chain(&config.control_path).map(|path| parent(path));
-        config.socket_dirs.extend(dirs);
         config.guests = guests;
         Ok(config)
     }
@@ -176,7 +247,8 @@ impl Sources {
         for GuestFile { name, table, .. } in &self.guests {
             let in_file = self.file.as_ref().map(|file| &file.options.guests);
             if in_file.is_some_and(|guests| guests.contains_key(name)) || !own.insert(name) {
-                let what = format!("is of guest {name:?}, which the configuration file has as well");
+                let what =
+                    format!("is of guest {name:?}, which the configuration file has as well");
                 found.add_of(&Key::socket(name), what);
             }
             merge(&mut tables, name, table);
@@ -212,7 +284,10 @@ impl Sources {
             let is_there = |name: &str| tables.iter().any(|(of, _)| of == name);
             let before = match name {
                 Some(name) if !is_there(name) => {
-                    found.add(place, "names no guest; the names are those of --socket-path");
+                    found.add(
+                        place,
+                        "names no guest; the names are those of --socket-path",
+                    );
                     continue;
                 }
                 Some(name) => named.insert(name.to_owned(), size),
@@ -227,12 +302,22 @@ impl Sources {
             if let Some(size) = &file.options.window_size {
                 others = window_size(size);
                 if others.is_none() {
-                    found.add(file.place(&["window-size"]), format!("{size:?} {NO_WINDOW}"));
+                    found.add(
+                        file.place(&["window-size"]),
+                        format!("{size:?} {NO_WINDOW}"),
+                    );
                 }
             }
         }
         let mut guests = Vec::new();
-        for (name, GuestTable { socket, window_size: of_its_own }) in tables {
+        for (
+            name,
+            GuestTable {
+                socket,
+                window_size: of_its_own,
+            },
+        ) in tables
+        {
             let own = of_its_own.as_ref().map(|size| (size, window_size(size)));
             if let Some((size, None)) = own {
                 found.add_of(&Key::window(&name), format!("{size:?} {NO_WINDOW}"));
@@ -308,14 +393,6 @@ fn merge(tables: &mut Vec<(String, GuestTable)>, name: &str, table: &GuestTable)
             before.window_size = before.window_size.take().or(table.window_size.clone());
         }
         None => tables.push((name.to_owned(), table.clone())),
-    }
-}
-
-/// Returns the directory that a socket is in.
-pub(super) fn parent(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
     }
 }
 

@@ -138,7 +138,9 @@ fn guests_have_names_and_sockets_of_their_own() {
         assert!(problem.contains(words), "{problem}");
     }
     // There may be none where some can come.
-    assert!(config(&["-c", "1G"]).unwrap_err().contains("there is no guest"));
+    assert!(config(&["-c", "1G"])
+        .unwrap_err()
+        .contains("there is no guest"));
     config(&["-c", "1G", "--socket-dir", "/run"]).unwrap();
     of_file(&["-c", "1G"], "").unwrap();
 }
@@ -303,12 +305,21 @@ fn the_command_line_comes_first() {
 fn what_is_wrong_with_a_file_has_a_line_and_a_key() {
     let cases = [
         ("capacity = ", "t.toml:1: this is no TOML: "),
-        ("\n\ncapasity = \"1G\"", "t.toml:3: capasity is no key; did you mean capacity?"),
+        (
+            "\n\ncapasity = \"1G\"",
+            "t.toml:3: capasity is no key; did you mean capacity?",
+        ),
         ("x = 1", "t.toml:1: x is no key; the keys here are guests, "),
-        ("capacity = 5", "t.toml:1: capacity cannot be so: invalid type: integer `5`"),
+        (
+            "capacity = 5",
+            "t.toml:1: capacity cannot be so: invalid type: integer `5`",
+        ),
         ("capacity = \"0\"", "t.toml:1: capacity \"0\" is too small"),
         ("threads = -1", "t.toml:1: threads cannot be so: "),
-        ("threads = 1025\ncapacity = \"1G\"", "t.toml:1: threads 1025 is not in 0 to 1024"),
+        (
+            "threads = 1025\ncapacity = \"1G\"",
+            "t.toml:1: threads 1025 is not in 0 to 1024",
+        ),
         (
             "[guests.web]\nsocket = \"/a\"\nwindowsize = \"8MiB\"",
             "t.toml:3: guests.web.windowsize is no key; did you mean window-size?",

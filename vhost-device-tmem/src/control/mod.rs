@@ -5,6 +5,7 @@
 mod client;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod passed;
 mod peer;
 mod protocol;
 mod report;
@@ -12,6 +13,7 @@ mod server;
 mod usage;
 
 pub use client::{Client, ClientError};
+pub use passed::answer as answer_passed;
 pub use peer::Admitted;
 pub use protocol::{GuestStat, Reply, Request, Stat, VERSION};
 pub use report::stat;

@@ -14,6 +14,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    config::GuestEdit,
     device::WindowState,
     store::{Compression, Contents, Dropped, PoolReport},
 };
@@ -48,6 +49,14 @@ pub enum Request {
     },
     /// To go on with a new binary.
     Upgrade,
+    /// To read the configuration again. The connection ends with the answer.
+    Reload {
+        /// Even if guests go that are connected.
+        #[serde(default)]
+        force: bool,
+    },
+    /// To add, remove or rename a guest. The connection ends with the answer.
+    Guest(GuestEdit),
 }
 
 /// The replies.

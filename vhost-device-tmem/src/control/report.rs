@@ -32,7 +32,7 @@ pub fn stat<'s>(store: &Store, slots: impl IntoIterator<Item = &'s Slot>) -> Sta
 
 fn guest(slot: &Slot) -> GuestStat {
     let state = slot.state();
-    let name = slot.name().to_owned();
+    let name = slot.name();
     let Some(session) = &state.session else {
         return GuestStat {
             name,

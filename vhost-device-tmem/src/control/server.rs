@@ -4,7 +4,10 @@
 
 use std::{
     io,
-    os::unix::net::UnixListener,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixListener,
+    },
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -37,6 +40,16 @@ pub trait Operated: Send + Sync {
     ///
     /// Why it does not.
     fn upgrade(&self) -> Result<String, String>;
+
+    /// Has somebody else carry out a request, and answer it on the operator's connection, which is
+    /// theirs from then on.
+    ///
+    /// # Errors
+    ///
+    /// Why nobody does.
+    fn pass_on(&self, _request: &Request, _operator: BorrowedFd<'_>) -> Result<(), String> {
+        Err("there is nobody here who could do that".to_owned())
+    }
 }
 
 /// The operator's socket, served by one thread, whoever and how many there are. Dropping it ends the
@@ -95,11 +108,21 @@ impl Protocol for Lines {
         Ok((!admitted).then(|| encode(&error(refused))))
     }
 
-    fn answer(&mut self, request: &[u8], _now: Instant) -> Answer {
+    fn answer(&mut self, request: &[u8], client: &Stream, _now: Instant) -> Answer {
         let line = request.strip_suffix(b"\n").unwrap_or(request);
         tracing::debug!("an operator says {}", line.escape_ascii());
+        let reply = match parse(line) {
+            Ok(request) if request.is_passed_on() => {
+                match self.operated.pass_on(&request, client.as_fd()) {
+                    Ok(()) => return Answer::by_another(),
+                    Err(message) => error(message),
+                }
+            }
+            Ok(request) => answer(&*self.operated, request),
+            Err(reply) => reply,
+        };
         Answer {
-            bytes: encode(&answer(&*self.operated, line)),
+            bytes: encode(&reply),
             last: false,
         }
     }
@@ -135,8 +158,23 @@ pub(super) fn encode(reply: &Reply) -> Vec<u8> {
     line
 }
 
-/// Answers one request, a line without its end.
-pub(super) fn answer(operated: &dyn Operated, line: &[u8]) -> Reply {
+/// Reads a request, a line without its end.
+///
+/// # Errors
+///
+/// What is to be answered if it is none.
+pub(super) fn parse(line: &[u8]) -> Result<Request, Reply> {
+    match serde_json::from_slice::<Envelope>(line) {
+        Ok(Envelope { version, .. }) if version != VERSION => Err(error(format!(
+            "this daemon speaks version {VERSION} and not {version}; use its own tmemctl"
+        ))),
+        Ok(Envelope { request, .. }) => Ok(request),
+        Err(problem) => Err(error(format!("this is no request: {problem}"))),
+    }
+}
+
+/// Answers one request.
+pub(super) fn answer(operated: &dyn Operated, request: Request) -> Reply {
     let done = |result: Result<String, String>| match result {
         Ok(message) => Reply::Done {
             version: VERSION,
@@ -144,15 +182,17 @@ pub(super) fn answer(operated: &dyn Operated, line: &[u8]) -> Reply {
         },
         Err(message) => error(message),
     };
-    match serde_json::from_slice::<Envelope>(line) {
-        Ok(Envelope { version, .. }) if version != VERSION => error(format!(
-            "this daemon speaks version {VERSION} and not {version}; use its own tmemctl"
-        )),
-        Ok(Envelope { request, .. }) => match request {
-            Request::Stat => Reply::Stat(operated.stat()),
-            Request::Stop { force } => done(operated.stop(force)),
-            Request::Upgrade => done(operated.upgrade()),
-        },
-        Err(problem) => error(format!("this is no request: {problem}")),
+    match request {
+        Request::Stat => Reply::Stat(operated.stat()),
+        Request::Stop { force } => done(operated.stop(force)),
+        Request::Upgrade => done(operated.upgrade()),
+        Request::Reload { .. } | Request::Guest(_) => error("this is for somebody else to answer"),
+    }
+}
+
+impl Request {
+    /// Returns whether somebody else than the server answers it.
+    fn is_passed_on(&self) -> bool {
+        matches!(self, Self::Reload { .. } | Self::Guest(_))
     }
 }

@@ -312,6 +312,15 @@ impl Engine {
         dropped
     }
 
+    /// There is no such guest any more: forgets all that there is of it, as
+    /// [`Self::remove_guest`] does, and its place and its window as well.
+    pub fn forget_guest(&self, guest: GuestId) -> Dropped {
+        let dropped = self.remove_guest(guest);
+        self.lenders.remove(guest);
+        lock(&self.slots).remove(&guest);
+        dropped
+    }
+
     /// A guest's memory is here from now on, and nowhere else. Each region has a descriptor.
     /// Virtqueues that run go on in it; one that is not in it is stopped. A guest without such, and
     /// whose memory could not be had before, is served again.

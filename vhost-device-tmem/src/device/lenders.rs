@@ -57,6 +57,11 @@ impl Lenders {
         self.entries().insert(guest, entry);
     }
 
+    /// There is no such guest any more, and nothing is lent to it.
+    pub(super) fn remove(&self, guest: GuestId) {
+        self.entries().remove(&guest);
+    }
+
     /// Returns who lends to a guest, if it has a window.
     pub(super) fn of(&self, guest: GuestId) -> Option<Arc<Lender>> {
         let entries = self.entries();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A guest's place on the command line, and what is known of who was there last.
+//! A guest's place among the others, and what is known of who was there last.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,7 +18,7 @@ pub struct SlotState {
 /// A socket and its guest.
 #[derive(Debug)]
 pub struct Slot {
-    name: String,
+    name: Mutex<String>,
     state: Mutex<SlotState>,
     log: Arc<LogLimit>,
 }
@@ -26,15 +26,22 @@ pub struct Slot {
 impl Slot {
     pub(super) fn new(name: &str) -> Self {
         Self {
-            name: name.to_owned(),
+            name: Mutex::new(name.to_owned()),
             state: Mutex::default(),
             log: Arc::default(),
         }
     }
 
     /// Returns the guest's name.
-    pub fn name(&self) -> &str {
-        &self.name
+    pub fn name(&self) -> String {
+        let name = self.name.lock();
+        name.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The guest has another name. What the log says of its present connection has the old one.
+    pub fn set_name(&self, name: &str) {
+        let now = self.name.lock();
+        name.clone_into(&mut now.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Returns what is known of its guest.

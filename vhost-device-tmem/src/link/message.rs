@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     args::Args,
+    config::GuestEdit,
     device::{GuestId, MemoryRegion, RingLayout},
     store::Dropped,
 };
@@ -64,6 +65,19 @@ pub enum ToWorker {
     /// [`FromWorker::Removed`].
     RemoveGuest {
         /// Whose it was.
+        guest: GuestId,
+    },
+    /// There is a guest of this number, or it has this name from now on.
+    NameGuest {
+        /// Its number.
+        guest: GuestId,
+        /// Its name.
+        name: String,
+    },
+    /// There is no such guest any more: all that there is of it goes, whether it is known or not.
+    /// Answered by [`FromWorker::Forgotten`].
+    ForgetGuest {
+        /// Its number, which no other guest gets.
         guest: GuestId,
     },
     /// All of the guest's memory. Descriptors: a file for each region.
@@ -174,6 +188,13 @@ pub enum FromWorker {
         /// Its pages.
         dropped: Dropped,
     },
+    /// To [`ToWorker::ForgetGuest`].
+    Forgotten {
+        /// The guest.
+        guest: GuestId,
+        /// Its pages.
+        dropped: Dropped,
+    },
     /// To [`ToWorker::Ping`].
     Pong {
         /// As it came.
@@ -192,15 +213,24 @@ pub enum FromWorker {
         why: String,
     },
     /// An operator asked for something that only the supervisor can do.
+    ///
+    /// Descriptors: the operator's connection, if an answer is to be given there.
     Operator(OperatorRequest),
 }
 
 /// What an operator can ask the supervisor for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OperatorRequest {
     /// Replace the worker by one of the program that is now where this one was started from.
     Upgrade,
     /// Stop the daemon, whatever is lost by it: the operator knows.
     Stop,
+    /// Read the configuration again. Guests go though they are connected if `force`. Answered.
+    Reload {
+        /// See above.
+        force: bool,
+    },
+    /// Add, remove or rename a guest. Answered.
+    Guest(GuestEdit),
 }

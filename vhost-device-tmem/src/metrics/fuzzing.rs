@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Instant};
 use super::http::Http;
 use crate::{
     control::fuzzing::Nothing,
-    serving::{Answer, Conversation, Protocol, Request},
+    serving::{Conversation, Protocol, Request},
 };
 
 /// Takes bytes of a request, in pieces of the length that the first byte says, and answers it.
@@ -26,11 +26,7 @@ pub fn metrics(data: &[u8]) {
     for bytes in data.chunks(usize::from(piece).max(1)) {
         conversation.receive(bytes);
         let bytes = match conversation.next_request(Http::len_of_request) {
-            Some(Request::Whole(request)) => {
-                let Answer { bytes, last } = http.answer(&request, now);
-                assert!(last, "it goes on");
-                bytes
-            }
+            Some(Request::Whole(request)) => http.response_to(&request, now),
             Some(Request::TooLong) => http.too_long(),
             None => {
                 assert!(conversation.room() > 0, "it takes nothing and says nothing");

@@ -68,6 +68,14 @@ impl Http {
         }
     }
 
+    /// Answers a request.
+    pub(super) fn response_to(&mut self, request: &[u8], now: Instant) -> Vec<u8> {
+        match asked(request) {
+            Asked::Metrics { body } => response("200 OK", TYPE, &self.text(now), body),
+            Asked::Nothing { why, more } => plain(why, more),
+        }
+    }
+
     fn text(&mut self, now: Instant) -> Arc<str> {
         match &self.last {
             Some((at, text)) if now.saturating_duration_since(*at) < FRESH => Arc::clone(text),
@@ -103,11 +111,8 @@ impl Protocol for Http {
         Ok(None)
     }
 
-    fn answer(&mut self, request: &[u8], now: Instant) -> Answer {
-        let bytes = match asked(request) {
-            Asked::Metrics { body } => response("200 OK", TYPE, &self.text(now), body),
-            Asked::Nothing { why, more } => plain(why, more),
-        };
+    fn answer(&mut self, request: &[u8], _client: &Stream, now: Instant) -> Answer {
+        let bytes = self.response_to(request, now);
         Answer { bytes, last: true }
     }
 

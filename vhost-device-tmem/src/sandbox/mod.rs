@@ -5,7 +5,7 @@
 //! | | supervisor | worker |
 //! |---|---|---|
 //! | privileges | none new, no capabilities | none new, no capabilities |
-//! | files (landlock) | removes its sockets, reads and runs programs | none |
+//! | files (landlock) | makes and removes sockets and windows, reads its configuration, reads and runs programs | none |
 //! | network (landlock) | none | none |
 //! | system calls (seccomp) | what it and the worker need | no files, programs, processes or sockets |
 //! | core dumps, debuggers | none | none |
@@ -21,12 +21,12 @@ use std::{
 
 use caps::{CapSet, CapsHashSet};
 use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
 use landlock::{
     path_beneath_rules, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, ABI,
 };
 use nix::sys::prctl;
+use serde::{Deserialize, Serialize};
 
 /// Whether there is a sandbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -53,6 +53,8 @@ pub enum Role {
 pub struct Places {
     /// Directories of which it removes files when it ends: those of its sockets.
     pub sockets: Vec<PathBuf>,
+    /// Directories in which it makes sockets and windows while it runs, and removes them.
+    pub made: Vec<PathBuf>,
     /// Files and directories of programs and libraries that it runs.
     pub programs: Vec<PathBuf>,
     /// Files and directories that it, or a program that it runs, reads.
@@ -169,6 +171,15 @@ fn restrict_files(role: Role, places: &Places) -> Result<RulesetStatus, RulesetE
         .scope(Scope::from_all(KNOWN))?
         .create()?
         .add_rules(path_beneath_rules(&places.sockets, AccessFs::RemoveFile))?
+        .add_rules(path_beneath_rules(
+            &places.made,
+            AccessFs::MakeSock
+                | AccessFs::MakeReg
+                | AccessFs::RemoveFile
+                | AccessFs::ReadFile
+                | AccessFs::WriteFile
+                | AccessFs::Truncate,
+        ))?
         .add_rules(path_beneath_rules(
             &places.programs,
             AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir,

@@ -33,6 +33,16 @@ pub(crate) struct Answer {
     pub(crate) last: bool,
 }
 
+impl Answer {
+    /// Somebody else answers, who has the connection now.
+    pub(crate) fn by_another() -> Self {
+        Self {
+            bytes: Vec::new(),
+            last: true,
+        }
+    }
+}
+
 /// What is spoken on a socket. Its functions must not wait for anything that takes long.
 pub(crate) trait Protocol: Send + 'static {
     /// What those who connect are called in the log.
@@ -55,8 +65,8 @@ pub(crate) trait Protocol: Send + 'static {
     /// The operating system's, where it does not know who that is.
     fn refuse(&self, stream: &Stream) -> io::Result<Option<Vec<u8>>>;
 
-    /// Answers a request.
-    fn answer(&mut self, request: &[u8], now: Instant) -> Answer;
+    /// Answers a request that came on a connection.
+    fn answer(&mut self, request: &[u8], client: &Stream, now: Instant) -> Answer;
 
     /// Answers a request that is too long.
     fn too_long(&self) -> Vec<u8>;
@@ -281,7 +291,7 @@ impl Client {
         loop {
             match self.conversation.next_request(P::len_of_request) {
                 Some(Request::Whole(request)) => {
-                    let Answer { bytes, last } = protocol.answer(&request, now);
+                    let Answer { bytes, last } = protocol.answer(&request, &self.stream, now);
                     if last {
                         self.conversation.dismiss(bytes, now);
                     } else {

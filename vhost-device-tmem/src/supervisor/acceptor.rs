@@ -8,16 +8,17 @@ use std::{
         fd::AsFd,
         unix::net::{UnixListener, UnixStream},
     },
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use nix::poll::{PollFd, PollFlags};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{
     connection::{self, Past},
     guest::GuestState,
-    hub::{Connection, Hub},
+    hub::{borrow, Connection, Hub},
 };
 use crate::{
     backoff::Backoff,
@@ -34,7 +35,9 @@ const GONE: Duration = Duration::from_secs(10);
 pub(super) struct Acceptor {
     hub: Arc<Hub>,
     limits: Limits,
-    listeners: Vec<(GuestId, UnixListener)>,
+    listeners: Mutex<Vec<(GuestId, Arc<UnixListener>)>>,
+    /// Wakes the thread when the listeners change.
+    wake: EventFd,
     /// Connections of another supervisor, of which the hub knows already.
     resumed: Mutex<Vec<(GuestId, UnixStream, Past)>>,
 }
@@ -55,12 +58,44 @@ impl Acceptor {
         for (_, listener) in &listeners {
             listener.set_nonblocking(true)?;
         }
+        let listeners = listeners.into_iter();
+        let listeners = listeners.map(|(guest, listener)| (guest, Arc::new(listener)));
         Ok(Self {
             hub,
             limits,
-            listeners,
+            listeners: Mutex::new(listeners.collect()),
+            wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             resumed: Mutex::new(resumed),
         })
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, Vec<(GuestId, Arc<UnixListener>)>> {
+        let listeners = self.listeners.lock();
+        listeners.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Listens for a guest on this socket, which does not block, and on no other.
+    pub(super) fn listen(&self, guest: GuestId, listener: Arc<UnixListener>) {
+        let mut listeners = self.listeners();
+        listeners.retain(|(of, _)| *of != guest);
+        listeners.push((guest, listener));
+        drop(listeners);
+        self.rouse();
+    }
+
+    /// Does not listen for a guest any more. Returns the socket on which it did.
+    pub(super) fn leave(&self, guest: GuestId) -> Option<Arc<UnixListener>> {
+        let mut listeners = self.listeners();
+        let at = listeners.iter().position(|(of, _)| *of == guest);
+        let left = at.map(|at| listeners.remove(at).1);
+        drop(listeners);
+        self.rouse();
+        left
+    }
+
+    fn rouse(&self) {
+        // It can only fail where the counter is full, and then the thread is awake.
+        let _ = self.wake.write(1);
     }
 
     /// Accepts front-ends until it is asked to stop.
@@ -87,9 +122,13 @@ impl Acceptor {
 
     fn wait(&self, stop: &StopToken, backoff: &mut Backoff) -> io::Result<()> {
         let pause = backoff.until(Instant::now());
-        let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        let listeners = self.listeners().clone();
+        let mut fds = vec![
+            PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+            PollFd::new(borrow(&self.wake), PollFlags::POLLIN),
+        ];
         if pause.is_none() {
-            let sockets = self.listeners.iter().map(|(_, listener)| listener.as_fd());
+            let sockets = listeners.iter().map(|(_, listener)| listener.as_fd());
             fds.extend(sockets.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         }
         wait_ready(&mut fds, pause)?;
@@ -97,7 +136,11 @@ impl Acceptor {
             .iter()
             .map(|fd| fd.any().unwrap_or(false))
             .collect();
-        for ((guest, listener), ready) in self.listeners.iter().zip(ready) {
+        drop(fds);
+        // An error says that it was not woken.
+        let _ = self.wake.read();
+        for ((guest, listener), ready) in listeners.iter().zip(&ready[1..]) {
+            let ready = *ready;
             if ready && !stop.is_asked() {
                 self.accept(*guest, listener, stop, backoff);
             }

@@ -42,7 +42,10 @@ impl FuzzedSupervisor {
     ///
     /// The operating system's.
     pub fn start() -> io::Result<Self> {
-        let hub = Hub::new(vec![("fuzz".to_owned(), None, None)], Keeper::default())?;
+        let hub = Hub::new(
+            vec![(GUEST, "fuzz".to_owned(), None, None)],
+            Keeper::default(),
+        )?;
         let hub = Arc::new(hub);
         let (ours, theirs) = Link::pair()?;
         let ours = Arc::new(ours);

@@ -188,6 +188,11 @@ impl GuestState {
         &self.name
     }
 
+    /// The guest has another name.
+    pub(super) fn set_name(&mut self, name: &str) {
+        name.clone_into(&mut self.name);
+    }
+
     /// Returns the epoch of the connection.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch

@@ -2,10 +2,12 @@
 
 //! Where front-ends' connections and the worker meet.
 
+mod members;
+
 use std::{
     collections::BTreeMap,
     fs::File,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -48,7 +50,7 @@ pub(super) struct Connection {
     pub(super) socket: File,
 }
 
-/// A guest of the command line.
+/// A guest, connected or not.
 #[derive(Debug)]
 struct Guest {
     name: String,
@@ -56,11 +58,27 @@ struct Guest {
     connection: Option<Connection>,
     /// A connection ended whose pages may still be there.
     leaves: bool,
+    /// There is to be no such guest any more.
+    goes: bool,
+}
+
+impl Guest {
+    fn new(name: String, window: Option<WindowFiles>, connection: Option<Connection>) -> Self {
+        Self {
+            name,
+            window,
+            connection,
+            leaves: false,
+            goes: false,
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Inner {
-    guests: Vec<Guest>,
+    guests: BTreeMap<GuestId, Guest>,
+    /// The number of the next guest: none has the number of one before.
+    next: u32,
     worker: Option<Serving>,
     /// Why the worker is to be replaced.
     broken: Option<String>,
@@ -90,25 +108,26 @@ pub(super) struct Hub {
 }
 
 impl Hub {
-    /// Makes a hub for guests of these names, of which some may have windows and be connected.
+    /// Makes a hub for guests with these numbers and names, of which some may have windows and be
+    /// connected.
     ///
     /// # Errors
     ///
     /// The operating system's, where it has no descriptor left.
     pub(super) fn new(
-        guests: Vec<(String, Option<WindowFiles>, Option<Connection>)>,
+        guests: Vec<(GuestId, String, Option<WindowFiles>, Option<Connection>)>,
         keeper: Keeper,
     ) -> std::io::Result<Self> {
-        let guests = guests.into_iter();
-        let guests = guests.map(|(name, window, connection)| Guest {
-            name,
-            window,
-            connection,
-            leaves: false,
+        let guests = guests.into_iter().map(|(guest, name, window, connection)| {
+            let entry = Guest::new(name, window, connection);
+            (guest, entry)
         });
+        let guests: BTreeMap<_, _> = guests.collect();
+        let last = guests.keys().next_back();
         Ok(Self {
             inner: Mutex::new(Inner {
-                guests: guests.collect(),
+                next: last.map_or(0, |last| last.0 + 1),
+                guests,
                 worker: None,
                 broken: None,
                 known: Vec::new(),
@@ -176,10 +195,10 @@ impl Hub {
     pub(super) fn connect(&self, mut connection: Connection) -> bool {
         let mut inner = self.inner();
         let guest = connection.state.guest();
-        let Some(entry) = inner.guests.get_mut(guest.0 as usize) else {
+        let Some(entry) = inner.guests.get_mut(&guest) else {
             return false;
         };
-        if entry.connection.is_some() {
+        if entry.connection.is_some() || entry.goes {
             return false;
         }
         connection.state.set_unclean(entry.leaves);
@@ -212,13 +231,19 @@ impl Hub {
     /// The front-end's connection ended.
     pub(super) fn disconnect(&self, guest: GuestId) {
         let mut inner = self.inner();
-        let Some(entry) = inner.guests.get_mut(guest.0 as usize) else {
+        let Some(entry) = inner.guests.get_mut(&guest) else {
             return;
         };
         entry.connection = None;
         entry.leaves = true;
+        let goes = entry.goes;
         inner.keep(guest);
-        let told = inner.tell(&ToWorker::RemoveGuest { guest }, &[]);
+        let order = if goes {
+            ToWorker::ForgetGuest { guest }
+        } else {
+            ToWorker::RemoveGuest { guest }
+        };
+        let told = inner.tell(&order, &[]);
         self.check(&mut inner, told);
         self.rouse();
         drop(inner);
@@ -233,7 +258,7 @@ impl Hub {
         change: impl FnOnce(&mut Connection) -> Result<(Vec<Order>, R), GuestError>,
     ) -> Option<Result<R, GuestError>> {
         let mut inner = self.inner();
-        let entry = inner.guests.get_mut(guest.0 as usize)?;
+        let entry = inner.guests.get_mut(&guest)?;
         let connection = entry.connection.as_mut()?;
         let ran = connection.state.has_running_ring();
         let changed = change(connection);
@@ -356,10 +381,8 @@ impl Hub {
     /// Returns the guests whose pages are still wanted, for a worker that begins.
     pub(super) fn known(&self) -> Vec<GuestId> {
         let mut inner = self.inner();
-        let connected = inner
-            .guests
-            .iter()
-            .filter_map(|guest| guest.connection.as_ref());
+        let stay = inner.guests.values().filter(|guest| !guest.goes);
+        let connected = stay.filter_map(|guest| guest.connection.as_ref());
         let wanted = connected.map(|connection| &connection.state);
         let wanted = wanted.filter(|state| !state.is_unclean());
         inner.known = wanted.map(|state| (state.guest(), state.epoch())).collect();
@@ -370,7 +393,8 @@ impl Hub {
     /// called before the worker is [attached](Self::attach), which then lets go of it.
     pub(super) fn new_epochs(&self) {
         let mut inner = self.inner();
-        for guest in (0..inner.guests.len() as u32).map(GuestId) {
+        let guests: Vec<_> = inner.guests.keys().copied().collect();
+        for guest in guests {
             if let Some(connection) = inner.connection(guest) {
                 connection.state.set_epoch(random_epoch());
                 inner.keep(guest);
@@ -469,24 +493,22 @@ impl Hub {
     /// Returns a guest's name.
     pub(super) fn name(&self, guest: GuestId) -> String {
         let inner = self.inner();
-        let entry = inner.guests.get(guest.0 as usize);
+        let entry = inner.guests.get(&guest);
         entry.map_or_else(|| guest.to_string(), |guest| guest.name.clone())
     }
 
     /// Returns what a guest's window is known by, if it has one.
     pub(super) fn window(&self, guest: GuestId) -> Option<[u8; 16]> {
         let inner = self.inner();
-        let entry = inner.guests.get(guest.0 as usize)?;
+        let entry = inner.guests.get(&guest)?;
         entry.window.as_ref().map(WindowFiles::identity)
     }
 
     /// Returns the guests that had virtqueues and have none.
     pub(super) fn quiet(&self) -> Vec<GuestId> {
         let inner = self.inner();
-        let connected = inner
-            .guests
-            .iter()
-            .filter_map(|guest| guest.connection.as_ref());
+        let guests = inner.guests.values();
+        let connected = guests.filter_map(|guest| guest.connection.as_ref());
         let quiet = connected.filter(|connection| connection.state.may_be_abandoned());
         quiet.map(|connection| connection.state.guest()).collect()
     }
@@ -505,13 +527,25 @@ impl Hub {
     }
 }
 
+/// Returns the descriptor of an event.
+pub(super) fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: The event is open as long as it is borrowed.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}
+
 impl Inner {
     fn connection(&mut self, guest: GuestId) -> Option<&mut Connection> {
-        self.guests.get_mut(guest.0 as usize)?.connection.as_mut()
+        self.guests.get_mut(&guest)?.connection.as_mut()
+    }
+
+    /// Returns whether there is nothing more of a guest than what the worker may know.
+    fn is_gone(&self, guest: GuestId) -> bool {
+        let entry = self.guests.get(&guest);
+        entry.is_some_and(|entry| entry.goes && entry.connection.is_none())
     }
 
     fn state(&self, guest: GuestId) -> Option<&GuestState> {
-        let connection = self.guests.get(guest.0 as usize)?.connection.as_ref()?;
+        let connection = self.guests.get(&guest)?.connection.as_ref()?;
         Some(&connection.state)
     }
 
@@ -544,7 +578,7 @@ impl Inner {
     }
 
     fn removed(&mut self, guest: GuestId) {
-        let Some(entry) = self.guests.get_mut(guest.0 as usize) else {
+        let Some(entry) = self.guests.get_mut(&guest) else {
             return;
         };
         entry.leaves = false;
@@ -557,7 +591,13 @@ impl Inner {
     /// Brings a worker that has just begun to where the one before was.
     fn bring_up(&mut self) -> Result<(), LinkError> {
         let known = std::mem::take(&mut self.known);
-        for guest in (0..self.guests.len() as u32).map(GuestId) {
+        let guests: Vec<_> = self.guests.keys().copied().collect();
+        for guest in guests {
+            if self.is_gone(guest) {
+                // The last worker may not have said so.
+                self.tell(&ToWorker::ForgetGuest { guest }, &[])?;
+                continue;
+            }
             let before = known.iter().find(|(of, _)| *of == guest);
             let now = self.state(guest).map(GuestState::epoch);
             self.tell_window(guest, now)?;
@@ -579,7 +619,7 @@ impl Inner {
 
     /// Tells a worker that has just begun of a guest's window, if it has one.
     fn tell_window(&self, guest: GuestId, epoch: Option<u64>) -> Result<(), LinkError> {
-        let entry = self.guests.get(guest.0 as usize);
+        let entry = self.guests.get(&guest);
         match entry.and_then(|entry| entry.window.as_ref()) {
             Some(window) => self.tell(&ToWorker::SetWindow { guest, epoch }, &window.descriptors()),
             None => Ok(()),
@@ -589,7 +629,7 @@ impl Inner {
     /// Sees to it that another process could go on with the connection.
     fn keep(&mut self, guest: GuestId) {
         let Self { guests, keeper, .. } = self;
-        if let Some(entry) = guests.get(guest.0 as usize) {
+        if let Some(entry) = guests.get(&guest) {
             keeper.keep(guest, entry.connection.as_ref());
         }
     }

@@ -19,10 +19,7 @@ use nix::sys::memfd::{memfd_create, MFdFlags};
 use sd_notify::NotifyState;
 use serde::{de::DeserializeOwned, Serialize};
 
-use super::{
-    guest::{GuestState, Slot},
-    hub::Connection,
-};
+use super::{guest::Slot, hub::Connection};
 use crate::link::GuestId;
 
 /// What a descriptor is that systemd keeps. As text, it is the name.
@@ -30,6 +27,8 @@ use crate::link::GuestId;
 pub(super) enum Name {
     /// The file with the guests' numbers.
     Roster,
+    /// The file with what operators changed.
+    Edits,
     /// Memory of the store, of this number.
     Store(u32),
     /// The operator's socket.
@@ -52,6 +51,7 @@ impl Name {
     fn to_text(self) -> String {
         match self {
             Self::Roster => "roster".to_owned(),
+            Self::Edits => "edits".to_owned(),
             Self::Store(n) => format!("store.{n}"),
             Self::Control => "control".to_owned(),
             Self::Listener(guest) => format!("listener.{guest}"),
@@ -72,6 +72,7 @@ impl Name {
         let slot = |n: u32| u16::try_from(n).ok();
         Some(match (kind, &numbers[..]) {
             ("roster", []) => Self::Roster,
+            ("edits", []) => Self::Edits,
             ("store", [n]) => Self::Store(*n),
             ("control", []) => Self::Control,
             ("listener", [guest]) => Self::Listener(GuestId(*guest)),
@@ -94,8 +95,8 @@ pub(super) struct Keeper {
     keeps: bool,
     /// What it has, and which of our descriptors that was.
     kept: BTreeMap<Name, RawFd>,
-    states: BTreeMap<GuestId, StateFile>,
-    roster: Option<StateFile>,
+    /// Files with values that change.
+    values: BTreeMap<Name, StateFile>,
     /// The log was told of a failure.
     failed: bool,
 }
@@ -124,10 +125,10 @@ impl Keeper {
         self.kept.insert(name, file.as_raw_fd());
     }
 
-    /// Takes over the file with what is known of a guest's connection.
-    pub(super) fn has_state(&mut self, guest: GuestId, file: StateFile) {
-        self.has(Name::State(guest), &file.file);
-        self.states.insert(guest, file);
+    /// Takes over a file with a value that changes.
+    pub(super) fn has_value(&mut self, name: Name, file: StateFile) {
+        self.has(name, &file.file);
+        self.values.insert(name, file);
     }
 
     /// Gives a descriptor to systemd, in place of what it had under this name.
@@ -147,7 +148,7 @@ impl Keeper {
     }
 
     /// Tells systemd that something is not needed any more.
-    fn take_back(&mut self, name: Name) {
+    pub(super) fn take_back(&mut self, name: Name) {
         if self.kept.remove(&name).is_some() {
             let text = name.to_text();
             let state = [NotifyState::FdStoreRemove, NotifyState::FdName(&text)];
@@ -165,7 +166,7 @@ impl Keeper {
             for name in self.names(guest) {
                 self.take_back(name);
             }
-            self.states.remove(&guest);
+            self.values.remove(&Name::State(guest));
             return;
         };
         let wanted = |name: &Name| match name {
@@ -177,39 +178,18 @@ impl Keeper {
             self.give(Name::Handed(guest, *slot), file.as_fd());
         }
         self.give(Name::Connection(guest), connection.socket.as_fd());
-        let written = self.write(guest, &connection.state.resumable());
-        self.check(written);
+        self.keep_value(Name::State(guest), &connection.state.resumable());
         for name in self.names(guest).into_iter().filter(|name| !wanted(name)) {
             self.take_back(name);
         }
     }
 
-    /// Sees to it that another process gives the guests the numbers that they have.
-    pub(super) fn keep_roster(&mut self, roster: &[(String, GuestId)]) {
-        if !self.keeps {
-            return;
+    /// Sees to it that another process finds a value under a name.
+    pub(super) fn keep_value(&mut self, name: Name, value: &impl Serialize) {
+        if self.keeps {
+            let written = self.write(name, value);
+            self.check(written);
         }
-        let written = self.write_roster(roster);
-        self.check(written);
-    }
-
-    fn write_roster(&mut self, roster: &[(String, GuestId)]) -> io::Result<()> {
-        if self.roster.is_none() {
-            let file = StateFile::new()?;
-            let copy = file.file.try_clone()?;
-            self.give(Name::Roster, copy.as_fd());
-            self.roster = Some(file);
-        }
-        match &mut self.roster {
-            Some(file) => file.write(&roster),
-            None => Ok(()),
-        }
-    }
-
-    /// Takes over the file with the guests' numbers.
-    pub(super) fn has_roster(&mut self, file: StateFile) {
-        self.has(Name::Roster, &file.file);
-        self.roster = Some(file);
     }
 
     fn names(&self, guest: GuestId) -> Vec<Name> {
@@ -217,6 +197,7 @@ impl Keeper {
             Name::Connection(of) | Name::State(of) | Name::Handed(of, _) => *of == guest,
             // These do not go with the connection.
             Name::Roster
+            | Name::Edits
             | Name::Store(_)
             | Name::Control
             | Name::Listener(_)
@@ -226,15 +207,15 @@ impl Keeper {
         self.kept.keys().filter(of).copied().collect()
     }
 
-    fn write(&mut self, guest: GuestId, state: &GuestState) -> io::Result<()> {
-        if let Some(file) = self.states.get_mut(&guest) {
-            return file.write(state);
+    fn write(&mut self, name: Name, value: &impl Serialize) -> io::Result<()> {
+        if let Some(file) = self.values.get_mut(&name) {
+            return file.write(value);
         }
         let mut file = StateFile::new()?;
-        file.write(state)?;
+        file.write(value)?;
         let copy = file.file.try_clone()?;
-        self.give(Name::State(guest), copy.as_fd());
-        self.states.insert(guest, file);
+        self.give(name, copy.as_fd());
+        self.values.insert(name, file);
         Ok(())
     }
 
@@ -309,7 +290,7 @@ impl StateFile {
     fn write(&mut self, value: &impl Serialize) -> io::Result<()> {
         let bytes = serde_json::to_vec(value)?;
         if bytes.len() as u64 > HALF - HEADER as u64 {
-            return Err(io::Error::other("the state of a connection is too long"));
+            return Err(io::Error::other("what is to be kept is too long"));
         }
         let next = self.sequence + 1;
         let at = next % 2 * HALF;
@@ -364,6 +345,7 @@ mod tests {
         let names = [
             Name::Store(3),
             Name::Roster,
+            Name::Edits,
             Name::Control,
             Name::Listener(guest),
             Name::Connection(guest),

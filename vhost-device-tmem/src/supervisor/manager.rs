@@ -3,8 +3,9 @@
 //! The supervisor's own thread: the life of workers.
 
 use std::{
+    collections::VecDeque,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -13,14 +14,15 @@ use std::{
 use nix::poll::{PollFd, PollFlags};
 
 use super::{
-    hub::Hub,
+    changes::Changes,
+    hub::{borrow, Hub},
     policy::{Abandonment, Blame, End, Look, Restarts, Watch},
     process::{Process, StartError},
     program::Program,
 };
 use crate::{
-    args::Args,
-    link::{BlamePage, FromWorker, GuestId, LinkError, OperatorRequest, ToWorker},
+    control::answer_passed,
+    link::{BlamePage, FromWorker, GuestId, LinkError, OperatorRequest, Received, ToWorker},
     signals::{Signal, Signals},
     stop::wait_ready,
     stop_policy::{Asked, Decision, StopPolicy, WINDOW},
@@ -40,10 +42,8 @@ const COUNT: Duration = Duration::from_millis(200);
 pub(super) struct Needs {
     pub(super) hub: Arc<Hub>,
     pub(super) signals: Signals,
-    /// What the daemon was told, but for guests.
-    pub(super) options: Args,
-    /// The guests.
-    pub(super) guests: Vec<(GuestId, String)>,
+    /// What the daemon was told, and the guests.
+    pub(super) changes: Changes,
     /// The operator's socket.
     pub(super) control: Option<OwnedFd>,
     /// The socket of metrics.
@@ -52,10 +52,15 @@ pub(super) struct Needs {
     pub(super) memory: Vec<OwnedFd>,
     /// Where the program is from, and where an upgrade takes it from.
     pub(super) program: PathBuf,
-    pub(super) abandoned_after: Duration,
-    pub(super) stop_loses_pages: bool,
     /// What is kept outlives this process.
     pub(super) outlived: bool,
+}
+
+/// What an operator asked for, and where an answer goes.
+#[derive(Debug)]
+struct Demand {
+    request: OperatorRequest,
+    operator: Option<OwnedFd>,
 }
 
 /// Sees to it that there is a worker.
@@ -80,6 +85,8 @@ pub(super) struct Manager {
     persistent: u64,
     /// The log was told that no worker can begin.
     told: bool,
+    /// What operators asked for and was not done yet.
+    asked: VecDeque<Demand>,
 }
 
 impl Manager {
@@ -101,8 +108,9 @@ impl Manager {
             restarts: Restarts::default(),
             blame: Blame::default(),
             watch: Watch::default(),
-            abandonment: Abandonment::new(needs.abandoned_after),
-            stop_policy: StopPolicy::new(needs.stop_loses_pages),
+            abandonment: Abandonment::new(needs.changes.config().abandoned_after),
+            stop_policy: StopPolicy::new(needs.changes.config().stop_loses_pages),
+            asked: VecDeque::new(),
             persistent: 0,
             told: false,
             needs,
@@ -151,14 +159,19 @@ impl Manager {
                 // An error says that it was not woken.
                 let _ = self.needs.hub.wake().read();
             }
-            if ready.get(2) == Some(&true) && self.listen() {
-                return Ok(());
+            if ready.get(2) == Some(&true) {
+                self.listen();
             }
             if let Some(why) = self.needs.hub.take_broken() {
                 self.replace(Some(&why), None);
             }
             while let Some(signal) = self.needs.signals.next()? {
                 if self.signalled(signal) {
+                    return Ok(());
+                }
+            }
+            while let Some(asked) = self.asked.pop_front() {
+                if self.serve(asked) {
                     return Ok(());
                 }
             }
@@ -180,12 +193,12 @@ impl Manager {
         self.page.clear();
         let now = self.now();
         let start = ToWorker::Start {
-            options: Box::new(self.needs.options.clone()),
+            options: Box::new(self.needs.changes.options()),
             threads: u32::from(self.blame.one_thread(now)),
             control: self.needs.control.is_some(),
             metrics: self.needs.metrics.is_some(),
             worker_starts: worker.number(),
-            guests: self.needs.guests.clone(),
+            guests: self.needs.changes.guests(),
             known: self.needs.hub.known(),
         };
         let mut descriptors = vec![self.page.as_fd()];
@@ -232,25 +245,25 @@ impl Manager {
         self.next = Instant::now() + self.restarts.died(now, false);
     }
 
-    /// Listens to the worker. Returns whether it is time to stop.
-    fn listen(&mut self) -> bool {
+    /// Listens to the worker.
+    fn listen(&mut self) {
         let Some(worker) = &mut self.worker else {
-            return false;
+            return;
         };
         match worker.receive() {
-            Ok(message) => self.heard(message),
-            Err(LinkError::Closed) => {
-                self.replace(None, None);
-                false
-            }
+            Ok(received) => self.heard(received),
+            Err(LinkError::Closed) => self.replace(None, None),
             Err(error) => {
                 self.replace(Some(&format!("said what is not understood: {error}")), None);
-                false
             }
         }
     }
 
-    fn heard(&mut self, message: FromWorker) -> bool {
+    fn heard(&mut self, received: Received<FromWorker>) {
+        let Received {
+            message,
+            descriptors,
+        } = received;
         if let Some(worker) = &self.worker {
             self.needs.hub.heard(worker.number(), &message);
         }
@@ -268,11 +281,46 @@ impl Manager {
                     self.needs.hub.name(guest)
                 );
             }
-            FromWorker::Operator(OperatorRequest::Upgrade) => self.upgrade(),
-            FromWorker::Operator(OperatorRequest::Stop) => return true,
+            FromWorker::Forgotten { guest, dropped } => {
+                self.needs.hub.forgotten(guest);
+                self.blame.forget(guest);
+                let (persistent, ephemeral) = (dropped.persistent.pages, dropped.ephemeral.pages);
+                tracing::info!(
+                    "nothing is left of a guest that was removed: {persistent} persistent and \
+                     {ephemeral} ephemeral pages dropped"
+                );
+            }
+            FromWorker::Operator(request) => self.asked.push_back(Demand {
+                request,
+                operator: descriptors.into_iter().next(),
+            }),
             _ => {}
         }
+    }
+
+    /// Does what an operator asked for. Returns whether it is time to stop.
+    fn serve(&mut self, asked: Demand) -> bool {
+        let done = match asked.request {
+            OperatorRequest::Upgrade => {
+                self.upgrade();
+                return false;
+            }
+            OperatorRequest::Stop => return true,
+            OperatorRequest::Reload { force } => self.reload(force),
+            OperatorRequest::Guest(edit) => self.needs.changes.edit(&edit),
+        };
+        if let Some(operator) = asked.operator {
+            answer_passed(operator.as_fd(), done);
+        }
         false
+    }
+
+    fn reload(&mut self, force: bool) -> Result<String, String> {
+        let done = self.needs.changes.reload(force)?;
+        let config = self.needs.changes.config();
+        self.abandonment.set_after(config.abandoned_after);
+        self.stop_policy = StopPolicy::new(config.stop_loses_pages);
+        Ok(done)
     }
 
     /// Replaces the worker: it is dead, or is killed because it does something wrong. `guest` is
@@ -289,8 +337,8 @@ impl Manager {
             Some(why) => {
                 worker.kill();
                 // What it did was done, and has to be known.
-                while let Ok(message) = worker.receive() {
-                    self.heard(message);
+                while let Ok(received) = worker.receive() {
+                    self.heard(received);
                 }
                 tracing::error!("the worker {why}: it is replaced");
                 if let Some(guest) = guest {
@@ -342,7 +390,7 @@ impl Manager {
             tracing::info!(
                 "guest {:?} has used no virtqueue for {} s: its ephemeral pages are dropped",
                 self.needs.hub.name(guest),
-                self.needs.abandoned_after.as_secs()
+                self.needs.changes.config().abandoned_after.as_secs()
             );
             self.needs.hub.abandon(guest);
         }
@@ -395,10 +443,11 @@ impl Manager {
         };
         let until = Instant::now() + patience;
         if worker.link().send(&ToWorker::Stop, &[]).is_ok() {
-            while let Ok(message) = worker.wait_message(until) {
-                match message {
+            while let Ok(received) = worker.wait_message(until) {
+                match received.message {
                     FromWorker::Stopped => break,
-                    message => self.needs.hub.heard(worker.number(), &message),
+                    // What the next one does not know of.
+                    _ => self.heard(received),
                 }
             }
         }
@@ -414,7 +463,11 @@ impl Manager {
             Signal::Terminate | Signal::Interrupt => return self.stops(signal),
             Signal::Upgrade => self.upgrade(),
             Signal::Reload => {
-                tracing::info!("{signal}: there is nothing to read again");
+                if !self.needs.changes.has_file() {
+                    tracing::info!("{signal}: there is nothing to read again");
+                } else if let Err(problems) = self.reload(false) {
+                    tracing::error!("nothing has changed, for this is wrong: {problems}");
+                }
             }
             Signal::Statistics => self.tell(),
         }
@@ -442,10 +495,11 @@ impl Manager {
         let Some(mut worker) = self.worker.take() else {
             return;
         };
-        while let Ok(message) = worker.wait_message(until) {
-            self.needs.hub.heard(worker.number(), &message);
-            if let FromWorker::Pong { persistent, .. } = message {
-                self.persistent = persistent;
+        while let Ok(received) = worker.wait_message(until) {
+            let answered = matches!(received.message, FromWorker::Pong { .. });
+            self.needs.hub.heard(worker.number(), &received.message);
+            self.heard(received);
+            if answered {
                 break;
             }
         }
@@ -478,14 +532,13 @@ impl Manager {
         true
     }
 
+    /// Leaves everything to a process that comes after this one.
+    pub(super) fn leave(self) {
+        self.needs.changes.leave();
+    }
+
     /// Ends the worker, soon.
     pub(super) fn end(&mut self) {
         self.retire(FAREWELL);
     }
-}
-
-/// Returns the descriptor of an event.
-fn borrow(event: &vmm_sys_util::eventfd::EventFd) -> BorrowedFd<'_> {
-    // SAFETY: The event is open as long as it is borrowed.
-    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }

@@ -18,6 +18,7 @@
 //! to QEMU the end of one is the end of the virtual machine.
 
 mod acceptor;
+mod changes;
 mod checks;
 mod connection;
 mod frontend;
@@ -42,17 +43,16 @@ use std::{
 
 use nix::sys::memfd::{memfd_create, MFdFlags};
 
+pub use changes::{purpose, Premises, Settings};
 pub use takeover::Inherited;
 
 use acceptor::Acceptor;
+use changes::Changes;
 use hub::Hub;
 use manager::{Manager, Needs};
 use process::StartError;
 
-use crate::{
-    args::Args, device::Limits, link::GuestId, serving::Listener, signals::Signals,
-    window::WindowFiles,
-};
+use crate::{link::GuestId, serving::Listener, signals::Signals, window::WindowFiles};
 
 /// How long connections' threads may take to come to the end of a message.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -98,6 +98,8 @@ pub struct GuestSetup {
     pub listener: UnixListener,
     /// Its window, if it has one.
     pub window: Option<WindowFiles>,
+    /// Where both are.
+    pub premises: Premises,
 }
 
 /// What to supervise.
@@ -111,16 +113,10 @@ pub struct Setup {
     pub metrics: Option<Listener>,
     /// The store's memory.
     pub memory: Vec<OwnedFd>,
-    /// What drivers may ask for.
-    pub limits: Limits,
-    /// What the daemon was told, but for guests.
-    pub options: Args,
+    /// What the daemon was told.
+    pub settings: Settings,
     /// Where an upgrade takes the program from.
     pub program: PathBuf,
-    /// When the ephemeral pages of a guest go that has stopped its virtqueues; never if it is zero.
-    pub abandoned_after: Duration,
-    /// Stop at the first signal, whatever is lost.
-    pub stop_loses_pages: bool,
     /// What a supervisor before has left.
     pub inherited: Inherited,
 }
@@ -133,8 +129,7 @@ pub struct Setup {
 pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
     let mut inherited = setup.inherited;
     let mut guests = Vec::new();
-    let named = setup.guests.iter();
-    let roster = named.map(|guest| (guest.number, guest.name.clone())).collect();
+    let mut members = Vec::new();
     let (mut listeners, mut resumed) = (Vec::new(), Vec::new());
     let mut waiting = Vec::new();
     inherited.keep_windows(&setup.guests);
@@ -144,18 +139,16 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
             name,
             listener,
             window,
+            premises,
         } = each;
         let connection = inherited.connections.remove(&guest);
         if let Some(connection) = &connection {
             let (socket, past) = takeover::resume(connection)?;
             resumed.push((guest, socket, past));
         }
-        let place = guest.0 as usize;
-        while guests.len() <= place {
-            guests.push((String::new(), None, None));
-        }
         waiting.push((name.clone(), listener.local_addr().ok()));
-        guests[place] = (name, window, connection);
+        members.push((guest, name.clone(), premises));
+        guests.push((guest, name, window, connection));
         listeners.push((guest, listener));
     }
     inherited.keep(&listeners, setup.control.as_ref(), &setup.memory);
@@ -166,17 +159,23 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
     let metrics = setup.metrics.as_ref().and_then(Listener::address);
     let outlived = inherited.keeper.keeps();
     let hub = Arc::new(Hub::new(guests, inherited.keeper)?);
+    let limits = setup.settings.config.limits;
+    let acceptor = Acceptor::new(Arc::clone(&hub), limits, listeners, resumed)?;
+    let acceptor = Arc::new(acceptor);
+    let changes = Changes::new(
+        setup.settings,
+        members,
+        Arc::clone(&hub),
+        Arc::clone(&acceptor),
+    );
     let mut manager = Manager::new(Needs {
         hub: Arc::clone(&hub),
         signals,
-        options: setup.options,
-        guests: roster,
+        changes,
         control: setup.control.map(OwnedFd::from),
         metrics: setup.metrics.map(OwnedFd::from),
         memory: setup.memory,
         program: setup.program,
-        abandoned_after: setup.abandoned_after,
-        stop_loses_pages: setup.stop_loses_pages,
         outlived,
     })?;
     match manager.start() {
@@ -184,8 +183,7 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
         Ok(()) | Err(StartError::Interrupted) => {}
         Err(error) => return Err(error.into()),
     }
-    let acceptor = Acceptor::new(Arc::clone(&hub), setup.limits, listeners, resumed)?;
-    let accepting = acceptor::start(Arc::new(acceptor))?;
+    let accepting = acceptor::start(acceptor)?;
     hub.ready();
     for (name, address) in &waiting {
         if let Some(path) = address.as_ref().and_then(|address| address.as_pathname()) {
@@ -211,5 +209,9 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
     }
     manager.end();
     ran?;
+    if outlived {
+        // The next one listens on the sockets.
+        manager.leave();
+    }
     Ok(outlived)
 }

@@ -130,6 +130,11 @@ impl Blame {
         })
     }
 
+    /// There is no such guest any more.
+    pub(super) fn forget(&mut self, guest: GuestId) {
+        self.deaths.remove(&guest);
+    }
+
     /// Returns whether the next worker is to have one thread only.
     pub(super) fn one_thread(&mut self, now: Duration) -> bool {
         forget(&mut self.unclear, now, Self::WINDOW);
@@ -248,6 +253,11 @@ impl Abandonment {
             after,
             quiet: BTreeMap::new(),
         }
+    }
+
+    /// Pages go after so long from now on; never, if that is zero.
+    pub(super) fn set_after(&mut self, after: Duration) {
+        self.after = after;
     }
 
     /// Takes note of the guests that [may be abandoned](super::guest::GuestState::may_be_abandoned)

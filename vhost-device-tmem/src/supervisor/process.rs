@@ -18,7 +18,7 @@ use nix::poll::{PollFd, PollFlags};
 
 use super::policy::End;
 use crate::{
-    link::{FromWorker, Link, LinkError, ToWorker, LINK_VERSION},
+    link::{FromWorker, Link, LinkError, Received, ToWorker, LINK_VERSION},
     stop::wait_ready,
     worker,
 };
@@ -209,11 +209,11 @@ impl Process {
         if fds[1].any() == Some(true) {
             return Err(StartError::Interrupted);
         }
-        Ok(self.wait_message(until))
+        Ok(self.wait_message(until).map(|received| received.message))
     }
 
     /// Waits for a message; the error says in words what the worker did instead.
-    pub(super) fn wait_message(&mut self, until: Instant) -> Result<FromWorker, String> {
+    pub(super) fn wait_message(&mut self, until: Instant) -> Result<Received<FromWorker>, String> {
         let mut fds = [PollFd::new(self.link.as_fd(), PollFlags::POLLIN)];
         match wait_ready(&mut fds, Some(until)) {
             Ok(0) => return Err("did not say anything".to_owned()),
@@ -232,9 +232,8 @@ impl Process {
     /// # Errors
     ///
     /// [`LinkError`].
-    pub(super) fn receive(&self) -> Result<FromWorker, LinkError> {
-        let received = self.link.receive()?;
-        Ok(received.message)
+    pub(super) fn receive(&self) -> Result<Received<FromWorker>, LinkError> {
+        self.link.receive()
     }
 
     /// Returns its number.

@@ -19,13 +19,14 @@ use super::{
     keep::{received, Keeper, Name, StateFile},
     GuestSetup,
 };
-use crate::{link::GuestId, window::WindowFiles};
+use crate::{config::Edits, link::GuestId, window::WindowFiles};
 
 /// What systemd kept of a supervisor before this one, or nothing.
 #[derive(Debug, Default)]
 pub struct Inherited {
     things: BTreeMap<Name, OwnedFd>,
     roster: Vec<(String, GuestId)>,
+    edits: Edits,
     pub(super) connections: BTreeMap<GuestId, Connection>,
     pub(super) keeper: Keeper,
 }
@@ -46,12 +47,21 @@ impl Inherited {
             match StateFile::open(file) {
                 Ok((file, roster)) => {
                     this.roster = roster;
-                    this.keeper.has_roster(file);
+                    this.keeper.has_value(Name::Roster, file);
                 }
                 Err(error) => {
                     tracing::error!("nothing of the daemon before can be gone on with: {error}");
                     this.things.clear();
                 }
+            }
+        }
+        if let Some(file) = this.things.remove(&Name::Edits) {
+            match StateFile::open(file) {
+                Ok((file, edits)) => {
+                    this.edits = edits;
+                    this.keeper.has_value(Name::Edits, file);
+                }
+                Err(error) => tracing::error!("what tmemctl changed of guests is lost: {error}"),
             }
         }
         let guests = this.things.keys().filter_map(|name| match name {
@@ -92,7 +102,7 @@ impl Inherited {
             }
         }
         self.keeper.has(Name::Connection(guest), &socket);
-        self.keeper.has_state(guest, file);
+        self.keeper.has_value(Name::State(guest), file);
         let lost = state
             .slots()
             .into_iter()
@@ -114,6 +124,11 @@ impl Inherited {
     /// Returns whether there is something to go on with.
     pub fn is_something(&self) -> bool {
         !self.roster.is_empty()
+    }
+
+    /// Returns what operators changed of guests.
+    pub fn edits(&self) -> Edits {
+        self.edits.clone()
     }
 
     /// Gives guests of these names their numbers: those that they had, or free ones.
@@ -202,7 +217,6 @@ impl Inherited {
         if let Some(control) = control {
             self.keeper.give(Name::Control, control.as_fd());
         }
-        self.keeper.keep_roster(&self.roster);
     }
 }
 

@@ -13,6 +13,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{renameat_with, RenameFlags, CWD};
+
 use super::{book::Book, MAX_SIZE, MIN_SIZE};
 use crate::socket::Rights;
 
@@ -126,6 +128,24 @@ impl OwnedPath {
         let metadata = fs::symlink_metadata(&path).ok()?;
         let node = (metadata.dev(), metadata.ino());
         (node == (file.st_dev, file.st_ino)).then_some(Self { path, node })
+    }
+
+    /// Gives the file the name that it has for another guest's name, unless a file has that.
+    ///
+    /// # Errors
+    ///
+    /// [`WindowError`], and it has the name that it had.
+    pub fn rename(&mut self, guest: &str) -> Result<(), WindowError> {
+        let directory = self.path.parent().unwrap_or(Path::new("."));
+        let path = path_of(directory, guest);
+        let flags = RenameFlags::NOREPLACE;
+        renameat_with(CWD, &self.path, CWD, &path, flags).map_err(|error| WindowError::Io {
+            what: "give a window the name",
+            path: path.clone(),
+            error: error.into(),
+        })?;
+        self.path = path;
+        Ok(())
     }
 
     /// Leaves the file to a process that comes after this one.

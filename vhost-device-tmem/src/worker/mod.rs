@@ -171,7 +171,6 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     // For as long as this process is there.
     std::mem::forget(claimed(claim)?);
     let (store, lost) = recover(&config, memory, &known)?;
-    store.share_among(guests.iter().map(|(guest, _)| guest.0));
     let store = Arc::new(store);
     let tidier = Tidier::start(Arc::clone(&store))?;
     let watched = Arc::new(Watched::new(page, Arc::clone(link), tidier));
@@ -197,6 +196,8 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     let daemon = Daemon::new(Arc::clone(link), store, &engine, &guests, worker_starts);
     let daemon = Arc::new(daemon);
     let operated = Arc::clone(&daemon) as Arc<dyn Operated>;
+    // What operators ask for comes after this.
+    link.send(&FromWorker::Ready { lost }, &[])?;
     let metrics = metrics.map(|socket| {
         let listener = Listener::of(socket);
         MetricsServer::start(listener, Arc::clone(&operated))
@@ -209,7 +210,6 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
         }
         None => None,
     };
-    link.send(&FromWorker::Ready { lost }, &[])?;
     Worker {
         link: Arc::clone(link),
         watched,

@@ -2,10 +2,13 @@
 
 //! What operators ask the daemon for.
 
-use std::sync::Arc;
+use std::{
+    os::fd::BorrowedFd,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use crate::{
-    control::{stat, Operated, Stat},
+    control::{stat, Operated, Request, Stat},
     device::{Engine, Slot},
     link::{FromWorker, GuestId, Link, OperatorRequest},
     size::Bytes,
@@ -16,7 +19,7 @@ use crate::{
 pub(super) struct Daemon {
     link: Arc<Link>,
     store: Arc<Store>,
-    slots: Vec<(GuestId, Arc<Slot>)>,
+    slots: RwLock<Vec<(GuestId, Arc<Slot>)>>,
     worker_starts: u64,
 }
 
@@ -33,23 +36,61 @@ impl Daemon {
         let slots = guests
             .iter()
             .map(|(guest, name)| (*guest, engine.slot(*guest, name)));
-        Self {
+        let this = Self {
             link,
             store,
-            slots: slots.collect(),
+            slots: RwLock::new(slots.collect()),
             worker_starts,
+        };
+        this.share();
+        this
+    }
+
+    fn slots(&self) -> Vec<(GuestId, Arc<Slot>)> {
+        let slots = self.slots.read();
+        slots.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Promises the guests that there are their shares.
+    fn share(&self) {
+        let slots = self.slots();
+        self.store
+            .share_among(slots.iter().map(|(guest, _)| guest.0));
+    }
+
+    /// There is a guest of this number, or it has this name from now on.
+    pub(super) fn name_guest(&self, engine: &Engine, guest: GuestId, name: &str) {
+        let slot = engine.slot(guest, name);
+        slot.set_name(name);
+        let slots = self.slots.write();
+        let mut slots = slots.unwrap_or_else(PoisonError::into_inner);
+        if !slots.iter().any(|(of, _)| *of == guest) {
+            slots.push((guest, slot));
         }
+        drop(slots);
+        self.share();
+    }
+
+    /// There is no such guest any more.
+    pub(super) fn forget(&self, guest: GuestId) {
+        let slots = self.slots.write();
+        let mut slots = slots.unwrap_or_else(PoisonError::into_inner);
+        slots.retain(|(of, _)| *of != guest);
+        drop(slots);
+        self.share();
     }
 
     /// Returns a guest's name.
     pub(super) fn name(&self, guest: GuestId) -> String {
-        let slot = self.slots.iter().find(|(of, _)| *of == guest);
-        slot.map_or_else(|| guest.to_string(), |(_, slot)| slot.name().to_owned())
+        let slots = self.slots();
+        let slot = slots.iter().find(|(of, _)| *of == guest);
+        slot.map_or_else(|| guest.to_string(), |(_, slot)| slot.name())
     }
 
     /// Returns how many persistent pages guests have that are connected.
     pub(super) fn persistent(&self) -> u64 {
-        let pages = self.slots.iter().map(|(_, slot)| {
+        let slots = self.slots();
+        let pages = slots.iter().map(|(_, slot)| {
             let state = slot.state();
             let session = state.session.as_ref().filter(|_| state.connected);
             let pools = session.map(|session| session.pools()).unwrap_or_default();
@@ -87,9 +128,10 @@ impl Daemon {
 
 impl Operated for Daemon {
     fn stat(&self) -> Stat {
+        let slots = self.slots();
         Stat {
             worker_starts: self.worker_starts,
-            ..stat(&self.store, self.slots.iter().map(|(_, slot)| &**slot))
+            ..stat(&self.store, slots.iter().map(|(_, slot)| &**slot))
         }
     }
 
@@ -109,5 +151,15 @@ impl Operated for Daemon {
     fn upgrade(&self) -> Result<String, String> {
         self.request(OperatorRequest::Upgrade)?;
         Ok("upgrading; the log says what comes of it".to_owned())
+    }
+
+    fn pass_on(&self, request: &Request, operator: BorrowedFd<'_>) -> Result<(), String> {
+        let request = match request {
+            Request::Reload { force } => OperatorRequest::Reload { force: *force },
+            Request::Guest(edit) => OperatorRequest::Guest(edit.clone()),
+            _ => return Err("the supervisor knows nothing of that".to_owned()),
+        };
+        let sent = self.link.send(&FromWorker::Operator(request), &[operator]);
+        sent.map_err(|error| format!("the supervisor cannot be told: {error}"))
     }
 }

@@ -116,6 +116,12 @@ impl Worker {
             ToWorker::SetWindow { guest, epoch } => {
                 self.set_window(guest, epoch, descriptors);
             }
+            ToWorker::NameGuest { guest, name } => self.daemon.name_guest(engine, guest, &name),
+            ToWorker::ForgetGuest { guest } => {
+                let dropped = engine.forget_guest(guest);
+                self.daemon.forget(guest);
+                return Ok(Some(FromWorker::Forgotten { guest, dropped }));
+            }
             ToWorker::AddGuest {
                 guest,
                 name,
@@ -191,6 +197,8 @@ impl Worker {
 fn guest_of(message: &ToWorker) -> Option<GuestId> {
     match message {
         ToWorker::SetWindow { guest, .. }
+        | ToWorker::NameGuest { guest, .. }
+        | ToWorker::ForgetGuest { guest }
         | ToWorker::AddGuest { guest, .. }
         | ToWorker::RemoveGuest { guest }
         | ToWorker::SetMemory { guest, .. }

@@ -6,7 +6,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use vhost_device_tmem::control::DEFAULT_PATH;
+use vhost_device_tmem::{
+    config::GuestEdit,
+    control::{Request, DEFAULT_PATH},
+};
 
 use crate::{failure::EXIT_CODES, manual::Program, top};
 
@@ -63,6 +66,23 @@ pub(crate) enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Read the configuration file again, and do what it says now, all of it or nothing.
+    Reload {
+        /// Take guests off that are not named any more though they are connected.
+        #[arg(long)]
+        force: bool,
+
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Add, remove or rename guests while the daemon runs.
+    Guest {
+        #[command(subcommand)]
+        command: GuestCommand,
+
+        #[command(flatten)]
+        output: Output,
+    },
     /// Print a script that has a shell complete command lines.
     Completions {
         /// The shell.
@@ -87,9 +107,61 @@ impl Command {
             | Self::Stat { output, .. }
             | Self::Top(top::Options { output, .. })
             | Self::Stop { output, .. }
+            | Self::Reload { output, .. }
+            | Self::Guest { output, .. }
             | Self::Upgrade { output } => *output,
             Self::Completions { .. } | Self::Man { .. } => Output::default(),
         }
+    }
+}
+
+/// What is done with a guest.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum GuestCommand {
+    /// Add a guest.
+    Add {
+        /// The guest's name.
+        name: String,
+        /// The socket that its QEMU connects to.
+        #[arg(long, value_name = "PATH")]
+        socket: PathBuf,
+        /// The size of its window, a power of two such as 4GiB; none without it.
+        #[arg(long, value_name = "SIZE")]
+        window_size: Option<String>,
+    },
+    /// Take a guest off. Its pages are dropped. It is refused while the guest is connected.
+    Remove {
+        /// The guest's name.
+        name: String,
+        /// Though it is connected: its device is gone then, and its pages are lost.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Give a guest another name.
+    Rename {
+        /// The name that it has.
+        old: String,
+        /// The name that it gets.
+        new: String,
+    },
+}
+
+impl From<&GuestCommand> for Request {
+    fn from(command: &GuestCommand) -> Self {
+        Self::Guest(match command.clone() {
+            GuestCommand::Add {
+                name,
+                socket,
+                window_size,
+            } => GuestEdit::Add {
+                name,
+                // The daemon may be elsewhere.
+                socket: std::path::absolute(&socket).unwrap_or(socket),
+                window_size,
+            },
+            GuestCommand::Remove { name, force } => GuestEdit::Remove { name, force },
+            GuestCommand::Rename { old, new } => GuestEdit::Rename { name: old, to: new },
+        })
     }
 }
 
@@ -97,7 +169,7 @@ impl Command {
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub(crate) struct Output {
     /// Print one line of JSON, and errors as one, too.
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub(crate) json: bool,
 }
 

@@ -66,6 +66,10 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             demand(path, Request::Stop { force: *force }, output.json)
         }
         Command::Upgrade { output } => demand(path, Request::Upgrade, output.json),
+        Command::Reload { force, output } => {
+            demand(path, Request::Reload { force: *force }, output.json)
+        }
+        Command::Guest { command, output } => demand(path, command.into(), output.json),
         Command::Completions { shell, of } => print(manual::completions(*of, *shell)),
         Command::Man { directory } => Ok(manual::write_pages(directory)?),
     }

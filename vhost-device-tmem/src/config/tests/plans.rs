@@ -24,6 +24,7 @@ fn with(guests: &[(&str, &str)]) -> Config {
 fn connected(names: &[&str]) -> Circumstances {
     Circumstances {
         connected: names.iter().map(|name| (*name).to_owned()).collect(),
+        dirs: ["/run".into()].into(),
         ..Circumstances::default()
     }
 }
@@ -76,7 +77,7 @@ fn what_cannot_change_is_named_all_of_it() {
     new.capacity += 1;
     new.threads = 7;
     new.guests[0].window = Some(8 << 20);
-    let problems = plan(&old, &new, &Circumstances::default()).unwrap_err();
+    let problems = plan(&old, &new, &connected(&[])).unwrap_err();
     let keys: Vec<_> = problems.iter().map(|(key, _)| key.clone()).collect();
     assert_eq!(
         keys,
@@ -100,7 +101,10 @@ fn a_guest_with_another_name_is_the_same() {
     };
     let to = guest("b", "/run/a", None);
     let from = "a".to_owned();
-    assert_eq!(plan(&old, &new, &renamed), Ok(vec![Step::Rename { from, to }]));
+    assert_eq!(
+        plan(&old, &new, &renamed),
+        Ok(vec![Step::Rename { from, to }])
+    );
 }
 
 /// Does what steps say, to a list of guests.
@@ -124,7 +128,9 @@ fn follow(guests: &[GuestConfig], steps: &[Step]) -> Vec<GuestConfig> {
 fn guests() -> impl Strategy<Value = Vec<GuestConfig>> {
     prop::collection::btree_map("[a-d]", "/(run|else)/[a-d]", 0..4).prop_map(|guests| {
         let guests = guests.into_iter();
-        guests.map(|(name, path)| guest(&name, &path, None)).collect()
+        guests
+            .map(|(name, path)| guest(&name, &path, None))
+            .collect()
     })
 }
 
@@ -140,7 +146,12 @@ proptest! {
     ) {
         let (mut from, mut to) = (with(&[]), with(&[]));
         (from.guests, to.guests) = (old, new);
-        let circumstances = Circumstances { connected: there.clone(), force, renamed: None };
+        let circumstances = Circumstances {
+            connected: there.clone(),
+            dirs: ["/run".into()].into(),
+            force,
+            renamed: None,
+        };
         match plan(&from, &to, &circumstances) {
             Ok(steps) => prop_assert_eq!(follow(&from.guests, &steps), to.guests),
             Err(problems) => {
