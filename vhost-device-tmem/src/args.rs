@@ -46,6 +46,11 @@ pub struct Args {
     #[serde(skip)]
     pub check_config: bool,
 
+    /// Directory with a file NAME.toml for each guest, which is watched: guests come with their files,
+    /// change and go with them.
+    #[arg(long, value_name = "DIR")]
+    pub guests_dir: Option<PathBuf>,
+
     /// The guests, by their names.
     #[arg(skip)]
     pub guests: BTreeMap<String, GuestTable>,
@@ -223,6 +228,7 @@ impl Args {
         Self {
             config: self.config.or(other.config),
             check_config: self.check_config || other.check_config,
+            guests_dir: self.guests_dir.or(other.guests_dir),
             guests: if self.guests.is_empty() {
                 other.guests
             } else {
@@ -303,6 +309,8 @@ pub struct Config {
     pub check_contents: bool,
     /// Where windows are made.
     pub window_dir: Option<PathBuf>,
+    /// Where guests' files are.
+    pub guests_dir: Option<PathBuf>,
     /// The operator's socket.
     pub control_path: Option<PathBuf>,
     /// Where metrics are served.

@@ -13,7 +13,7 @@ use std::{
 use clap::Parser;
 use vhost_device_tmem::{
     args::{Args, Config, GuestConfig},
-    config::{self, Edits, Problems, Sources},
+    config::{Edits, Problems, Sources},
     identity::{self, Identity, IdentityError},
     limits::{self, FewDescriptors},
     link::GuestId,
@@ -75,16 +75,20 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), Failure> {
-    let file = args.config.as_deref().map(config::read_file);
-    let sources = Sources {
-        file: file.transpose()?,
+    let given = Sources {
         args,
         ..Sources::default()
     };
+    let (sources, wrong) = Sources::read(&given)?;
     let host = limits::memory();
     let mut sources = sources;
     let mut config = sources.config(&host)?;
     if sources.args.check_config {
+        let wrong = wrong.into_iter().flat_map(|problems| problems.0);
+        let wrong: Vec<_> = wrong.collect();
+        if !wrong.is_empty() {
+            return Err(Problems(wrong).into());
+        }
         println!(
             "the configuration is well, with {} guests",
             config.guests.len()
@@ -92,6 +96,9 @@ fn run(args: Args) -> Result<(), Failure> {
         return Ok(());
     }
     let mut log = Log::start(config.log_level);
+    for problems in &wrong {
+        tracing::error!("there is no such guest until its file is mended: {problems}");
+    }
     // Before there are threads, which inherit it.
     let signals = Signals::block().map_err(cannot("wait for signals"))?;
     // Before anything else is opened.
@@ -165,7 +172,8 @@ fn run(args: Args) -> Result<(), Failure> {
         }
     };
     let program = std::env::current_exe().map_err(cannot("find out which program this is"))?;
-    let changes = sources.args.config.is_some() || control.is_some();
+    let files = sources.args.config.is_some() || config.guests_dir.is_some();
+    let changes = files || control.is_some();
     enter_sandbox(&config, sources.args.config.as_deref(), changes, &program)?;
     log.background().map_err(cannot("write a log"))?;
     let setup = Setup {
@@ -330,7 +338,12 @@ fn enter_sandbox(
         made: if changes { sockets.clone() } else { Vec::new() },
         sockets,
         programs: programs.into_iter().chain(own).collect(),
-        read: read.map(PathBuf::from).into_iter().chain(file).collect(),
+        read: read
+            .map(PathBuf::from)
+            .into_iter()
+            .chain(file)
+            .chain(config.guests_dir.clone())
+            .collect(),
     };
     for missing in sandbox::enter(Role::Supervisor, &places)? {
         tracing::warn!("{missing}");

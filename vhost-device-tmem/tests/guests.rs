@@ -330,3 +330,84 @@ fn a_configuration_is_checked_without_being_used() {
     let words = format!("{file}:3: thread is no key; did you mean threads?");
     assert!(said.contains(&words), "{said}");
 }
+
+#[test]
+fn guests_come_and_go_with_their_files() {
+    let place = Place::new();
+    fs::create_dir(place.path("guests")).unwrap();
+    let file = |name: &str| place.path(&format!("guests/{name}.toml"));
+    let text = |name: &str| format!("socket = {:?}", place.arg(&format!("{name}.sock")));
+    fs::write(file("a"), text("a")).unwrap();
+    fs::write(file("bad"), "socket = ").unwrap();
+    let (control, guests) = (place.arg("control.sock"), place.arg("guests"));
+    let args = [
+        "-c",
+        "8MiB",
+        "--control-path",
+        &control,
+        "--guests-dir",
+        &guests,
+    ];
+    let mut daemon = Daemon::start(&args);
+    let line = daemon.wait_for("until its file is mended");
+    assert!(line.contains("bad.toml:1: this is no TOML"), "{line}");
+    daemon.wait_for("waiting for operators");
+    let mut a = Guest::connect(&place.path("a.sock"));
+    put(&mut a, 5);
+    fs::write(file("bad"), text("bad")).unwrap();
+    daemon.wait_for("guest \"bad\" added");
+    put(&mut Guest::connect(&place.path("bad.sock")), 5);
+    // One that is wrong stays as it is, and the others do not.
+    fs::write(file("a"), "socket = 5").unwrap();
+    let line = daemon.wait_for("stays as it is");
+    assert!(line.contains("a.toml:1: socket cannot be so"), "{line}");
+    fs::write(file("c"), text("a")).unwrap();
+    let line = daemon.wait_for("guest \"c\" stays as it is");
+    assert!(line.contains("c.toml:1: socket is"), "{line}");
+    fs::write(place.path("new"), text("c")).unwrap();
+    fs::rename(place.path("new"), file("c")).unwrap();
+    daemon.wait_for("guest \"c\" added");
+    fs::remove_file(file("bad")).unwrap();
+    daemon.wait_for("guest \"bad\" removed");
+    fs::remove_file(file("a")).unwrap();
+    let line = daemon.wait_for("guest \"a\" stays as it is");
+    assert!(line.contains("is connected"), "{line}");
+    check(&mut a, 5);
+    kill(daemon.worker(), libc::SIGKILL);
+    daemon.wait_for("a new worker has taken over");
+    check(&mut a, 5);
+    put(&mut Guest::connect(&place.path("c.sock")), 5);
+}
+
+#[test]
+fn a_window_comes_and_goes_with_its_guest() {
+    let windows = tempfile::tempdir_in("/dev/shm").unwrap();
+    let dir = windows.path().to_str().unwrap();
+    let mut it = Running::start(&["a"], &["--window-dir", dir]);
+    let socket = it.place.arg("b.sock");
+    let add = [
+        "guest",
+        "add",
+        "b",
+        "--socket",
+        &socket,
+        "--window-size",
+        "8MiB",
+    ];
+    it.ok(&add);
+    let window = |name: &str| windows.path().join(format!("{name}.window")).exists();
+    assert!(window("b") && !window("a"));
+    let mut b = it.connect("b");
+    put(&mut b, 3);
+    let has_window = |it: &Running| it.stat()["guests"][1]["window"]["bytes"] == 8 << 20;
+    assert!(has_window(&it));
+    it.kill_worker();
+    wait_until("the next worker has it", || has_window(&it));
+    it.ok(&["guest", "rename", "b", "c"]);
+    assert!(window("c") && !window("b"));
+    it.ok(&["guest", "remove", "c", "--force"]);
+    wait_until("it is gone", || it.names() == ["a"]);
+    assert!(!window("c"));
+    it.ok(&add);
+    put(&mut it.connect("b"), 3);
+}

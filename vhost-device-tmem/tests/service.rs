@@ -215,6 +215,31 @@ fn a_restart_of_the_service_goes_unnoticed() {
     let mut text = String::new();
     scraper.read_to_string(&mut text).unwrap();
     assert!(text.ends_with("# EOF\n"), "{text}");
+    // What tmemctl changed is so after a restart, too, and is forgotten when it is undone.
+    let tmemctl = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tmemctl"));
+        command.args(["--control-path", &control]).args(args);
+        assert!(command.status().unwrap().success(), "{args:?}");
+    };
+    tmemctl(&["guest", "add", "late", "--socket", &place.arg("late.sock")]);
+    let mut late = Guest::connect(&place.path("late.sock"));
+    assert_eq!(late.create_pool(0, pool_flags::PERSISTENT), Status::Ok);
+    let put = late.put(DATA, 0, &[(key(1, 1, 1), 7)]);
+    assert_eq!(put.results(), [PageResult::Stored]);
+    daemon.signal(libc::SIGKILL);
+    daemon.child.wait().unwrap();
+    daemon = systemd.start(&args);
+    daemon.wait_for("guest \"late\": going on with its connection");
+    let got = late.get(DATA, 0, 0, &[key(1, 1, 1)]);
+    assert_eq!(got.page(0), [7; 4096]);
+    tmemctl(&["guest", "remove", "late", "--force"]);
+    let of_it = |name: &String| {
+        let mut parts = name.split('.');
+        parts.next() != Some("store") && parts.next() == Some("2")
+    };
+    wait_until("nothing of it is kept", || {
+        !systemd.names().iter().any(of_it)
+    });
     // A guest that comes later is kept, and one that went is not.
     let names = || systemd.names();
     let theirs = ["connection", "state", "memory", "kick", "call"];

@@ -67,6 +67,11 @@ impl GuestFile {
         Ok(Self { name, table, text })
     }
 
+    /// Returns whether it is the file of this path.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        self.text.path == path
+    }
+
     /// Returns where it says something of a key.
     pub(super) fn place(&self, key: &str) -> Place {
         self.text.place(&[key])

@@ -9,7 +9,7 @@
 //! edits ────────┘
 //! ```
 //!
-//! All of this is text and values in, values or [`Problems`] out; [`read`] alone opens files.
+//! All of this is text and values in, values or [`Problems`] out; `read` alone opens files.
 
 mod edits;
 mod file;
@@ -25,5 +25,4 @@ pub use edits::{Edits, GuestEdit};
 pub use file::{File, GuestFile};
 pub use plan::{plan, Circumstances, Step};
 pub use problem::{Key, Place, Problem, Problems};
-pub use read::{read_file, read_guest_file, read_guest_files};
 pub use sources::Sources;

@@ -47,28 +47,23 @@ fn text(path: &Path) -> Result<String, Problems> {
 /// # Errors
 ///
 /// What is wrong with it first.
-pub fn read_file(path: &Path) -> Result<File, Problems> {
+pub(super) fn read_file(path: &Path) -> Result<File, Problems> {
     File::parse(path, &text(path)?)
 }
 
-/// Reads a guest's file.
-///
-/// # Errors
-///
-/// What is wrong with it first.
-pub fn read_guest_file(path: &Path) -> Result<GuestFile, Problems> {
-    GuestFile::parse(path, &text(path)?)
+/// A guest's file, as it was found.
+pub(super) struct Found {
+    pub(super) path: PathBuf,
+    pub(super) file: Result<GuestFile, Problems>,
 }
 
 /// Reads the files of all guests in a directory: those whose names end in `.toml` and do not begin
-/// with a dot. Returns each with its path, in the order of their names.
+/// with a dot. Returns them in the order of their names.
 ///
 /// # Errors
 ///
 /// Where the directory cannot be read.
-pub fn read_guest_files(
-    directory: &Path,
-) -> Result<Vec<(PathBuf, Result<GuestFile, Problems>)>, Problems> {
+pub(super) fn read_guest_files(directory: &Path) -> Result<Vec<Found>, Problems> {
     let failed = |error: io::Error| {
         let what = format!("cannot be read: {error}; it has to be a directory");
         Problems::from(problem(directory, what))
@@ -83,8 +78,8 @@ pub fn read_guest_files(
     }
     paths.sort();
     let read = |path: PathBuf| {
-        let file = read_guest_file(&path);
-        (path, file)
+        let file = text(&path).and_then(|text| GuestFile::parse(&path, &text));
+        Found { path, file }
     };
     Ok(paths.into_iter().map(read).collect())
 }

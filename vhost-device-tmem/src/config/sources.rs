@@ -16,6 +16,7 @@ use super::{
     edits::{Edits, GuestEdit},
     file::{File, GuestFile},
     problem::{Key, Place, Problem, Problems},
+    read::{self, read_file},
 };
 use crate::{
     args::{Args, Config, GuestConfig, GuestTable, MAX_OOM_SCORE_ADJ, MAX_THREADS},
@@ -77,6 +78,47 @@ impl Sources {
             guests: BTreeMap::new(),
             ..options
         }
+    }
+
+    /// Reads all files again. A guest's own file that is wrong is as it was `before`, and what is
+    /// wrong with it is returned.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the configuration file, or with the directory of guests' files.
+    pub fn read(before: &Self) -> Result<(Self, Vec<Problems>), Problems> {
+        let file = before.args.config.as_deref().map(read_file).transpose()?;
+        let sources = Self {
+            file,
+            ..before.clone()
+        };
+        let Some(directory) = sources.options().guests_dir else {
+            return Ok((sources, Vec::new()));
+        };
+        let (guests, problems) = Self::read_guests(&directory, &before.guests)?;
+        Ok((Self { guests, ..sources }, problems))
+    }
+
+    /// Reads guests' own files, as [`Self::read`] does.
+    ///
+    /// # Errors
+    ///
+    /// Where the directory cannot be read.
+    pub fn read_guests(
+        directory: &Path,
+        before: &[GuestFile],
+    ) -> Result<(Vec<GuestFile>, Vec<Problems>), Problems> {
+        let (mut guests, mut wrong) = (Vec::new(), Vec::new());
+        for read::Found { path, file } in read::read_guest_files(directory)? {
+            match file {
+                Ok(file) => guests.push(file),
+                Err(problems) => {
+                    guests.extend(before.iter().find(|file| file.is_at(&path)).cloned());
+                    wrong.push(problems);
+                }
+            }
+        }
+        Ok((guests, wrong))
     }
 
     /// Returns whether the command line or a file names a guest.
@@ -337,7 +379,9 @@ impl Sources {
 
     fn check_guests(&self, guests: &[GuestConfig], found: &mut Found<'_>) {
         let options = self.options();
-        if guests.is_empty() && self.file.is_none() && options.socket_dirs.is_empty() {
+        let may_come =
+            self.file.is_some() || options.guests_dir.is_some() || !options.socket_dirs.is_empty();
+        if guests.is_empty() && !may_come {
             let what = "is missing: there is no guest; give one, or --config, or --socket-dir for \
                         guests that tmemctl adds";
             found.add_of(&Key::Option("socket-path"), what);
@@ -487,6 +531,7 @@ fn settings(options: &Args, memory: &Memory, found: &mut Found<'_>) -> Option<Co
         lock_memory: options.lock_memory.unwrap_or(false),
         check_contents: options.check_contents.unwrap_or(false),
         window_dir: options.window_dir.clone(),
+        guests_dir: options.guests_dir.clone(),
         control_path: options.control_path.clone(),
         metrics_listen: options.metrics_listen.clone(),
         limits: Limits::new(options.data_queues.unwrap_or(2)),

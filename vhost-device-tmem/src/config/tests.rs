@@ -232,6 +232,7 @@ huge-pages = "off"
 lock-memory = true
 check-contents = true
 window-dir = "/dev/shm"
+guests-dir = "/etc/tmem/guests"
 window-size = "8MiB"
 control-path = "/run/control.sock"
 socket-dir = ["/run/tmem", "/run/more"]

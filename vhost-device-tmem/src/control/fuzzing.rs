@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::{
     protocol::{Reply, Stat, VERSION},
-    server::{answer, encode, len_of_line, parse, Operated, LIMITS},
+    server::{answer, encode, error, len_of_line, parse, Operated, LIMITS},
 };
 use crate::{
     serving::{Conversation, Request},
@@ -68,8 +68,7 @@ pub fn control(data: &[u8]) {
                     break;
                 };
                 line.pop();
-                let reply =
-                    parse(&line).map_or_else(|reply| reply, |request| answer(&Nothing, request));
+                let reply = parse(&line).map_or_else(error, |request| answer(&Nothing, request));
                 let reply = encode(&reply);
                 let read = serde_json::from_slice::<Reply>(&reply);
                 read.expect("an answer is one");

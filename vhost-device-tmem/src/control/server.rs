@@ -119,7 +119,7 @@ impl Protocol for Lines {
                 }
             }
             Ok(request) => answer(&*self.operated, request),
-            Err(reply) => reply,
+            Err(message) => error(message),
         };
         Answer {
             bytes: encode(&reply),
@@ -143,7 +143,7 @@ pub(super) fn len_of_line(input: &[u8]) -> Option<usize> {
     Some(input.iter().position(|&byte| byte == b'\n')? + 1)
 }
 
-fn error(message: impl Into<String>) -> Reply {
+pub(super) fn error(message: impl Into<String>) -> Reply {
     Reply::Error {
         version: VERSION,
         message: message.into(),
@@ -162,14 +162,14 @@ pub(super) fn encode(reply: &Reply) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// What is to be answered if it is none.
-pub(super) fn parse(line: &[u8]) -> Result<Request, Reply> {
+/// Why it is none.
+pub(super) fn parse(line: &[u8]) -> Result<Request, String> {
     match serde_json::from_slice::<Envelope>(line) {
-        Ok(Envelope { version, .. }) if version != VERSION => Err(error(format!(
+        Ok(Envelope { version, .. }) if version != VERSION => Err(format!(
             "this daemon speaks version {VERSION} and not {version}; use its own tmemctl"
-        ))),
+        )),
         Ok(Envelope { request, .. }) => Ok(request),
-        Err(problem) => Err(error(format!("this is no request: {problem}"))),
+        Err(problem) => Err(format!("this is no request: {problem}")),
     }
 }
 

@@ -6,7 +6,7 @@
 //! if something fails; the rest cannot fail. So all of it happens, or nothing.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::unix::net::UnixListener,
     path::{Path, PathBuf},
     sync::Arc,
@@ -15,7 +15,7 @@ use std::{
 use super::{acceptor::Acceptor, hub::Hub};
 use crate::{
     args::{Args, Config, GuestConfig},
-    config::{plan, read_file, Circumstances, GuestEdit, Place, Problem, Problems, Sources, Step},
+    config::{plan, Circumstances, GuestEdit, GuestFile, Place, Problem, Problems, Sources, Step},
     limits::{check_descriptors, Memory},
     link::GuestId,
     socket::{OwnedSocket, Rights},
@@ -149,7 +149,41 @@ impl Changes {
 
     /// Returns whether there is something to read again.
     pub(super) fn has_file(&self) -> bool {
-        self.settings.sources.args.config.is_some()
+        self.settings.sources.args.config.is_some() || self.config().guests_dir.is_some()
+    }
+
+    /// Does what guests' own files say now, of each that is not as it was. Where that cannot be, or
+    /// the file is wrong, the guest stays as it is, and the log says why.
+    pub(super) fn guests_changed(&mut self) {
+        let Some(directory) = self.config().guests_dir.clone() else {
+            return;
+        };
+        let before = self.settings.sources.guests.clone();
+        let (now, wrong) = match Sources::read_guests(&directory, &before) {
+            Ok(read) => read,
+            Err(problems) => return tracing::error!("guests stay as they are: {problems}"),
+        };
+        for problems in wrong {
+            tracing::error!("a guest stays as it is: {problems}");
+        }
+        let names: BTreeSet<_> = before.iter().chain(&now).map(|file| &file.name).collect();
+        // Those that go first: they make room.
+        let (stay, go): (Vec<_>, Vec<_>) = names
+            .into_iter()
+            .partition(|name| now.iter().any(|file| file.name == **name));
+        for name in go.into_iter().chain(stay) {
+            let find = |files: &[GuestFile]| files.iter().find(|file| file.name == *name).cloned();
+            let (old, new) = (find(&before), find(&now));
+            if old == new {
+                continue;
+            }
+            let mut sources = self.settings.sources.clone();
+            sources.guests.retain(|file| file.name != *name);
+            sources.guests.extend(new);
+            if let Err(problems) = self.change(sources, self.start.clone()) {
+                tracing::error!("guest {name:?} stays as it is: {problems}");
+            }
+        }
     }
 
     /// Reads the configuration again, and does what it says now. Returns what that was.
@@ -158,15 +192,15 @@ impl Changes {
     ///
     /// What is wrong; nothing has changed then.
     pub(super) fn reload(&mut self, force: bool) -> Result<String, String> {
-        let Some(path) = &self.settings.sources.args.config else {
+        if !self.has_file() {
             let what = "there is nothing to read again: the daemon was started without --config";
             return Err(what.to_owned());
-        };
-        let file = read_file(path).map_err(|problems| problems.to_string())?;
-        let mut sources = Sources {
-            file: Some(file),
-            ..self.settings.sources.clone()
-        };
+        }
+        let read = Sources::read(&self.settings.sources);
+        let (mut sources, wrong) = read.map_err(|problems| problems.to_string())?;
+        for problems in wrong {
+            tracing::error!("a guest stays as it is: {problems}");
+        }
         let named = sources.clone();
         sources.edits.forget_removed(|name| named.names(name));
         let circumstances = Circumstances {

@@ -490,29 +490,6 @@ impl Hub {
         }
     }
 
-    /// Returns a guest's name.
-    pub(super) fn name(&self, guest: GuestId) -> String {
-        let inner = self.inner();
-        let entry = inner.guests.get(&guest);
-        entry.map_or_else(|| guest.to_string(), |guest| guest.name.clone())
-    }
-
-    /// Returns what a guest's window is known by, if it has one.
-    pub(super) fn window(&self, guest: GuestId) -> Option<[u8; 16]> {
-        let inner = self.inner();
-        let entry = inner.guests.get(&guest)?;
-        entry.window.as_ref().map(WindowFiles::identity)
-    }
-
-    /// Returns the guests that had virtqueues and have none.
-    pub(super) fn quiet(&self) -> Vec<GuestId> {
-        let inner = self.inner();
-        let guests = inner.guests.values();
-        let connected = guests.filter_map(|guest| guest.connection.as_ref());
-        let quiet = connected.filter(|connection| connection.state.may_be_abandoned());
-        quiet.map(|connection| connection.state.guest()).collect()
-    }
-
     /// The ephemeral pages of a guest go, if there is a worker.
     pub(super) fn abandon(&self, guest: GuestId) {
         let mut inner = self.inner();

@@ -19,6 +19,7 @@ use super::{
     policy::{Abandonment, Blame, End, Look, Restarts, Watch},
     process::{Process, StartError},
     program::Program,
+    watched::Watched,
 };
 use crate::{
     control::answer_passed,
@@ -85,6 +86,8 @@ pub(super) struct Manager {
     persistent: u64,
     /// The log was told that no worker can begin.
     told: bool,
+    /// Where guests' files are, if there are some.
+    watched: Option<Watched>,
     /// What operators asked for and was not done yet.
     asked: VecDeque<Demand>,
 }
@@ -110,6 +113,10 @@ impl Manager {
             watch: Watch::default(),
             abandonment: Abandonment::new(needs.changes.config().abandoned_after),
             stop_policy: StopPolicy::new(needs.changes.config().stop_loses_pages),
+            watched: {
+                let directory = needs.changes.config().guests_dir.as_deref();
+                directory.map(Watched::new).transpose()?
+            },
             asked: VecDeque::new(),
             persistent: 0,
             told: false,
@@ -152,6 +159,9 @@ impl Manager {
             if let Some(worker) = &self.worker {
                 fds.push(PollFd::new(worker.link().as_fd(), PollFlags::POLLIN));
             }
+            let worker_at = self.worker.is_some().then_some(fds.len() - 1);
+            let watched = self.watched.as_ref().map(AsFd::as_fd);
+            fds.extend(watched.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
             wait_ready(&mut fds, Some(until))?;
             let ready: Vec<_> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
             drop(fds);
@@ -159,7 +169,7 @@ impl Manager {
                 // An error says that it was not woken.
                 let _ = self.needs.hub.wake().read();
             }
-            if ready.get(2) == Some(&true) {
+            if worker_at.is_some_and(|at| ready[at]) {
                 self.listen();
             }
             if let Some(why) = self.needs.hub.take_broken() {
@@ -169,6 +179,9 @@ impl Manager {
                 if self.signalled(signal) {
                     return Ok(());
                 }
+            }
+            if self.watched.as_ref().is_some_and(Watched::has_changed) {
+                self.needs.changes.guests_changed();
             }
             while let Some(asked) = self.asked.pop_front() {
                 if self.serve(asked) {

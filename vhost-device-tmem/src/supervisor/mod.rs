@@ -32,6 +32,7 @@ mod policy;
 mod process;
 mod program;
 mod takeover;
+mod watched;
 
 use std::{
     io,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Guests that come, go, and change while others are served.
+//! Which guests there are: they come, go, and change while others are served.
 //!
 //! No number is used twice. So whatever is still under way for a guest that goes, in a thread, in the
 //! worker or in what systemd keeps, is never taken for another one's.
@@ -27,6 +27,29 @@ use crate::{
 const MAX_NUMBER: u32 = 1 << 23;
 
 impl Hub {
+    /// Returns a guest's name.
+    pub(in crate::supervisor) fn name(&self, guest: GuestId) -> String {
+        let inner = self.inner();
+        let entry = inner.guests.get(&guest);
+        entry.map_or_else(|| guest.to_string(), |guest| guest.name.clone())
+    }
+
+    /// Returns what a guest's window is known by, if it has one.
+    pub(in crate::supervisor) fn window(&self, guest: GuestId) -> Option<[u8; 16]> {
+        let inner = self.inner();
+        let entry = inner.guests.get(&guest)?;
+        entry.window.as_ref().map(WindowFiles::identity)
+    }
+
+    /// Returns the guests that had virtqueues and have none.
+    pub(in crate::supervisor) fn quiet(&self) -> Vec<GuestId> {
+        let inner = self.inner();
+        let guests = inner.guests.values();
+        let connected = guests.filter_map(|guest| guest.connection.as_ref());
+        let quiet = connected.filter(|connection| connection.state.may_be_abandoned());
+        quiet.map(|connection| connection.state.guest()).collect()
+    }
+
     /// Returns the guests that are connected.
     pub(in crate::supervisor) fn connected(&self) -> BTreeSet<GuestId> {
         let inner = self.inner();
