@@ -310,7 +310,10 @@ fn what_is_wrong_with_a_file_has_a_line_and_a_key() {
             "\n\ncapasity = \"1G\"",
             "t.toml:3: capasity is no key; did you mean capacity?",
         ),
-        ("x = 1", "t.toml:1: x is no key; the keys here are guests, "),
+        (
+            "x = 1",
+            "t.toml:1: x is no key; the keys here are guests-dir, guests, ",
+        ),
         (
             "capacity = 5",
             "t.toml:1: capacity cannot be so: invalid type: integer `5`",

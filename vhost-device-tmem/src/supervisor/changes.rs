@@ -15,7 +15,9 @@ use std::{
 use super::{acceptor::Acceptor, hub::Hub};
 use crate::{
     args::{Args, Config, GuestConfig},
-    config::{plan, Circumstances, GuestEdit, GuestFile, Place, Problem, Problems, Sources, Step},
+    config::{
+        plan, Circumstances, GuestEdit, GuestFile, Key, Place, Problem, Problems, Sources, Step,
+    },
     limits::{check_descriptors, Memory},
     link::GuestId,
     socket::{OwnedSocket, Rights},
@@ -244,15 +246,10 @@ impl Changes {
         };
         let steps = plan(&self.settings.config, &config, &around).map_err(|problems| {
             // Who is not there any more was said where it was.
-            let place = |key| {
-                let new = matches!(&key, crate::config::Key::Guest(name, _)
-                    if !config.guests.iter().any(|guest| guest.name == *name));
-                if new {
-                    &self.settings.sources
-                } else {
-                    &sources
-                }
-                .place(&key)
+            let there = |name: &str| config.guests.iter().any(|guest| guest.name == name);
+            let place = |key: Key| match &key {
+                Key::Guest(name, _) if !there(name) => self.settings.sources.place(&key),
+                _ => sources.place(&key),
             };
             let problems = problems.into_iter().map(|(key, what)| Problem {
                 place: place(key),
