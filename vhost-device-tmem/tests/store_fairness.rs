@@ -201,3 +201,27 @@ fn the_promise_outlives_the_guest() {
     world.fill(&world.hog);
     assert!(world.fill(&victim) >= CAPACITY / 4 / 4160);
 }
+
+#[test]
+fn shares_are_others_when_guests_come_and_go() {
+    let world = World::new();
+    let mut count = 0;
+    let mut put = || {
+        count += 1;
+        world.put(&world.hog, PERSISTENT, count)
+    };
+    while put() == PageResult::Stored {}
+    // The other one's share is nobody's while there is no such guest.
+    world.store.share_among([1]);
+    assert_eq!(put(), PageResult::Stored);
+    // One that has put nothing yet, and has any number, is promised the same.
+    world.store.share_among([1, 9]);
+    assert_eq!(put(), PageResult::OverQuota);
+    world.store.share_among([1]);
+    assert_eq!(put(), PageResult::Stored);
+    // Nothing is taken from who has more than its new share.
+    world.store.share_among([0, 1]);
+    assert_eq!(put(), PageResult::OverQuota);
+    assert_eq!(world.put(&world.victim, PERSISTENT, 1), PageResult::Stored);
+    assert!(world.store.credits_of(&world.victim).persistent > 1000);
+}
