@@ -27,7 +27,9 @@ use tracing_subscriber::{
     filter::{LevelFilter, Targets},
     fmt::MakeWriter,
     layer::SubscriberExt,
+    reload,
     util::SubscriberInitExt,
+    Registry,
 };
 
 use crate::stop::{wait_ready, StopToken};
@@ -40,6 +42,24 @@ const AT_ONCE: usize = 4096;
 
 /// How long the last lines may take to be written.
 const PATIENCE: Duration = Duration::from_millis(300);
+
+/// What is logged of what, once there is a log.
+static TARGETS: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
+
+fn targets(level: LevelFilter) -> Targets {
+    // What the framework says of each broken virtqueue, the device says itself, but not as often.
+    Targets::new()
+        .with_default(level)
+        .with_target("virtio_queue", LevelFilter::OFF)
+}
+
+/// Logs what is of `level` or worse from now on.
+pub fn set_level(level: LevelFilter) {
+    if let Some(handle) = TARGETS.get() {
+        // It can only fail where the log is gone.
+        let _ = handle.reload(targets(level));
+    }
+}
 
 /// The log of this process. When it is dropped, what waits is written, if that can be done soon.
 #[derive(Debug)]
@@ -63,17 +83,14 @@ impl Log {
     /// Where the process has a log already.
     pub fn start(level: LevelFilter) -> Self {
         let queue = Arc::new(OnceLock::new());
-        // What the framework says of each broken virtqueue, the device says itself, but not as
-        // often.
-        let targets = Targets::new()
-            .with_default(level)
-            .with_target("virtio_queue", LevelFilter::OFF);
+        let (targets, handle) = reload::Layer::new(targets(level));
+        let _ = TARGETS.set(handle);
         let lines = tracing_subscriber::fmt::layer()
             .with_writer(Output(Arc::clone(&queue)))
             .with_ansi(io::stderr().is_terminal());
         tracing_subscriber::registry()
-            .with(lines)
             .with(targets)
+            .with(lines)
             .init();
         // Nor may a thread that panics wait.
         panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));

@@ -244,6 +244,28 @@ fn tmemctl_adds_removes_and_renames() {
 }
 
 #[test]
+fn the_log_says_more_when_it_is_told_to() {
+    let mut it = Running::start(&["a"], &[]);
+    it.write(&["a"], "log-level = \"debug\"");
+    assert!(it.ok(&["reload"]).contains("log-level changed"));
+    // The worker that there is, the supervisor, and the next worker.
+    it.stat();
+    it.daemon.wait_for("an operator says");
+    kill(it.daemon.worker(), libc::SIGKILL);
+    it.daemon.wait_for("worker 2 serves");
+    it.stat();
+    it.daemon.wait_for("an operator says");
+    it.write(&["a"], "");
+    it.ok(&["reload"]);
+    it.daemon.wait_for("log-level changed");
+    it.stat();
+    it.daemon.stop();
+    let told = it.daemon.whole_log();
+    let after = told.rsplit("log-level changed").next().unwrap();
+    assert!(!after.contains("DEBUG"), "{after}");
+}
+
+#[test]
 fn guests_may_change_places() {
     let it = Running::start(&["a", "b"], &[]);
     let mut a = it.connect("a");

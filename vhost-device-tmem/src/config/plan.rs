@@ -153,7 +153,6 @@ fn fixed(old: &Config, new: &Config) -> Vec<(Key, String)> {
             "fault-forget-percent",
             old.faults.forget_percent != new.faults.forget_percent,
         ),
-        ("log-level", old.log_level != new.log_level),
         ("socket-mode", old.socket_mode != new.socket_mode),
         ("socket-group", old.socket_group != new.socket_group),
         ("control-group", old.control_group != new.control_group),
@@ -185,6 +184,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<(Key, String)> {
 /// Returns what changes of which it is enough to know.
 fn changed_settings(old: &Config, new: &Config) -> Vec<&'static str> {
     let changed = [
+        ("log-level", old.log_level != new.log_level),
         (
             "remove-connected",
             old.remove_connected != new.remove_connected,

@@ -144,6 +144,11 @@ pub enum ToWorker {
         /// Goes with the answer.
         token: u64,
     },
+    /// Log what is of this level or worse.
+    SetLogLevel {
+        /// Its name.
+        level: String,
+    },
     /// Say in the log what there is.
     Summarise,
     /// Finish what is being copied, answer [`FromWorker::Stopped`], and exit.

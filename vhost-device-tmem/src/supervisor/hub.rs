@@ -13,6 +13,7 @@ use std::{
 };
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use tracing::level_filters::LevelFilter;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
@@ -444,6 +445,14 @@ impl Hub {
     pub(super) fn summarise(&self) {
         let mut inner = self.inner();
         let sent = inner.tell(&ToWorker::Summarise, &[]);
+        self.check(&mut inner, sent);
+    }
+
+    /// Has the worker log what is of `level` or worse.
+    pub(super) fn set_log_level(&self, level: LevelFilter) {
+        let mut inner = self.inner();
+        let level = level.to_string();
+        let sent = inner.tell(&ToWorker::SetLogLevel { level }, &[]);
         self.check(&mut inner, sent);
     }
 

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     control::answer_passed,
     link::{BlamePage, FromWorker, GuestId, LinkError, OperatorRequest, Received, ToWorker},
+    log,
     signals::{Signal, Signals},
     stop::wait_ready,
     stop_policy::{Asked, Decision, StopPolicy, WINDOW},
@@ -333,6 +334,8 @@ impl Manager {
         let config = self.needs.changes.config();
         self.abandonment.set_after(config.abandoned_after);
         self.stop_policy = StopPolicy::new(config.stop_loses_pages);
+        log::set_level(config.log_level);
+        self.needs.hub.set_log_level(config.log_level);
         Ok(done)
     }
 

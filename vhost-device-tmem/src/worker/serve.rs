@@ -13,6 +13,7 @@ use crate::{
     control::ControlServer,
     device::{Engine, EngineError},
     link::{FromWorker, GuestId, Link, LinkError, Received, ToWorker},
+    log,
     metrics::MetricsServer,
 };
 
@@ -74,6 +75,10 @@ impl Worker {
                         .send(&FromWorker::Pong { token, persistent }, &[])?;
                 }
                 ToWorker::Summarise => self.daemon.summarise(),
+                ToWorker::SetLogLevel { level } => match level.parse() {
+                    Ok(level) => log::set_level(level),
+                    Err(_) => tracing::error!("the supervisor names no level: {level:?}"),
+                },
                 ToWorker::Stop => break,
                 message => self.about_guest(message, descriptors)?,
             }
@@ -160,6 +165,7 @@ impl Worker {
             ToWorker::Start { .. }
             | ToWorker::Ping { .. }
             | ToWorker::Summarise
+            | ToWorker::SetLogLevel { .. }
             | ToWorker::Stop => {}
         }
         Ok(None)
@@ -208,8 +214,10 @@ fn guest_of(message: &ToWorker) -> Option<GuestId> {
         | ToWorker::StopRing { guest, .. }
         | ToWorker::ResetGuest { guest }
         | ToWorker::AbandonGuest { guest } => Some(*guest),
-        ToWorker::Start { .. } | ToWorker::Ping { .. } | ToWorker::Summarise | ToWorker::Stop => {
-            None
-        }
+        ToWorker::Start { .. }
+        | ToWorker::Ping { .. }
+        | ToWorker::Summarise
+        | ToWorker::SetLogLevel { .. }
+        | ToWorker::Stop => None,
     }
 }
