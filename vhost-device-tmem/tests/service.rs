@@ -252,4 +252,19 @@ fn a_restart_of_the_service_goes_unnoticed() {
         names().contains(&"connection.1".to_owned())
     });
     drop(guest);
+
+    // One that takes the place of another between two starts has nothing of it.
+    let guest = Guest::connect(&place.path("b.sock"));
+    let epoch = guest.epoch();
+    daemon.signal(libc::SIGKILL);
+    daemon.child.wait().unwrap();
+    let c = place.arg("c.sock");
+    let args = args.map(|arg| if arg == b { c.as_str() } else { arg });
+    let _daemon = systemd.start(&args);
+    wait_until("nothing of the other one is kept", || {
+        !names()
+            .iter()
+            .any(|name| name.ends_with(".1") && !name.starts_with("store"))
+    });
+    assert_ne!(Guest::connect(&place.path("c.sock")).epoch(), epoch);
 }

@@ -65,6 +65,19 @@ impl Name {
         }
     }
 
+    /// Returns the guest whose it is.
+    pub(super) fn guest(self) -> Option<GuestId> {
+        match self {
+            Self::Roster | Self::Edits | Self::Store(_) | Self::Control => None,
+            Self::Listener(guest)
+            | Self::Connection(guest)
+            | Self::State(guest)
+            | Self::Window(guest)
+            | Self::WindowBook(guest)
+            | Self::Handed(guest, _) => Some(guest),
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('.');
         let kind = parts.next()?;
@@ -153,6 +166,16 @@ impl Keeper {
             let text = name.to_text();
             let state = [NotifyState::FdStoreRemove, NotifyState::FdName(&text)];
             self.check(sd_notify::notify(&state));
+        }
+    }
+
+    /// Tells systemd that nothing is needed of other guests than these.
+    pub(super) fn keep_only(&mut self, guests: &[GuestId]) {
+        let gone = |name: &Name| name.guest().is_some_and(|guest| !guests.contains(&guest));
+        let names: Vec<_> = self.kept.keys().copied().filter(gone).collect();
+        for name in names {
+            self.take_back(name);
+            self.values.remove(&name);
         }
     }
 

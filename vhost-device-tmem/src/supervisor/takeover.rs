@@ -131,10 +131,16 @@ impl Inherited {
         self.edits.clone()
     }
 
-    /// Gives guests of these names their numbers: those that they had, or free ones.
+    /// Gives guests of these names their numbers: those that they had, or ones that no guest had.
+    /// What there is of other guests goes.
     pub fn number(&mut self, names: &[&str]) -> Vec<GuestId> {
         let numbers = number(names, &self.roster);
         self.connections.retain(|guest, _| numbers.contains(guest));
+        let gone = |name: &Name| name.guest().is_some_and(|guest| !numbers.contains(&guest));
+        for (name, file) in self.things.iter().filter(|(name, _)| gone(name)) {
+            self.keeper.has(*name, file);
+        }
+        self.keeper.keep_only(&numbers);
         let numbered = names
             .iter()
             .map(|name| (*name).to_owned())
@@ -239,7 +245,8 @@ fn number(names: &[&str], before: &[(String, GuestId)]) -> Vec<GuestId> {
             .find(|(of, _)| of == name)
             .map(|(_, guest)| *guest)
     };
-    let taken: BTreeSet<_> = names.iter().filter_map(|name| had(name)).collect();
+    // Whatever is left of one that is gone is not to be taken for another one's.
+    let taken: BTreeSet<_> = before.iter().map(|(_, guest)| *guest).collect();
     let mut free = (0..).map(GuestId).filter(|guest| !taken.contains(guest));
     let numbers = names.iter().map(|name| had(name).or_else(|| free.next()));
     numbers.flatten().collect()
@@ -258,7 +265,7 @@ mod tests {
             numbers.map(|guest| guest.0).collect::<Vec<_>>()
         };
         assert_eq!(numbers(&["a", "b", "c"]), [0, 1, 2]);
-        assert_eq!(numbers(&["c", "d", "a", "e"]), [2, 1, 0, 3]);
+        assert_eq!(numbers(&["c", "d", "a", "e"]), [2, 3, 0, 4]);
         assert_eq!(number(&["x", "y"], &[]), [GuestId(0), GuestId(1)]);
     }
 }
