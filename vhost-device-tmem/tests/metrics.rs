@@ -270,7 +270,7 @@ fn an_address_that_cannot_be_is_refused() {
     let text = said(&taken.local_addr().unwrap().to_string());
     assert!(text.contains("choose another port"), "{text}");
     let text = said(&web);
-    assert!(text.contains("is given twice"), "{text}");
+    assert!(text.contains("the socket of metrics as well"), "{text}");
 }
 
 #[test]

@@ -235,6 +235,7 @@ window-dir = "/dev/shm"
 guests-dir = "/etc/tmem/guests"
 window-size = "8MiB"
 control-path = "/run/control.sock"
+metrics-listen = "127.0.0.1:9752"
 socket-dir = ["/run/tmem", "/run/more"]
 threads = 3
 socket-mode = "0640"
@@ -276,6 +277,8 @@ fn a_file_can_say_all_that_the_command_line_can() {
     );
     assert!(config.lock_memory && config.stop_loses_pages && config.remove_connected);
     assert_eq!((config.socket_mode, config.threads), (0o640, 3));
+    let metrics = config.metrics_listen.map(|address| address.to_string());
+    assert_eq!(metrics.as_deref(), Some("127.0.0.1:9752"));
     // Each option that the command line has is there, and no other.
     use clap::CommandFactory;
     let command = Args::command();
@@ -285,6 +288,23 @@ fn a_file_can_say_all_that_the_command_line_can() {
         let line = format!("\n{option} = ");
         assert!(ALL.contains(&line), "{option} is missing");
     }
+}
+
+#[test]
+fn metrics_have_a_socket_of_their_own() {
+    let with = |address: &str| {
+        let control = "control-path = \"/run/c.sock\"";
+        let file = format!("capacity = \"1GiB\"\n{control}\nmetrics-listen = \"{address}\"\n");
+        of_file(&[], &(file + "[guests.a]\nsocket = \"/run/a.sock\"\n"))
+    };
+    assert!(with("/run/m.sock").is_ok());
+    let problem = with("/run/c.sock").unwrap_err();
+    assert!(
+        problem.contains(":3") && problem.contains("operators"),
+        "{problem}"
+    );
+    let problem = with("/run/a.sock").unwrap_err();
+    assert!(problem.contains("socket of metrics"), "{problem}");
 }
 
 #[test]
