@@ -85,6 +85,7 @@ impl Place {
 
 /// Which queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
 enum Queue {
     Probation,
     Proven,
@@ -132,8 +133,16 @@ impl Slot {
         }
     }
 
-    fn set_place(&mut self, place: Place) {
-        self.older = (self.older & OLDER) | place.bits();
+    /// Has the page be in no queue; returns in which it was, and between which slots.
+    #[inline]
+    fn take_out(&mut self) -> Option<(Queue, u32, u32)> {
+        let Place::In(queue) = self.place() else {
+            return None;
+        };
+        let older = self.older();
+
+        self.older = (self.older & OLDER) | Place::Out.bits();
+        Some((queue, self.newer, older))
     }
 
     fn older(&self) -> u32 {
@@ -181,8 +190,8 @@ impl Ends {
 /// each that is to be remembered.
 pub struct Order {
     chunks: Table<Option<Slots>>,
-    probation: Ends,
-    proven: Ends,
+    /// By [`Queue`].
+    queues: [Ends; 2],
     /// How many pages may be in the probation before they go first.
     share: u32,
     came_back: Filter,
@@ -216,8 +225,7 @@ impl Order {
         }
         Ok(Self {
             chunks: table,
-            probation: Ends::EMPTY,
-            proven: Ends::EMPTY,
+            queues: [Ends::EMPTY; 2],
             share: 0,
             came_back: Filter::new(remembered)?,
             random: 1,
@@ -249,7 +257,8 @@ impl Order {
 
     /// Returns the number of pages.
     pub fn len(&self) -> u32 {
-        self.probation.len.wrapping_add(self.proven.len)
+        let [probation, proven] = &self.queues;
+        probation.len.wrapping_add(proven.len)
     }
 
     /// Returns whether there are none.
@@ -260,8 +269,8 @@ impl Order {
     /// Takes note of a page that has been put into a slot.
     ///
     /// Nothing if the slot is of no chunk that is there.
+    #[inline]
     pub fn insert(&mut self, slot: u32, page: Page) {
-        self.unlink(slot);
         let proven = self.came_back.forget(page.tag, page.index) || self.is_probe();
         let queue = if proven {
             Queue::Proven
@@ -272,14 +281,13 @@ impl Order {
     }
 
     /// Takes note that the page in a slot has been got and taken, and returns it, if it is there.
+    #[inline]
     pub fn got(&mut self, slot: u32) -> Option<Page> {
-        let record = self.get(slot)?;
-        let (page, place) = (record.page, record.place());
-        let Place::In(queue) = place else {
-            return None;
-        };
-        let len = self.ends(queue).len;
         let total = self.len();
+        let record = self.get_mut(slot)?;
+        let page = record.page;
+        let (queue, newer, older) = record.take_out()?;
+        let len = self.ends(queue).len;
         // It is at least one.
         let step = total.checked_div(len).unwrap_or(1);
         let share = match queue {
@@ -287,9 +295,9 @@ impl Order {
             Queue::Proven => self.share.saturating_sub(step),
         };
         let least = total / 8;
-        self.share = share.clamp(least, total.saturating_sub(least));
+        self.share = share.min(total.saturating_sub(least)).max(least);
         self.came_back.remember(page.tag, page.index);
-        self.unlink(slot);
+        self.join(queue, newer, older);
         Some(page)
     }
 
@@ -311,10 +319,11 @@ impl Order {
     /// move that fails is to be inserted again.
     pub fn pop(&mut self) -> Option<(u32, Page)> {
         let share = self.share.max(self.len() / 8);
-        let first = if self.probation.len > share || self.proven.len == 0 {
-            self.probation.oldest
+        let [probation, proven] = &self.queues;
+        let first = if probation.len > share || proven.len == 0 {
+            probation.oldest
         } else {
-            self.proven.oldest
+            proven.oldest
         };
         let page = self.page(first)?;
         self.unlink(first);
@@ -373,22 +382,21 @@ impl Order {
         chunk.0.get_mut((slot % SLOTS_PER_CHUNK) as usize)
     }
 
+    #[inline]
     fn ends(&self, queue: Queue) -> &Ends {
-        match queue {
-            Queue::Probation => &self.probation,
-            Queue::Proven => &self.proven,
-        }
+        // The compiler sees that this is in bounds.
+        &self.queues[queue as usize]
     }
 
+    #[inline]
     fn ends_mut(&mut self, queue: Queue) -> &mut Ends {
-        match queue {
-            Queue::Probation => &mut self.probation,
-            Queue::Proven => &mut self.proven,
-        }
+        &mut self.queues[queue as usize]
     }
 
-    /// Makes a page the newest of a queue, in a slot that is in none.
+    /// Makes a page the newest of a queue, in place of what was in its slot.
+    #[inline]
     fn link(&mut self, slot: u32, queue: Queue, page: Page) {
+        self.unlink(slot);
         let older = self.ends(queue).newest;
         let Some(record) = self.get_mut(slot) else {
             return;
@@ -404,15 +412,16 @@ impl Order {
     }
 
     /// Takes a page out of its queue, if it is in one.
+    #[inline]
     fn unlink(&mut self, slot: u32) {
-        let Some(record) = self.get_mut(slot) else {
-            return;
-        };
-        let (newer, older) = (record.newer, record.older());
-        let Place::In(queue) = record.place() else {
-            return;
-        };
-        record.set_place(Place::Out);
+        if let Some((queue, newer, older)) = self.get_mut(slot).and_then(Slot::take_out) {
+            self.join(queue, newer, older);
+        }
+    }
+
+    /// Makes those neighbours that one was between which has been taken out of a queue.
+    #[inline]
+    fn join(&mut self, queue: Queue, newer: u32, older: u32) {
         match self.get_mut(newer) {
             Some(record) => record.set_older(older),
             None => self.ends_mut(queue).newest = older,
