@@ -3,10 +3,11 @@
 //! The window: slots of the host's memory that pages are copied to and from.
 //!
 //! ```text
-//! put     take() ──► write() ──► the index, note()        open    finding it
-//! get     the index ──► read()  ──► free()                tend    chunks there and back
-//! flush   the index ──────────────► free()                chunks  what is known of them
-//!                                                         away    pages out of it: home, or to the store
+//! put     take() ──► write() ──► the index, note()        open       finding it
+//! get     the index ──► read()  ──► free()                tend       chunks there and back
+//! flush   the index ──────────────► free()                chunks     what is known of them
+//!                                                         magazines  free slots out and in
+//!                                                         away       pages out of it: home, or to the store
 //! ```
 //!
 //! Which page is in a slot is said by the index alone. What is here knows which slots may be used,
@@ -16,15 +17,13 @@
 mod away;
 mod chunks;
 mod freed;
+mod magazines;
 mod open;
 mod tally;
 mod tend;
 
 use kernel::{
-    cpu::{
-        self,
-        CpuId, //
-    },
+    cpu,
     new_mutex,
     new_spinlock_irq,
     prelude::*,
@@ -57,6 +56,7 @@ use crate::{
 use super::{
     frame::MAX_PAGES,
     logic::window::{
+        by_chunk,
         chunk_of,
         Depot,
         Each,
@@ -249,66 +249,8 @@ impl Window {
         self.is_open() && self.has.of(kind).load(Relaxed)
     }
 
-    fn magazine(&self, kind: Kind) -> Option<&SpinLockIrq<Magazine>> {
-        // CAST: To more bits.
-        let own = self.magazines.get(CpuId::current().as_u32() as usize)?;
-
-        Some(own.of(kind))
-    }
-
     fn order(&self, kind: Kind) -> &SpinLockIrq<Order> {
         self.orders.of(kind)
-    }
-
-    /// Takes free slots of a kind, as many as there are, into the first of `slots`; returns how many.
-    ///
-    /// They are the caller's until they are [noted](Self::note) or [given back](Self::give_back).
-    /// Any context.
-    pub(super) fn take(&self, kind: Kind, slots: &mut [u32]) -> usize {
-        let mut taken = 0;
-        let mut last = (NONE, false);
-
-        if !self.is_open() {
-            return 0;
-        }
-        let Some(mut magazine) = self.magazine(kind).map(|magazine| magazine.lock()) else {
-            return 0;
-        };
-        while let Some(place) = slots.get_mut(taken) {
-            let slot = match magazine.pop() {
-                Some(slot) => slot,
-                None if magazine.fill(&mut self.depot.lock(), kind) > 0 => continue,
-                None => break,
-            };
-            if self.may_write(slot, &mut last) {
-                *place = slot;
-                taken += 1;
-            } else {
-                // Its chunk is on its way back.
-                let _ = self.depot.lock().give(slot);
-            }
-        }
-        taken
-    }
-
-    /// Gives slots back that no page came to be in. Any context.
-    pub(super) fn give_back(&self, kind: Kind, slots: &[u32]) {
-        let Some(mut magazine) = self.magazine(kind).map(|magazine| magazine.lock()) else {
-            return;
-        };
-        let mut last = (NONE, false);
-
-        for &slot in slots {
-            if !self.may_write(slot, &mut last) {
-                let _ = self.depot.lock().give(slot);
-                continue;
-            }
-            if magazine.push(slot).is_err() {
-                magazine.spill(&mut self.depot.lock(), |_| ());
-                // It is half empty.
-                let _ = magazine.push(slot);
-            }
-        }
     }
 
     /// Takes note of pages that the index says to be in these slots from now on.
@@ -428,22 +370,6 @@ impl Window {
         self.chunks.get(chunk_of(slot) as usize)
     }
 
-    /// Returns whether a page may be put into a slot; `last` is the chunk that was looked at before,
-    /// and what was found.
-    #[inline]
-    fn may_write(&self, slot: u32, last: &mut (u32, bool)) -> bool {
-        let number = chunk_of(slot);
-
-        if last.0 != number {
-            let granted = self
-                .chunk(slot)
-                .map_or(0, |chunk| chunk.granted.load(Relaxed));
-
-            *last = (number, granted != 0 && granted & LEAVING == 0);
-        }
-        last.1
-    }
-
     /// Copies pages to slots; returns how many of the first were copied.
     ///
     /// One more page may have been taken out of `pages`. Any context.
@@ -488,7 +414,7 @@ impl Window {
         self.with(|memory| {
             let mut read = 0;
 
-            for same in slots.chunk_by(|&one, &next| chunk_of(one) == chunk_of(next)) {
+            for same in by_chunk(slots) {
                 let found = self.read_same(memory, same, |n| to(read + n));
 
                 read += found;

@@ -142,3 +142,9 @@ pub const fn chunk_of(slot: u32) -> u32 {
 pub const fn first_slot(chunk: u32) -> u32 {
     chunk.wrapping_mul(SLOTS_PER_CHUNK)
 }
+
+/// Returns slots as runs of neighbours that are of one chunk, none of which is empty.
+#[inline]
+pub fn by_chunk(slots: &[u32]) -> impl Iterator<Item = &[u32]> {
+    slots.chunk_by(|&one, &next| chunk_of(one) == chunk_of(next))
+}

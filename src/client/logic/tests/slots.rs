@@ -24,6 +24,20 @@ fn depot() -> Depot {
     Depot::new(CHUNKS).unwrap()
 }
 
+/// Takes a slot out.
+fn pop(magazine: &mut Magazine) -> Option<u32> {
+    let mut slot = [0];
+    (magazine.take(&mut slot) == 1).then_some(slot[0])
+}
+
+/// Takes all slots out.
+fn drain(magazine: &mut Magazine) -> Vec<u32> {
+    let mut slots = vec![0; Magazine::SIZE];
+    let count = magazine.take(&mut slots);
+    slots.truncate(count);
+    slots
+}
+
 #[test]
 fn only_what_can_be_granted_is() {
     let mut depot = depot();
@@ -65,12 +79,48 @@ fn the_kinds_are_apart() {
 #[test]
 fn the_last_one_in_is_the_first_one_out() {
     let mut magazine = Magazine::EMPTY;
-    for slot in [7, 3, 9] {
-        magazine.push(slot).unwrap();
+    assert_eq!(magazine.put(&[7, 3, 9]), 3);
+    assert_eq!(pop(&mut magazine), Some(9));
+    assert_eq!(magazine.put(&[4]), 1);
+    assert_eq!([pop(&mut magazine), pop(&mut magazine)], [Some(4), Some(3)]);
+}
+
+#[test]
+fn several_go_in_and_out_at_once() {
+    let mut magazine = Magazine::EMPTY;
+    assert_eq!(magazine.put(&[7, 3, 9]), 3);
+    let mut slots = [0; 2];
+    assert_eq!(magazine.take(&mut slots), 2);
+    assert_eq!(slots, [3, 9]);
+    assert_eq!(magazine.take(&mut slots), 1);
+    assert_eq!(slots[0], 7);
+    assert_eq!(magazine.take(&mut slots), 0);
+    let many: Vec<u32> = (0..100).collect();
+    assert_eq!(magazine.put(&many), Magazine::SIZE);
+    assert_eq!(magazine.put(&many), 0);
+}
+
+#[test]
+fn slots_come_back_by_chunk_and_not_twice() {
+    let mut depot = depot();
+    let kind = Kind::Ephemeral;
+    for chunk in 2..4 {
+        depot.grant(chunk, 2, kind).unwrap();
     }
-    assert_eq!(magazine.pop(), Some(9));
-    magazine.push(4).unwrap();
-    assert_eq!([magazine.pop(), magazine.pop()], [Some(4), Some(3)]);
+    let mut slots = [0; SLOTS_PER_CHUNK as usize + 1];
+    assert_eq!(depot.take(kind, &mut slots), slots.len());
+    let (last, others) = slots.split_last().unwrap();
+    depot.withdraw(chunk_of(others[0])).unwrap();
+    let mut complete = Vec::new();
+    // One of them twice, and one that is of no chunk.
+    let given = [*last, others[5], others[5], u32::MAX];
+    depot.give_all(&given, |chunk| complete.push(chunk));
+    assert!(complete.is_empty());
+    assert_eq!(depot.used(chunk_of(others[0])), SLOTS_PER_CHUNK - 1);
+    assert_eq!(depot.level(kind).free, SLOTS_PER_CHUNK);
+    depot.give_all(others, |chunk| complete.push(chunk));
+    assert_eq!(complete, [chunk_of(others[0])]);
+    assert_eq!(depot.collect(complete[0]), Ok(2));
 }
 
 #[test]
@@ -80,18 +130,16 @@ fn a_put_and_a_get_by_turns_do_not_go_to_the_depot() {
     depot.grant(2, 2, kind).unwrap();
     let mut magazine = Magazine::EMPTY;
     magazine.fill(&mut depot, kind);
-    let mut used = Vec::new();
-    while let Some(slot) = magazine.pop() {
-        used.push(slot);
-    }
+    let mut used = drain(&mut magazine);
     let mut trips = 0;
     for _ in 0..100 {
-        if magazine.is_empty() {
+        let slot = pop(&mut magazine).unwrap_or_else(|| {
             magazine.fill(&mut depot, kind);
             trips += 1;
-        }
-        used.push(magazine.pop().unwrap());
-        magazine.push(used.remove(0)).unwrap();
+            pop(&mut magazine).unwrap()
+        });
+        used.push(slot);
+        assert_eq!(magazine.put(&[used.remove(0)]), 1);
     }
     assert_eq!(trips, 1);
 }
@@ -218,25 +266,33 @@ impl World {
             Op::Put(cpu, persistent, count) => {
                 let kind = kind_of(persistent);
                 let magazine = &mut self.magazines[cpu][usize::from(persistent)];
-                for _ in 0..count {
-                    if magazine.is_empty() && magazine.fill(&mut self.depot, kind) == 0 {
+                let mut slots = vec![0; count.into()];
+                let mut taken = 0;
+                while taken < slots.len() {
+                    let more = magazine.take(&mut slots[taken..]);
+                    taken += more;
+                    if more == 0 && magazine.fill(&mut self.depot, kind) == 0 {
                         break;
                     }
-                    self.used.push((kind, magazine.pop().unwrap()));
                 }
+                slots.truncate(taken);
+                self.used.extend(slots.into_iter().map(|slot| (kind, slot)));
             }
             Op::Free(cpu, count, old) => {
-                for _ in 0..usize::from(count).min(self.used.len()) {
-                    let (kind, slot) = if old {
-                        self.used.remove(0)
-                    } else {
-                        self.used.pop().unwrap()
-                    };
+                let count = usize::from(count).min(self.used.len());
+                let from = if old { 0 } else { self.used.len() - count };
+                let freed: Vec<_> = self.used.drain(from..from + count).collect();
+                for kind in Kind::ALL {
+                    let slots = freed.iter().filter(|(of, _)| *of == kind);
+                    let slots: Vec<u32> = slots.map(|(_, slot)| *slot).collect();
                     let magazine = &mut self.magazines[cpu][usize::from(kind == Kind::Persistent)];
                     let complete = &mut self.complete;
-                    if magazine.push(slot).is_err() {
-                        magazine.spill(&mut self.depot, |chunk| complete.extend([chunk]));
-                        magazine.push(slot).unwrap();
+                    let mut left = &slots[..];
+                    while !left.is_empty() {
+                        left = &left[magazine.put(left)..];
+                        if !left.is_empty() {
+                            magazine.spill(&mut self.depot, |chunk| complete.extend([chunk]));
+                        }
                     }
                 }
             }
@@ -266,16 +322,17 @@ impl World {
                     magazine.let_go(depot, |chunk| complete.extend([chunk]));
                 });
                 let left = self.magazines[cpu].clone();
-                for mut magazine in left {
-                    while let Some(slot) = magazine.pop() {
-                        assert!(!self.depot.is_leaving(chunk_of(slot)));
-                    }
+                for slot in left
+                    .into_iter()
+                    .flat_map(|mut magazine| drain(&mut magazine))
+                {
+                    assert!(!self.depot.is_leaving(chunk_of(slot)));
                 }
             }
             Op::Empty(cpu) => {
                 self.each(cpu, |magazine, depot, complete| {
                     magazine.empty(depot, |chunk| complete.extend([chunk]));
-                    assert!(magazine.is_empty());
+                    assert_eq!(drain(magazine), []);
                 });
             }
             Op::Collect(chunk) => {
@@ -294,9 +351,7 @@ impl World {
     fn all_out(&self) -> Vec<u32> {
         let mut out: Vec<u32> = self.used.iter().map(|(_, slot)| *slot).collect();
         for mut magazine in self.magazines.iter().flatten().cloned() {
-            while let Some(slot) = magazine.pop() {
-                out.push(slot);
-            }
+            out.extend(drain(&mut magazine));
         }
         out
     }

@@ -7,6 +7,7 @@ use super::{
         NoMemory,
         Table, //
     },
+    by_chunk,
     chunk_of,
     first_slot,
     Each,
@@ -98,6 +99,23 @@ impl Chunk {
             }
         }
         taken
+    }
+
+    /// Puts slots of the chunk in that were in use; returns how many.
+    fn give(&mut self, slots: &[u32]) -> u16 {
+        let mut given = 0u16;
+        if self.state == State::Absent {
+            return 0;
+        }
+        for slot in slots {
+            // The compiler sees that this is in bounds.
+            let word = &mut self.free[(slot % SLOTS_PER_CHUNK / u64::BITS) as usize];
+            let bit = 1u64 << (slot % u64::BITS);
+            given = given.wrapping_add((*word & bit == 0).into());
+            *word |= bit;
+        }
+        self.count = self.count.wrapping_add(given);
+        given
     }
 }
 
@@ -234,16 +252,30 @@ impl Depot {
     ///
     /// [`Broken`] if it was not in use.
     pub fn give(&mut self, slot: u32) -> Result<Given, Broken> {
-        let chunk = chunk_of(slot);
+        self.give_to(chunk_of(slot), &[slot])
+    }
+
+    /// Gives slots back that are not in use any more, and calls `f` with each chunk that can be
+    /// collected.
+    ///
+    /// Neighbours that are of one chunk cost little more than one. Those that were not in use are
+    /// left as they are.
+    pub fn give_all(&mut self, slots: &[u32], mut f: impl FnMut(u32)) {
+        for same in by_chunk(slots) {
+            let chunk = same.first().map_or(NIL, |slot| chunk_of(*slot));
+            if let Ok(Given::Complete(chunk)) = self.give_to(chunk, same) {
+                f(chunk);
+            }
+        }
+    }
+
+    /// Gives slots of a chunk back; [`Broken`] if none of them was in use.
+    fn give_to(&mut self, chunk: u32, slots: &[u32]) -> Result<Given, Broken> {
         let record = self.get_mut(chunk).ok_or(Broken)?;
-        let word = (slot % SLOTS_PER_CHUNK / u64::BITS) as usize;
-        let word = record.free.get_mut(word).ok_or(Broken)?;
-        let bit = 1u64 << (slot % u64::BITS);
-        if record.state == State::Absent || *word & bit != 0 {
+        let given = record.give(slots);
+        if given == 0 {
             return Err(Broken);
         }
-        *word |= bit;
-        record.count = record.count.wrapping_add(1);
         let (state, count, complete) = (record.state, record.count, record.is_complete());
         let kind = match state {
             State::Granted(kind) => kind,
@@ -251,7 +283,7 @@ impl Depot {
             _ => return Ok(Given::Leaving),
         };
         if complete || self.lists.of(kind).first != chunk {
-            if count != 1 {
+            if count != given {
                 self.unlink(kind, chunk);
             }
             if complete {
@@ -261,7 +293,7 @@ impl Depot {
             }
         }
         let level = self.levels.of_mut(kind);
-        level.free = level.free.wrapping_add(1);
+        level.free = level.free.wrapping_add(given.into());
         Ok(Given::Free)
     }
 

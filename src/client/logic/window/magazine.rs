@@ -30,38 +30,30 @@ impl Magazine {
         len: 0,
     };
 
-    /// Returns the number of slots.
+    /// Takes those slots out that came last, into the first of `slots`, as many as there are, or as
+    /// there are places for; returns how many.
     #[inline]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Returns whether there are none.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Takes a slot out.
-    #[inline]
-    pub fn pop(&mut self) -> Option<u32> {
-        let last = self.len.checked_sub(1)?;
-        let slot = *self.slots.get(last)?;
-        self.len = last;
-        Some(slot)
-    }
-
-    /// Puts a slot in, or gives it back if the magazine is full: see [`Magazine::spill()`].
-    #[inline]
-    pub fn push(&mut self, slot: u32) -> Result<(), u32> {
-        match self.slots.get_mut(self.len) {
-            Some(place) => {
-                *place = slot;
-                self.len = self.len.wrapping_add(1);
-                Ok(())
-            }
-            None => Err(slot),
+    pub fn take(&mut self, slots: &mut [u32]) -> usize {
+        let left = self.len.saturating_sub(slots.len());
+        let last = self.slots.get(left..self.len).unwrap_or_default();
+        for (place, slot) in slots.iter_mut().zip(last) {
+            *place = *slot;
         }
+        self.len = left;
+        last.len()
+    }
+
+    /// Puts slots in, as many of the first as there is room for; returns how many: see
+    /// [`Magazine::spill()`].
+    #[inline]
+    pub fn put(&mut self, slots: &[u32]) -> usize {
+        let room = self.slots.get_mut(self.len..).unwrap_or_default();
+        let count = room.len().min(slots.len());
+        for (place, slot) in room.iter_mut().zip(slots) {
+            *place = *slot;
+        }
+        self.len = self.len.wrapping_add(count);
+        count
     }
 
     /// Takes slots out of the depot until the magazine is half full; returns how many.
@@ -77,45 +69,19 @@ impl Magazine {
     ///
     /// `f` is told of each chunk that can be collected.
     pub fn spill(&mut self, depot: &mut Depot, f: impl FnMut(u32)) {
-        let count = self.len.saturating_sub(Self::SIZE / 2);
-        let mut n = 0usize;
-        self.give_back(depot, f, |_| {
-            n = n.wrapping_add(1);
-            n <= count
-        });
+        self.give_first(self.len.saturating_sub(Self::SIZE / 2), depot, f);
     }
 
     /// Gives the slots of chunks that are to leave to the depot.
     ///
     /// `f` is told of each chunk that can be collected.
-    pub fn let_go(&mut self, depot: &mut Depot, f: impl FnMut(u32)) {
-        let leaving = |depot: &Depot, slot| depot.is_leaving(chunk_of(slot));
-        let mut leave = [false; Self::SIZE];
-        for (slot, leave) in self.slots.iter().zip(&mut leave) {
-            *leave = leaving(depot, *slot);
-        }
-        let mut leave = leave.into_iter();
-        self.give_back(depot, f, |_| leave.next().unwrap_or(false));
-    }
-
-    /// Gives all slots to the depot.
-    pub fn empty(&mut self, depot: &mut Depot, f: impl FnMut(u32)) {
-        self.give_back(depot, f, |_| true);
-    }
-
-    /// Gives those slots to the depot that `which` says, and keeps the others in order.
-    fn give_back(
-        &mut self,
-        depot: &mut Depot,
-        mut f: impl FnMut(u32),
-        mut which: impl FnMut(u32) -> bool,
-    ) {
+    pub fn let_go(&mut self, depot: &mut Depot, mut f: impl FnMut(u32)) {
         let mut kept = 0usize;
         for n in 0..self.len {
             let Some(&slot) = self.slots.get(n) else {
                 break;
             };
-            if which(slot) {
+            if depot.is_leaving(chunk_of(slot)) {
                 if let Ok(Given::Complete(chunk)) = depot.give(slot) {
                     f(chunk);
                 }
@@ -125,5 +91,22 @@ impl Magazine {
             }
         }
         self.len = kept;
+    }
+
+    /// Gives all slots to the depot.
+    pub fn empty(&mut self, depot: &mut Depot, f: impl FnMut(u32)) {
+        self.give_first(self.len, depot, f);
+    }
+
+    /// Gives the first slots to the depot, of which there are so many, and keeps the others in order.
+    fn give_first(&mut self, count: usize, depot: &mut Depot, f: impl FnMut(u32)) {
+        let Some(first) = self.slots.get(..count) else {
+            return;
+        };
+        depot.give_all(first, f);
+        if let Some(slots) = self.slots.get_mut(..self.len) {
+            slots.copy_within(count.min(slots.len()).., 0);
+        }
+        self.len = self.len.saturating_sub(count);
     }
 }
