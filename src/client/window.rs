@@ -332,11 +332,16 @@ impl Window {
     /// Counts the page in a slot that was got and stays where it is; not yet in the [tally](Self::tally).
     ///
     /// Called with the lock of the index's shard held. Any context.
+    #[inline]
     pub(super) fn looked_at(&self, kind: Kind, slot: u32) {
         self.count_hit(slot);
-        if slot % SAMPLE != 0 {
-            return;
+        if slot % SAMPLE == 0 {
+            self.count_age(kind, slot);
         }
+    }
+
+    #[cold]
+    fn count_age(&self, kind: Kind, slot: u32) {
         if let Some(page) = self.order(kind).lock().page(slot) {
             // CAST: To more bits.
             self.tally

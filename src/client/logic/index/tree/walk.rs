@@ -2,6 +2,8 @@
 
 //! Going through a tree.
 
+use core::slice;
+
 use super::{
     super::{
         entry,
@@ -242,19 +244,15 @@ impl Tree {
         count: u64,
         mut f: impl FnMut(u64) -> bool,
     ) -> u64 {
-        if self.height == 0 {
-            return u64::from(first == 0 && count != 0 && f(self.root));
-        }
         let mut seen = 0u64;
         while seen < count {
-            let leaf = first
-                .checked_add(seen)
-                .and_then(|from| self.leaf_of(nodes, from))
-                .and_then(|leaf| nodes.get(leaf));
-            let Some(node) = leaf else {
+            let Some(from) = first.checked_add(seen) else {
                 break;
             };
-            let places = node.places(place(first.wrapping_add(seen), 0), count.wrapping_sub(seen));
+            let places = self.places(nodes, from, count.wrapping_sub(seen));
+            if places.is_empty() {
+                break;
+            }
             for raw in places {
                 if !f(*raw) {
                     return seen;
@@ -263,6 +261,22 @@ impl Tree {
             }
         }
         seen
+    }
+
+    /// Returns what is at the places from one on, at most so many, as far as they are in one leaf;
+    /// none where there is no leaf.
+    #[inline]
+    fn places<'a>(&'a self, nodes: &'a Nodes, first: u64, count: u64) -> &'a [u64] {
+        if self.height == 0 {
+            let there = first == 0 && count != 0;
+            return if there {
+                slice::from_ref(&self.root)
+            } else {
+                &[]
+            };
+        }
+        let leaf = self.leaf_of(nodes, first).and_then(|leaf| nodes.get(leaf));
+        leaf.map_or(&[], |node| node.places(place(first, 0), count))
     }
 
     /// Returns the number of live entries at `first..=last`.
