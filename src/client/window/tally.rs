@@ -16,8 +16,8 @@ use super::super::{
 pub(in super::super) struct Tally {
     puts: Counter,
     refused: Counter,
-    gets: Counter,
     hits: Counter,
+    misses: Counter,
     /// Clean pages that made room for others.
     pub(super) replaced: Counter,
     /// Pages that went to the store.
@@ -30,8 +30,8 @@ impl Tally {
         Self {
             puts: Counter::new(),
             refused: Counter::new(),
-            gets: Counter::new(),
             hits: Counter::new(),
+            misses: Counter::new(),
             replaced: Counter::new(),
             moved: Counter::new(),
             hits_by_age: [const { Counter::new() }; AGES],
@@ -53,13 +53,12 @@ impl Tally {
     /// Counts pages that were looked for, and found. Any context.
     #[inline]
     pub(in super::super) fn hit(&self, pages: usize) {
-        self.gets.add(pages);
         self.hits.add(pages);
     }
 
     /// Counts a page that was looked for, and was gone with its chunk. Any context.
     pub(in super::super) fn miss(&self) {
-        self.gets.add(1);
+        self.misses.add(1);
     }
 
     /// Counts how long before so many of the pages that were found had been put. Any context.
@@ -73,12 +72,13 @@ impl Tally {
     /// Returns what it all is now. Any context.
     pub(super) fn report(&self) -> Report {
         let now = |counter: &Counter| counter.as_atomic().load(Relaxed);
+        let hits = now(&self.hits);
 
         Report {
             puts: now(&self.puts),
             refused: now(&self.refused),
-            gets: now(&self.gets),
-            hits: now(&self.hits),
+            gets: hits.wrapping_add(now(&self.misses)),
+            hits,
             replaced: now(&self.replaced),
             moved: now(&self.moved),
             hits_by_age: self.hits_by_age.each_ref().map(now),
