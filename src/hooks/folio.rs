@@ -59,14 +59,23 @@ impl Folio {
 
     /// Returns page `n`.
     pub(super) fn page(self, n: u64) -> Result<PageRef> {
-        if n >= self.pages() {
+        self.page_and_more(n).map(|(page, _)| page)
+    }
+
+    /// Returns page `n`, and whether there are more after it.
+    #[inline]
+    pub(super) fn page_and_more(self, n: u64) -> Result<(PageRef, bool)> {
+        let pages = self.pages();
+
+        if n >= pages {
             return Err(EINVAL);
         }
         // SAFETY: By the type invariants it is valid, and has such a page.
         let page = unsafe { bindings::tmem_folio_page(self.as_ptr(), n as c_ulong) };
 
         // SAFETY: As long as the folio is valid, so is its page.
-        Ok(unsafe { PageRef::new(NonNull::new(page).ok_or(EINVAL)?) })
+        let page = unsafe { PageRef::new(NonNull::new(page).ok_or(EINVAL)?) };
+        Ok((page, n + 1 < pages))
     }
 
     /// Returns the `count` pages from page `n` on, as far as there are so many.

@@ -36,7 +36,7 @@ pub(super) fn read(context: &Entered, request: Request, patience: Patience) {
     loop {
         // What is in the window is there without a look at what the host has.
         if read_here(context, request) {
-            return request.put(context, true);
+            return request.all_read();
         }
         let (here, end) = same(context, request);
         // There is always memory for a part: it is waited for.
@@ -45,7 +45,7 @@ pub(super) fn read(context: &Entered, request: Request, patience: Patience) {
         };
 
         if here && read_here(context, part) {
-            part.put(context, true);
+            part.all_read();
         } else {
             read_whole(context, part, here, patience);
         }

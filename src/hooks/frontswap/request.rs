@@ -170,18 +170,18 @@ impl Request {
 
     /// Returns the page at a position, and moves on to the next one.
     pub(super) fn next(&self, at: &mut Position) -> Option<(PageRef, PageOf)> {
-        let folio = self.folio(at.place)?;
-        let page = folio.page(at.n).ok()?;
+        let (page, more) = self.folio(at.place)?.page_and_more(at.n).ok()?;
         // CAST: There are at most 32 folios.
         let place = at.place as u8;
 
-        at.n += 1;
-        if at.n >= folio.pages() {
-            *at = Position {
+        *at = if more {
+            Position { n: at.n + 1, ..*at }
+        } else {
+            Position {
                 place: at.place + 1,
                 n: 0,
-            };
-        }
+            }
+        };
         Some((page, PageOf::Place(place)))
     }
 
@@ -211,7 +211,16 @@ impl Request {
     }
 
     /// Returns the longest run of neighbours from a position on, if there is a page.
+    #[inline]
     pub(super) fn run(&self, from: Position) -> Option<Run> {
+        // Most requests are one run, and this is asked once more after it.
+        if from.place >= self.count() {
+            return None;
+        }
+        self.run_from(from)
+    }
+
+    fn run_from(&self, from: Position) -> Option<Run> {
         if from == Position::START {
             if let Some(run) = self.only_run() {
                 return Some(run);
@@ -343,6 +352,11 @@ impl Request {
         if self.transfer().left.fetch_sub(1, Full) == 1 {
             self.finish(context, may_sleep);
         }
+    }
+
+    /// Ends a request for reading whose pages are all there, and that nobody shares. Any context.
+    pub(super) fn all_read(self) {
+        self.complete(self.len());
     }
 
     /// Ends the request, or hands it to the swap area.
