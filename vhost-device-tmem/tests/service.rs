@@ -1,145 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The daemon as a service of systemd, which keeps its descriptors over a restart.
+//! The daemon as a service of systemd, which hears how it is, and keeps its descriptors over a
+//! restart.
 
 mod support;
 
 use std::{
-    io::{IoSliceMut, Read, Write},
-    os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::{
-            net::{UnixDatagram, UnixStream},
-            process::CommandExt,
-        },
-    },
-    process::{Command, Stdio},
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    process::Command,
     sync::{
         atomic::{AtomicBool, AtomicU64, Ordering},
-        Arc, Mutex,
+        Arc,
     },
     thread,
 };
 
-use nix::{
-    cmsg_space,
-    sys::socket::{recvmsg, ControlMessageOwned, MsgFlags},
-};
-use support::{key, wait_until, Daemon, Guest, Place};
+use support::{key, systemd::Systemd, wait_until, Guest, Place};
 use virtio_tmem_abi::{cap, pool_flags, PageResult, Status};
 
 const DATA: usize = 2;
-const FIRST: RawFd = 3;
-
-/// What systemd does for a service with `Type=notify` and `FileDescriptorStoreMax=`.
-struct Systemd {
-    path: String,
-    kept: Arc<Mutex<Vec<(String, OwnedFd)>>>,
-    ready: Arc<AtomicU64>,
-}
-
-impl Systemd {
-    fn new(place: &Place) -> Self {
-        let path = place.arg("notify");
-        let socket = UnixDatagram::bind(&path).unwrap();
-        let this = Self {
-            path,
-            kept: Arc::default(),
-            ready: Arc::default(),
-        };
-        let (kept, ready) = (Arc::clone(&this.kept), Arc::clone(&this.ready));
-        thread::spawn(move || loop {
-            let mut bytes = [0; 4096];
-            let mut control = cmsg_space!([RawFd; 8]);
-            let mut data = [IoSliceMut::new(&mut bytes)];
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            let received = recvmsg::<()>(socket.as_raw_fd(), &mut data, Some(&mut control), flags);
-            let received = received.unwrap();
-            let mut files = Vec::new();
-            for message in received.cmsgs().unwrap() {
-                if let ControlMessageOwned::ScmRights(fds) = message {
-                    // SAFETY: The kernel has just made them for us.
-                    files.extend(fds.iter().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }));
-                }
-            }
-            let len = received.bytes;
-            let text = std::str::from_utf8(&bytes[..len]).unwrap().to_owned();
-            let value = |name: &str| {
-                let line = text.lines().find_map(|line| line.strip_prefix(name));
-                line.map(str::to_owned)
-            };
-            let name = value("FDNAME=");
-            let mut kept = kept.lock().unwrap();
-            if value("FDSTORE=1").is_some() {
-                let name = name.clone().unwrap();
-                kept.extend(files.into_iter().map(|file| (name.clone(), file)));
-            }
-            if value("FDSTOREREMOVE=1").is_some() {
-                kept.retain(|(of, _)| Some(of) != name.as_ref());
-            }
-            if value("READY=1").is_some() {
-                ready.fetch_add(1, Ordering::SeqCst);
-            }
-        });
-        this
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.kept
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|(name, _)| name.clone())
-            .collect()
-    }
-
-    /// Starts the service, with what it left here before.
-    fn start(&self, args: &[&str]) -> Daemon {
-        let before = self.ready.load(Ordering::SeqCst);
-        let kept = self.kept.lock().unwrap();
-        let names: Vec<_> = kept.iter().map(|(name, _)| name.as_str()).collect();
-        let fds: Vec<_> = kept.iter().map(|(_, file)| file.as_raw_fd()).collect();
-        let mut command = Command::new("/bin/sh");
-        // The number of its process is known to the process alone.
-        command.args(["-c", "export LISTEN_PID=$$; exec \"$@\"", "sh"]);
-        command
-            .arg(env!("CARGO_BIN_EXE_vhost-device-tmem"))
-            .args(args)
-            .stderr(Stdio::piped());
-        command
-            .env("NOTIFY_SOCKET", &self.path)
-            .env("FDSTORE", "1000");
-        if !fds.is_empty() {
-            command
-                .env("LISTEN_FDS", fds.len().to_string())
-                .env("LISTEN_FDNAMES", names.join(":"));
-        }
-        // SAFETY: System calls alone are made between fork and exec.
-        unsafe {
-            command.pre_exec(move || {
-                let above = FIRST + fds.len() as RawFd;
-                for (n, fd) in fds.iter().enumerate() {
-                    // Out of the way of those that come first.
-                    let high = libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, above + 1000);
-                    let to = above + 10_000 + n as RawFd;
-                    if libc::dup2(high, to) < 0 {
-                        return Err(std::io::Error::last_os_error());
-                    }
-                }
-                for n in 0..fds.len() as RawFd {
-                    libc::dup2(above + 10_000 + n, FIRST + n);
-                    libc::close(above + 10_000 + n);
-                }
-                Ok(())
-            });
-        }
-        let daemon = Daemon::spawn(command);
-        drop(kept);
-        let ready = || self.ready.load(Ordering::SeqCst) > before;
-        wait_until("the service is ready", ready);
-        daemon
-    }
-}
 
 #[test]
 fn a_restart_of_the_service_goes_unnoticed() {
@@ -267,4 +147,50 @@ fn a_restart_of_the_service_goes_unnoticed() {
             .any(|name| name.ends_with(".1") && !name.starts_with("store"))
     });
     assert_ne!(Guest::connect(&place.path("c.sock")).epoch(), epoch);
+}
+
+#[test]
+fn systemd_hears_what_becomes_of_the_service() {
+    let place = Place::new();
+    let systemd = Systemd::new(&place).without_store();
+    let (file, control) = (place.path("config.toml"), place.arg("control.sock"));
+    let configure = |names: &[&str]| {
+        let guests = names.iter().map(|name| {
+            let socket = place.arg(&format!("{name}.sock"));
+            format!("[guests.{name}]\nsocket = {socket:?}\n")
+        });
+        let text = format!("capacity = \"8MiB\"\ncontrol-path = {control:?}\n");
+        std::fs::write(&file, text + &guests.collect::<String>()).unwrap();
+    };
+    configure(&["a"]);
+    let sockets = ["a.sock", "control.sock"].map(|name| place.path(name));
+    systemd.try_when_ready(sockets);
+    let mut daemon = systemd.start(&["--config", file.to_str().unwrap()]);
+    assert_eq!(systemd.silent(), Default::default());
+    let serves = |guests: usize| format!("STATUS={guests} guests, served by worker 1");
+    assert_eq!(systemd.said(&[]), [&serves(1), "READY=1"]);
+
+    let since = |before: &[String]| systemd.said(&["MONOTONIC_USEC="])[before.len()..].to_vec();
+    let reloaded = |before: &[String]| since(before).last().is_some_and(|last| last == "READY=1");
+    // Each reload has an end, also one of which nothing comes.
+    let before = systemd.said(&["MONOTONIC_USEC="]);
+    configure(&["a", "b"]);
+    daemon.signal(libc::SIGHUP);
+    wait_until("the reload is over", || reloaded(&before));
+    assert_eq!(since(&before), ["RELOADING=1", &serves(2), "READY=1"]);
+    let times = systemd.said(&["READY", "RELOADING", "STATUS"]);
+    assert!(matches!(&times[..], [time] if time.starts_with("MONOTONIC_USEC=")));
+    let before = systemd.said(&["MONOTONIC_USEC="]);
+    std::fs::write(&file, "nonsense").unwrap();
+    let mut tmemctl = Command::new(env!("CARGO_BIN_EXE_tmemctl"));
+    tmemctl.args(["--control-path", &control, "reload"]);
+    assert!(!tmemctl.status().unwrap().success());
+    wait_until("the reload is over", || reloaded(&before));
+    assert_eq!(since(&before), ["RELOADING=1", "READY=1"]);
+
+    let before = systemd.said(&["MONOTONIC_USEC="]);
+    daemon.signal(libc::SIGTERM);
+    assert!(daemon.child.wait().unwrap().success());
+    wait_until("it is known to stop", || !since(&before).is_empty());
+    assert_eq!(since(&before)[0], "STOPPING=1");
 }

@@ -182,16 +182,6 @@ impl Hub {
         true
     }
 
-    /// The daemon serves.
-    pub(super) fn ready(&self) {
-        self.inner().keeper.ready();
-    }
-
-    /// The daemon stops.
-    pub(super) fn stopping(&self) {
-        self.inner().keeper.stopping();
-    }
-
     /// A front-end connected. False if the guest has one already.
     pub(super) fn connect(&self, mut connection: Connection) -> bool {
         let mut inner = self.inner();

@@ -249,19 +249,6 @@ impl Keeper {
             }
         }
     }
-
-    /// Tells systemd that the service has started.
-    pub(super) fn ready(&self) {
-        // Where there is no service manager, nothing is said.
-        if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
-            tracing::warn!("systemd cannot be told that the daemon is ready: {error}");
-        }
-    }
-
-    /// Tells systemd that the service stops.
-    pub(super) fn stopping(&self) {
-        let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    }
 }
 
 /// Takes what systemd kept for this start of the service, or was told to listen on. What has no name

@@ -19,6 +19,7 @@ use super::{
     policy::{Abandonment, Blame, End, Look, Restarts, Watch},
     process::{Process, StartError},
     program::Program,
+    service,
     watched::Watched,
 };
 use crate::{
@@ -183,6 +184,7 @@ impl Manager {
             }
             if self.watched.as_ref().is_some_and(Watched::has_changed) {
                 self.needs.changes.guests_changed();
+                self.tell_guests();
             }
             while let Some(asked) = self.asked.pop_front() {
                 if self.serve(asked) {
@@ -239,7 +241,21 @@ impl Manager {
             worker.number(),
             worker.id()
         );
+        self.tell_status(worker.number());
         Ok(())
+    }
+
+    /// Says to the service manager what is served, and by which worker.
+    fn tell_status(&self, worker: u64) {
+        let guests = self.needs.changes.config().guests.len();
+        service::status(&format!("{guests} guests, served by worker {worker}"));
+    }
+
+    /// As [`Self::tell_status`], where guests have changed and the worker has not.
+    fn tell_guests(&self) {
+        if let Some(worker) = &self.worker {
+            self.tell_status(worker.number());
+        }
     }
 
     fn start_another(&mut self) {
@@ -254,6 +270,7 @@ impl Manager {
         }
         if !std::mem::replace(&mut self.told, true) {
             tracing::error!("guests are not served: {error}; it is tried again and again");
+            service::status(&format!("guests are not served: {error}"));
         }
         let now = self.now();
         self.next = Instant::now() + self.restarts.died(now, false);
@@ -321,7 +338,11 @@ impl Manager {
             }
             OperatorRequest::Stop => return true,
             OperatorRequest::Reload { force } => self.reload(force),
-            OperatorRequest::Guest(edit) => self.needs.changes.edit(&edit),
+            OperatorRequest::Guest(edit) => {
+                let done = self.needs.changes.edit(&edit);
+                self.tell_guests();
+                done
+            }
         };
         if let Some(operator) = asked.operator {
             answer_passed(operator.as_fd(), done);
@@ -330,12 +351,14 @@ impl Manager {
     }
 
     fn reload(&mut self, force: bool) -> Result<String, String> {
+        let _reloading = service::Reloading::begin();
         let done = self.needs.changes.reload(force)?;
         let config = self.needs.changes.config();
         self.abandonment.set_after(config.abandoned_after);
         self.stop_policy = StopPolicy::new(config.stop_loses_pages);
         log::set_level(config.log_level);
         self.needs.hub.set_log_level(config.log_level);
+        self.tell_guests();
         Ok(done)
     }
 
@@ -480,6 +503,8 @@ impl Manager {
             Signal::Upgrade => self.upgrade(),
             Signal::Reload => {
                 if !self.needs.changes.has_file() {
+                    // Whoever sent the signal may wait for this.
+                    drop(service::Reloading::begin());
                     tracing::info!("{signal}: there is nothing to read again");
                 } else if let Err(problems) = self.reload(false) {
                     tracing::error!("nothing has changed, for this is wrong: {problems}");

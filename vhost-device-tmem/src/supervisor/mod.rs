@@ -31,6 +31,7 @@ mod manager;
 mod policy;
 mod process;
 mod program;
+mod service;
 mod takeover;
 mod watched;
 
@@ -185,7 +186,7 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
         Err(error) => return Err(error.into()),
     }
     let accepting = acceptor::start(acceptor)?;
-    hub.ready();
+    service::ready();
     for (name, address) in &waiting {
         if let Some(path) = address.as_ref().and_then(|address| address.as_pathname()) {
             tracing::info!("waiting for guest {name:?} on {}", path.display());
@@ -200,7 +201,7 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
     let ran = manager.run();
     // Each connection's thread answers what it has taken, and takes nothing more.
     accepting.ask();
-    hub.stopping();
+    service::stopping();
     let until = Instant::now() + PATIENCE;
     if let Err(late) = accepting.end(until) {
         tracing::warn!("{late}");

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test uses what it needs")]
 #![allow(missing_docs, reason = "tests")]
 
+pub(crate) mod systemd;
 pub(crate) mod window;
 
 use std::{
