@@ -24,7 +24,7 @@ use vhost_device_tmem::{
     signals::Signals,
     socket::{self, listen_at, OwnedSocket, Rights, SocketError},
     store::{HugePages, Memory, StoreError},
-    supervisor::{self, GuestSetup, Inherited, Premises, Settings, Setup, SupervisorError},
+    supervisor::{self, GuestSetup, Inherited, Passed, Premises, Settings, Setup, SupervisorError},
     tmpfs::Tmpfs,
     window::{self, OwnedPath, WindowError, WindowFiles},
     worker,
@@ -132,7 +132,7 @@ fn run(args: Args) -> Result<(), Failure> {
     };
     for (guest, number) in config.guests.iter().zip(numbers) {
         let purpose = supervisor::purpose(&guest.name);
-        let before = inherited.listener(number, &guest.path);
+        let before = inherited.listener(number, &guest.name, &guest.path)?;
         let (socket, listener) = listen(before, &guest.path, rights, &purpose)?;
         let window = window(&config, guest, number, rights, &mut inherited)?;
         let (window, path) = window.unzip();
@@ -158,7 +158,7 @@ fn run(args: Args) -> Result<(), Failure> {
     let (operators, control) = match &config.control_path {
         None => (None, None),
         Some(path) => {
-            let before = inherited.control(path);
+            let before = inherited.control(path)?;
             let (socket, listener) = listen(before, path, for_operators, "operators")?;
             (Some(socket), Some(listener))
         }
@@ -171,6 +171,7 @@ fn run(args: Args) -> Result<(), Failure> {
             (Some(socket), Some(Listener::Unix(listener)))
         }
     };
+    inherited.drop_other_sockets();
     let program = std::env::current_exe().map_err(cannot("find out which program this is"))?;
     let files = sources.args.config.is_some() || config.guests_dir.is_some();
     let changes = files || control.is_some();
@@ -233,13 +234,23 @@ fn groups(config: &Config) -> Result<(Option<u32>, Option<u32>), IdentityError> 
 
 /// Listens on a socket, or goes on listening.
 fn listen(
-    before: Option<UnixListener>,
+    before: Option<Passed>,
     path: &Path,
     rights: Rights,
     purpose: &str,
 ) -> Result<(OwnedSocket, UnixListener), SocketError> {
     match before {
-        Some(listener) => Ok((OwnedSocket::adopt(path, purpose)?, listener)),
+        Some(Passed {
+            listener,
+            activated,
+        }) => {
+            let socket = if activated {
+                OwnedSocket::borrow(path, purpose)
+            } else {
+                OwnedSocket::adopt(path, purpose)
+            };
+            Ok((socket?, listener))
+        }
         None => OwnedSocket::bind(path, rights, purpose),
     }
 }

@@ -103,6 +103,20 @@ pub enum SocketError {
     /// Something that is no socket has the path.
     #[error("cannot listen on {0}: a file that is no socket is there; choose another path")]
     NoSocket(PathBuf),
+    /// systemd listens, and not where it should.
+    #[error(
+        "systemd listens on {} for {purpose}, and the configuration says {path}; let ListenStream= \
+         of the socket unit be the same",
+        .there.as_deref().unwrap_or(Path::new("no path")).display()
+    )]
+    Activated {
+        /// What the socket is for.
+        purpose: String,
+        /// The path that was configured.
+        path: PathBuf,
+        /// Where it is, if it is one that can be connected to by a path.
+        there: Option<PathBuf>,
+    },
     /// The operating system refused.
     #[error("cannot {what} {path}: {error}")]
     Io {
@@ -201,12 +215,12 @@ pub fn directory(path: &Path) -> &Path {
 }
 
 /// A path that this process alone listens on. Socket and lock file are removed when it is dropped,
-/// unless something else has the path by then.
+/// unless something else has the path by then, or the socket is systemd's.
 #[derive(Debug)]
 pub struct OwnedSocket {
     path: PathBuf,
-    /// Device and inode.
-    node: (u64, u64),
+    /// Device and inode, if the file is this process's.
+    node: Option<(u64, u64)>,
     lock: Lock,
 }
 
@@ -264,7 +278,7 @@ impl OwnedSocket {
         let (listener, node) = listen_on(path).map_err(failed("listen on"))?;
         let socket = Self {
             path: path.to_owned(),
-            node,
+            node: Some(node),
             lock,
         };
         if let Some(group) = rights.group {
@@ -289,8 +303,22 @@ impl OwnedSocket {
         })?;
         Ok(Self {
             path: path.to_owned(),
-            node,
+            node: Some(node),
             lock,
+        })
+    }
+
+    /// Takes over, for the life of this process, a path on which systemd listens. The socket is not
+    /// removed.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError`], which says what to do.
+    pub fn borrow(path: &Path, purpose: &str) -> Result<Self, SocketError> {
+        Ok(Self {
+            path: path.to_owned(),
+            node: None,
+            lock: unless_dying(|| Lock::take(path, purpose))?,
         })
     }
 
@@ -319,7 +347,7 @@ impl OwnedSocket {
 
 impl Drop for OwnedSocket {
     fn drop(&mut self) {
-        if node(&self.path).is_ok_and(|node| node == self.node) {
+        if self.node.is_some() && node(&self.path).ok() == self.node {
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -19,7 +19,7 @@ use nix::sys::memfd::{memfd_create, MFdFlags};
 use sd_notify::NotifyState;
 use serde::{de::DeserializeOwned, Serialize};
 
-use super::{guest::Slot, hub::Connection};
+use super::{activated::Activated, guest::Slot, hub::Connection};
 use crate::link::GuestId;
 
 /// What a descriptor is that systemd keeps. As text, it is the name.
@@ -251,24 +251,26 @@ impl Keeper {
     }
 }
 
-/// Takes what systemd kept for this start of the service, or was told to listen on. What has no name
-/// of ours is closed.
+/// Takes what systemd kept for this start of the service, and the sockets that it listens on for it.
 ///
 /// # Errors
 ///
 /// The operating system's.
-pub(super) fn received() -> io::Result<BTreeMap<Name, OwnedFd>> {
-    let mut received = BTreeMap::new();
+pub(super) fn received() -> io::Result<(BTreeMap<Name, OwnedFd>, Activated)> {
+    let (mut kept, mut activated) = (BTreeMap::new(), Activated::default());
     for (fd, name) in sd_notify::listen_fds_with_names()? {
         use std::os::fd::FromRawFd;
         // SAFETY: systemd opened the descriptor for this process, and nobody else takes it: this is
         // called once, when the process begins.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        if let Some(name) = Name::parse(&name) {
-            received.insert(name, fd);
+        match Name::parse(&name) {
+            Some(name) => {
+                kept.insert(name, fd);
+            }
+            None => activated.add(&name, fd),
         }
     }
-    Ok(received)
+    Ok((kept, activated))
 }
 
 /// A file with one value, which is whole at any time: who writes it may be killed.
@@ -373,6 +375,8 @@ mod tests {
             "",
             "stored",
             "unknown",
+            "socket-control",
+            "socket-guest-1",
             "store",
             "store.x",
             "control.1",

@@ -18,6 +18,7 @@
 //! to QEMU the end of one is the end of the virtual machine.
 
 mod acceptor;
+mod activated;
 mod changes;
 mod checks;
 mod connection;
@@ -46,7 +47,7 @@ use std::{
 use nix::sys::memfd::{memfd_create, MFdFlags};
 
 pub use changes::{purpose, Premises, Settings};
-pub use takeover::Inherited;
+pub use takeover::{Inherited, Passed};
 
 use acceptor::Acceptor;
 use changes::Changes;

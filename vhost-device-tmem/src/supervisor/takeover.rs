@@ -13,18 +13,32 @@ use std::{
 };
 
 use super::{
+    activated::{Activated, Purpose},
     connection::Past,
     guest::GuestState,
     hub::Connection,
     keep::{received, Keeper, Name, StateFile},
     GuestSetup,
 };
-use crate::{config::Edits, link::GuestId, window::WindowFiles};
+use crate::{config::Edits, link::GuestId, socket::SocketError, window::WindowFiles};
 
-/// What systemd kept of a supervisor before this one, or nothing.
+/// A socket on which systemd has listened, or a supervisor before this one.
+#[derive(Debug)]
+pub struct Passed {
+    /// The socket.
+    pub listener: UnixListener,
+    /// A socket unit has it, and goes on with it when the daemon ends.
+    pub activated: bool,
+}
+
+/// What systemd kept of a supervisor before this one, or nothing, and the sockets that it listens on
+/// for the daemon.
 #[derive(Debug, Default)]
 pub struct Inherited {
     things: BTreeMap<Name, OwnedFd>,
+    activated: Activated,
+    /// What systemd has without being given it.
+    of_units: BTreeSet<Name>,
     roster: Vec<(String, GuestId)>,
     edits: Edits,
     pub(super) connections: BTreeMap<GuestId, Connection>,
@@ -38,8 +52,10 @@ impl Inherited {
     ///
     /// The operating system's.
     pub fn take() -> io::Result<Self> {
+        let (things, activated) = received()?;
         let mut this = Self {
-            things: received()?,
+            things,
+            activated,
             keeper: Keeper::of_service(),
             ..Self::default()
         };
@@ -149,23 +165,60 @@ impl Inherited {
         numbers
     }
 
-    /// Returns a guest's socket, if it is the one at `path`.
-    pub fn listener(&mut self, guest: GuestId, path: &Path) -> Option<UnixListener> {
-        let name = Name::Listener(guest);
-        let listener = UnixListener::from(self.things.remove(&name)?);
-        listening_on(&listener, path).then(|| {
-            self.keeper.has(name, &listener);
-            listener
-        })
+    /// Returns the socket at `path` of a guest, if there is one already.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError::Activated`].
+    pub fn listener(
+        &mut self,
+        guest: GuestId,
+        name: &str,
+        path: &Path,
+    ) -> Result<Option<Passed>, SocketError> {
+        let purpose = Purpose::Guest(name.to_owned());
+        self.passed(Name::Listener(guest), &purpose, path)
     }
 
-    /// Returns the operator's socket, if it is the one at `path`.
-    pub fn control(&mut self, path: &Path) -> Option<UnixListener> {
-        let listener = UnixListener::from(self.things.remove(&Name::Control)?);
-        listening_on(&listener, path).then(|| {
-            self.keeper.has(Name::Control, &listener);
-            listener
-        })
+    /// Returns the operator's socket at `path`, if there is one already.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError::Activated`].
+    pub fn control(&mut self, path: &Path) -> Result<Option<Passed>, SocketError> {
+        self.passed(Name::Control, &Purpose::Control, path)
+    }
+
+    fn passed(
+        &mut self,
+        name: Name,
+        purpose: &Purpose,
+        path: &Path,
+    ) -> Result<Option<Passed>, SocketError> {
+        let activated = self.activated.claim(purpose, path)?;
+        let kept = self.things.remove(&name).map(UnixListener::from);
+        if let Some(kept) = &kept {
+            self.keeper.has(name, kept);
+        }
+        let kept = kept.filter(|kept| activated.is_none() && listening_on(kept, path));
+        if kept.is_none() {
+            // Of the time before there was a unit, or of another path.
+            self.keeper.take_back(name);
+        }
+        if activated.is_some() {
+            self.of_units.insert(name);
+        }
+        let passed = kept.map(|listener| (listener, false));
+        let passed = activated.map(|listener| (listener, true)).or(passed);
+        Ok(passed.map(|(listener, activated)| Passed {
+            listener,
+            activated,
+        }))
+    }
+
+    /// Lets go of sockets that are for nobody.
+    pub fn drop_other_sockets(&mut self) {
+        self.activated.drop_others();
     }
 
     /// Returns the store's memory.
@@ -217,11 +270,13 @@ impl Inherited {
         for (n, file) in memory.iter().enumerate() {
             self.keeper.give(Name::Store(n as u32), file.as_fd());
         }
-        for (guest, listener) in listeners {
-            self.keeper.give(Name::Listener(*guest), listener.as_fd());
-        }
-        if let Some(control) = control {
-            self.keeper.give(Name::Control, control.as_fd());
+        let guests = listeners.iter();
+        let guests = guests.map(|(guest, socket)| (Name::Listener(*guest), socket));
+        let control = control.map(|socket| (Name::Control, socket));
+        for (name, socket) in guests.chain(control) {
+            if !self.of_units.contains(&name) {
+                self.keeper.give(name, socket.as_fd());
+            }
         }
     }
 }
