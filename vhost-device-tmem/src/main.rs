@@ -187,6 +187,7 @@ fn run(args: Args) -> Result<(), Failure> {
             config,
             memory: host,
             rights,
+            operators: groups.1,
             descriptors,
         },
         program,

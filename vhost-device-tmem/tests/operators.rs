@@ -15,6 +15,7 @@ use std::{
     },
 };
 
+use nix::unistd::Group;
 use support::{key, stat, wait_until, Daemon, Guest, Place};
 use virtio_tmem_abi::{pool_flags, PageResult};
 
@@ -380,6 +381,11 @@ fn sockets_are_for_whom_they_are_meant() {
     drop(daemon);
     let daemon = start(&place, &["--socket-mode", "640", "--control-group", &own]);
     assert_eq!((mode("guest.sock"), mode("control.sock")), (0o640, 0o660));
+    drop(daemon);
+    // By its name, of which a worker could not find out whose it is.
+    let own = Group::from_gid(nix::unistd::getegid()).unwrap().unwrap();
+    let daemon = start(&place, &["--control-group", &own.name]);
+    assert_eq!(mode("control.sock"), 0o660);
     drop(daemon);
 }
 

@@ -44,6 +44,8 @@ pub struct Settings {
     pub memory: Memory,
     /// Who may connect to guests' sockets.
     pub rights: Rights,
+    /// The number of the group whose members may operate the daemon.
+    pub operators: Option<u32>,
     /// How many descriptors there may be.
     pub descriptors: u64,
 }
@@ -125,7 +127,11 @@ impl Changes {
 
     /// Returns what workers are told of it.
     pub(super) fn options(&self) -> Args {
-        self.settings.sources.options()
+        Args {
+            // A worker cannot look up names: it has no files.
+            control_group: self.settings.operators.map(|group| group.to_string()),
+            ..self.settings.sources.options()
+        }
     }
 
     /// Returns the guests.
