@@ -5,6 +5,10 @@
 //! Threads that serve guests give their lines to a queue; a thread of the log's own writes them.
 //! Whoever reads them may stand still: then the queue fills up, further lines are dropped and
 //! counted, and the next line that is written is preceded by their number.
+//!
+//! Where systemd's journal reads them, they are [as it wants them](journal).
+
+mod journal;
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -22,6 +26,7 @@ use nix::{
     poll::{PollFd, PollFlags},
     unistd,
 };
+use tracing::Level;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
@@ -29,7 +34,7 @@ use tracing_subscriber::{
     layer::SubscriberExt,
     reload,
     util::SubscriberInitExt,
-    Registry,
+    Layer, Registry,
 };
 
 use crate::stop::{wait_ready, StopToken};
@@ -61,10 +66,20 @@ pub fn set_level(level: LevelFilter) {
     }
 }
 
+/// Says why the process ends, which may have no log yet.
+pub fn last_words(text: &str) {
+    if journal::is_read() {
+        eprint!("{}", journal::prefix(Level::ERROR, text));
+    } else {
+        eprintln!("{text}");
+    }
+}
+
 /// The log of this process. When it is dropped, what waits is written, if that can be done soon.
 #[derive(Debug)]
 pub struct Log {
     queue: Arc<OnceLock<NonBlocking>>,
+    for_journal: bool,
     background: Option<Background>,
 }
 
@@ -88,6 +103,12 @@ impl Log {
         let lines = tracing_subscriber::fmt::layer()
             .with_writer(Output(Arc::clone(&queue)))
             .with_ansi(io::stderr().is_terminal());
+        let for_journal = journal::is_read();
+        let lines = if for_journal {
+            lines.event_format(journal::Lines::default()).boxed()
+        } else {
+            lines.boxed()
+        };
         tracing_subscriber::registry()
             .with(targets)
             .with(lines)
@@ -96,6 +117,7 @@ impl Log {
         panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
         Self {
             queue,
+            for_journal,
             background: None,
         }
     }
@@ -117,6 +139,7 @@ impl Log {
             close: StopToken::new()?,
             deadline: Mutex::default(),
             writing: AtomicBool::new(false),
+            for_journal: self.for_journal,
             dropped: OnceLock::new(),
         });
         let writer = Patient {
@@ -197,6 +220,8 @@ struct Shared {
     deadline: Mutex<Option<Instant>>,
     /// The thread is in a write.
     writing: AtomicBool,
+    /// Who reads is the journal.
+    for_journal: bool,
     /// Counts lines that the queue had no room for.
     dropped: OnceLock<ErrorCounter>,
 }
@@ -258,7 +283,11 @@ impl Write for Patient {
         let dropped = dropped.map_or(0, ErrorCounter::dropped_lines);
         if dropped > self.told {
             let lost = dropped - self.told;
-            let lost = format!("{lost} lines of the log were dropped: nobody read them in time\n");
+            let mut lost =
+                format!("{lost} lines of the log were dropped: nobody read them in time\n");
+            if self.shared.for_journal {
+                lost = journal::prefix(Level::WARN, &lost);
+            }
             if self.put(lost.as_bytes()) {
                 self.told = dropped;
             }

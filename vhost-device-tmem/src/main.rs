@@ -17,7 +17,7 @@ use vhost_device_tmem::{
     identity::{self, Identity, IdentityError},
     limits::{self, FewDescriptors},
     link::GuestId,
-    log::Log,
+    log::{self, Log},
     metrics::Address,
     sandbox::{self, Places, Role, Sandbox, SandboxError},
     serving::Listener,
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
             Err(failure) => failure.to_string(),
         },
     };
-    eprintln!("vhost-device-tmem: {failure}");
+    log::last_words(&format!("vhost-device-tmem: {failure}"));
     ExitCode::FAILURE
 }
 

@@ -7,7 +7,10 @@ mod support;
 
 use std::{
     io::{Read, Write},
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{fs::MetadataExt, net::UnixStream},
+    },
     process::Command,
     sync::{
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -193,4 +196,58 @@ fn systemd_hears_what_becomes_of_the_service() {
     assert!(daemon.child.wait().unwrap().success());
     wait_until("it is known to stop", || !since(&before).is_empty());
     assert_eq!(since(&before)[0], "STOPPING=1");
+}
+
+/// Runs a daemon until it has said all that it says, with `JOURNAL_STREAM` as systemd sets it if it
+/// is `told`, and for another file if it is not.
+fn logged(args: &[&str], told: bool) -> String {
+    let (mut reads, writes) = UnixStream::pair().unwrap();
+    let about = std::fs::metadata(format!("/proc/self/fd/{}", writes.as_raw_fd())).unwrap();
+    let inode = if told { about.ino() } else { about.ino() + 1 };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-device-tmem"));
+    command.args(args).stderr(OwnedFd::from(writes));
+    command.env("JOURNAL_STREAM", format!("{}:{inode}", about.dev()));
+    let mut child = command.spawn().unwrap();
+    // It has the other end as well.
+    drop(command);
+    let mut log = String::new();
+    let mut bytes = [0; 4096];
+    loop {
+        match reads.read(&mut bytes).unwrap() {
+            0 => break,
+            len => log += std::str::from_utf8(&bytes[..len]).unwrap(),
+        }
+        if log.contains("waiting for guest") {
+            // SAFETY: The child was not waited for yet, so the number is its.
+            unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+        }
+    }
+    child.wait().unwrap();
+    log
+}
+
+#[test]
+fn lines_for_the_journal_have_priorities() {
+    let place = Place::new();
+    let socket = place.arg("a.sock");
+    let args = ["-s", &socket, "-c", "8MiB", "--fault-refuse-percent", "1"];
+    let log = logged(&args, true);
+    for line in log.lines() {
+        assert!(line.starts_with('<') && line[2..].starts_with('>'), "{log}");
+    }
+    assert!(log.contains("<4>vhost_device_tmem: misbehaving"), "{log}");
+    assert!(
+        log.contains("<6>vhost_device_tmem::supervisor: waiting"),
+        "{log}"
+    );
+    let why = logged(&["-s", &socket, "-c", "1"], true);
+    assert!(why.starts_with("<3>vhost-device-tmem: "), "{why}");
+    // To whoever else reads it, lines say their level and time.
+    let log = logged(&args, false);
+    assert!(
+        log.contains(" WARN vhost_device_tmem: misbehaving"),
+        "{log}"
+    );
+    let why = logged(&["-s", &socket, "-c", "1"], false);
+    assert!(why.starts_with("vhost-device-tmem: "), "{why}");
 }

@@ -35,7 +35,7 @@ use crate::{
     identity::{self, IdentityError},
     limits::{Memory, MemoryOf},
     link::{BlamePage, FromWorker, GuestId, Link, LinkError, Received, ToWorker, LINK_VERSION},
-    log::Log,
+    log::{self, Log},
     metrics::MetricsServer,
     sandbox::{self, Places, Role, Sandbox, SandboxError},
     serving::Listener,
@@ -116,7 +116,7 @@ pub fn run(socket: OwnedFd) -> ExitCode {
         Err(error) => {
             let why = error.to_string();
             if link.send(&FromWorker::Failed { why }, &[]).is_err() {
-                eprintln!("vhost-device-tmem: {error}");
+                log::last_words(&format!("vhost-device-tmem: {error}"));
             }
             ExitCode::FAILURE
         }
