@@ -294,9 +294,9 @@ db               64.0     100     0.0     650  80.0    ▁▃▄▅▆█     �
         assert!(drawn.lines().all(|line| line.chars().count() <= 80));
         assert_eq!(drawn, expected, "\n{drawn}");
         // It is the picture of the manual.
-        let readme = include_str!("../../../../README.md");
+        let manual = include_str!("../../../../OPERATING.md");
         for line in expected.lines().filter(|line| !line.is_empty()) {
-            assert!(readme.contains(&format!("    {line}\n")), "{line}");
+            assert!(manual.contains(&format!("    {line}\n")), "{line}");
         }
     }
 
