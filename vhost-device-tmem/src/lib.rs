@@ -12,9 +12,9 @@
 //! Prometheus ─ socket ── metrics ────┘              metrics: what there is to watch
 //! ```
 //!
-//! The store knows nothing of virtqueues, and the device nothing of the operator. The [`supervisor`]
-//! looks into none of the memory that it holds; a [`worker`] has a device, a store, and the
-//! operator's socket.
+//! The store knows nothing of virtqueues, and the device nothing of the operator. The [`policy`]
+//! says how guests share memory, and knows nothing but figures. The [`supervisor`] looks into none
+//! of the memory that it holds; a [`worker`] has a device, a store, and the operator's socket.
 //!
 //! Around them is what a process needs: [`args`] and [`config`] (what it is told), [`identity`] (who
 //! it runs as), [`limits`] (what it may have), [`log`], [`sandbox`], [`serving`] (who connects to a
@@ -31,6 +31,7 @@ pub mod limits;
 pub mod link;
 pub mod log;
 pub mod metrics;
+pub mod policy;
 mod prefetch;
 pub mod sandbox;
 pub mod serving;
