@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use tracing::level_filters::LevelFilter;
 
 use crate::{
+    config::GivenTerms,
     device::Limits,
     metrics::Address,
+    policy::Terms,
     sandbox::Sandbox,
     socket,
     store::{self, Compression, Faults, HugePages},
@@ -58,6 +60,26 @@ pub struct Args {
     /// The size of the windows of guests that have no other.
     #[arg(skip)]
     pub window_size: Option<String>,
+
+    /// How much guests count beside others, where their tables do not say: 100 unless given.
+    #[arg(skip)]
+    pub weight: Option<u32>,
+
+    /// The persistent memory that each guest can always have, where its table does not say.
+    #[arg(skip)]
+    pub persistent_min: Option<String>,
+
+    /// The persistent memory that no guest has more of, where its table does not say.
+    #[arg(skip)]
+    pub persistent_max: Option<String>,
+
+    /// The ephemeral memory that each guest can always have, where its table does not say.
+    #[arg(skip)]
+    pub ephemeral_min: Option<String>,
+
+    /// The ephemeral memory that no guest has more of, where its table does not say.
+    #[arg(skip)]
+    pub ephemeral_max: Option<String>,
 
     /// Take guests off that are not named any more though they are connected.
     #[arg(skip)]
@@ -219,6 +241,16 @@ pub struct GuestTable {
     pub socket: Option<PathBuf>,
     /// The size of its window.
     pub window_size: Option<String>,
+    /// How much it counts beside others.
+    pub weight: Option<u32>,
+    /// The persistent memory that it can always have.
+    pub persistent_min: Option<String>,
+    /// The persistent memory that it never has more of.
+    pub persistent_max: Option<String>,
+    /// The ephemeral memory that it can always have.
+    pub ephemeral_min: Option<String>,
+    /// The ephemeral memory that it never has more of.
+    pub ephemeral_max: Option<String>,
 }
 
 impl Args {
@@ -235,6 +267,11 @@ impl Args {
                 self.guests
             },
             window_size: self.window_size.or(other.window_size),
+            weight: self.weight.or(other.weight),
+            persistent_min: self.persistent_min.or(other.persistent_min),
+            persistent_max: self.persistent_max.or(other.persistent_max),
+            ephemeral_min: self.ephemeral_min.or(other.ephemeral_min),
+            ephemeral_max: self.ephemeral_max.or(other.ephemeral_max),
             remove_connected: self.remove_connected.or(other.remove_connected),
             socket_paths: if self.socket_paths.is_empty() {
                 other.socket_paths
@@ -286,6 +323,9 @@ pub struct GuestConfig {
     pub path: PathBuf,
     /// The size of its window in bytes, if it has one.
     pub window: Option<u64>,
+    /// What is said of its part of the memory.
+    #[serde(default)]
+    pub terms: GivenTerms,
 }
 
 /// What the daemon is to do: arguments that make sense.
@@ -293,6 +333,8 @@ pub struct GuestConfig {
 pub struct Config {
     /// The guests.
     pub guests: Vec<GuestConfig>,
+    /// What is said of the parts of guests where nothing is said of one.
+    pub terms: GivenTerms,
     /// Directories in which guests may have their sockets, besides those of the first ones.
     pub socket_dirs: BTreeSet<PathBuf>,
     /// Whether guests that are connected are taken off when they are not named any more.
@@ -365,6 +407,11 @@ impl Config {
         directories
             .chain(self.socket_dirs.iter().cloned())
             .collect()
+    }
+
+    /// Returns the terms of a guest, which has this number.
+    pub fn terms(&self, guest: &GuestConfig, number: u32) -> Terms {
+        guest.terms.or(self.terms).of(number, &guest.name)
     }
 
     /// Returns what the store is to be like. What it promises to guests is told it as they come.

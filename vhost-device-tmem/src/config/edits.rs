@@ -9,6 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::terms::GivenTerms;
 use crate::args::GuestConfig;
 
 /// What an operator asks for about one guest.
@@ -24,6 +25,9 @@ pub enum GuestEdit {
         /// The size of its window, as text.
         #[serde(default)]
         window_size: Option<String>,
+        /// Its terms, as text, by their keys.
+        #[serde(default)]
+        terms: BTreeMap<String, String>,
     },
     /// A guest goes.
     Remove {
@@ -40,21 +44,30 @@ pub enum GuestEdit {
         /// The name that it gets.
         to: String,
     },
+    /// A guest gets other terms.
+    Set {
+        /// Its name.
+        name: String,
+        /// The terms, as text, by their keys; `default` takes back what was said.
+        terms: BTreeMap<String, String>,
+    },
 }
 
-/// Guests that were added, and some that were taken off though the command line or a file names
-/// them. It stays so until it is undone in the same way.
+/// Guests that were added, some that were taken off though the command line or a file names them, and
+/// terms of those that stayed. It stays so until it is undone in the same way.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Edits {
     pub(super) added: BTreeMap<String, GuestConfig>,
     pub(super) removed: BTreeSet<String>,
+    /// The terms of guests that the command line or a file names.
+    pub(super) terms: BTreeMap<String, GivenTerms>,
 }
 
 impl Edits {
     /// Returns whether nothing was changed.
     pub fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.removed.is_empty()
+        self.added.is_empty() && self.removed.is_empty() && self.terms.is_empty()
     }
 
     /// Adds a guest.
@@ -66,14 +79,33 @@ impl Edits {
     /// Takes a guest off. `named` says whether the command line or a file names it.
     pub fn remove(&mut self, name: &str, named: bool) {
         self.added.remove(name);
+        self.terms.remove(name);
         if named {
             self.removed.insert(name.to_owned());
         }
     }
 
-    /// Forgets that guests were taken off which nobody names any more.
-    pub fn forget_removed(&mut self, named: impl Fn(&str) -> bool) {
+    /// Gives a guest other terms.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them; some may be others then.
+    pub fn set(&mut self, name: &str, terms: &BTreeMap<String, String>) -> Result<(), String> {
+        if let Some(added) = self.added.get_mut(name) {
+            return added.terms.set(terms);
+        }
+        let of = self.terms.entry(name.to_owned()).or_default();
+        of.set(terms)?;
+        if *of == GivenTerms::default() {
+            self.terms.remove(name);
+        }
+        Ok(())
+    }
+
+    /// Forgets what is about guests that nobody names any more.
+    pub fn forget(&mut self, named: impl Fn(&str) -> bool) {
         self.removed.retain(|name| named(name));
+        self.terms.retain(|name, _| named(name));
     }
 
     /// Returns the guests that were added.

@@ -42,6 +42,16 @@ impl File {
     pub(super) fn place(&self, key: &[&str]) -> Place {
         self.text.place(key)
     }
+
+    /// Returns where it says something of a term: of the guest, or of all.
+    pub(super) fn place_of_term(&self, guest: &str, term: &str) -> Place {
+        let of_all = self.text.says(&[term]) && !self.text.says(&["guests", guest, term]);
+        if of_all {
+            self.text.place(&[term])
+        } else {
+            self.text.place(&["guests", guest, term])
+        }
+    }
 }
 
 /// A guest's own file.
@@ -76,6 +86,11 @@ impl GuestFile {
     pub(super) fn place(&self, key: &str) -> Place {
         self.text.place(&[key])
     }
+
+    /// Returns whether it says something of a key.
+    pub(super) fn says(&self, key: &str) -> bool {
+        self.text.says(&[key])
+    }
 }
 
 /// Where a file says what.
@@ -86,6 +101,12 @@ struct Text {
 }
 
 impl Text {
+    /// Returns whether the file says something of a key.
+    fn says(&self, key: &[&str]) -> bool {
+        let mut keys = self.lines.keys();
+        keys.any(|of| of == key)
+    }
+
     /// Returns where the file says something of a key, or of what the key is in.
     fn place(&self, key: &[&str]) -> Place {
         let key: Vec<_> = key.iter().map(|part| (*part).to_owned()).collect();

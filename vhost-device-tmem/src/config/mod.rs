@@ -17,6 +17,7 @@ mod plan;
 mod problem;
 mod read;
 mod sources;
+mod terms;
 
 #[cfg(test)]
 mod tests;
@@ -26,3 +27,4 @@ pub use file::{File, GuestFile};
 pub use plan::{plan, Circumstances, Step};
 pub use problem::{Key, Place, Problem, Problems};
 pub use sources::Sources;
+pub use terms::GivenTerms;

@@ -40,6 +40,8 @@ pub enum Step {
         /// What it is now.
         to: GuestConfig,
     },
+    /// A guest has other terms.
+    Terms(String),
     /// Settings that need nothing but to be known change: these.
     Set(Vec<&'static str>),
 }
@@ -94,6 +96,14 @@ pub fn plan(
                 }
                 if before.path != guest.path {
                     steps.push(Step::Move(guest.clone()));
+                }
+                // Names and numbers are no terms.
+                let terms = |config: &Config, of: &GuestConfig| {
+                    let given = of.terms.or(config.terms);
+                    given.of(0, "")
+                };
+                if terms(old, &before) != terms(new, guest) {
+                    steps.push(Step::Terms(guest.name.clone()));
                 }
             }
         }

@@ -17,6 +17,7 @@ use super::{
     file::{File, GuestFile},
     problem::{Key, Place, Problem, Problems},
     read::{self, read_file},
+    terms::{self, GivenTerms, TERMS},
 };
 use crate::{
     args::{Args, Config, GuestConfig, GuestTable, MAX_OOM_SCORE_ADJ, MAX_THREADS},
@@ -160,7 +161,12 @@ impl Sources {
                 name,
                 socket,
                 window_size: size,
+                terms: values,
             } => {
+                let mut terms = GivenTerms::default();
+                if let Err(what) = terms.set(values) {
+                    return problem(name, what);
+                }
                 let window = size.as_ref().map(|size| window_size(size).ok_or(size));
                 match window.transpose() {
                     Err(size) => problem(name, format!("{size:?} {NO_WINDOW}")),
@@ -169,6 +175,7 @@ impl Sources {
                             name: name.clone(),
                             path: socket.clone(),
                             window,
+                            terms,
                         });
                         Ok(())
                     }
@@ -191,6 +198,13 @@ impl Sources {
                     });
                     Ok(())
                 }
+            },
+            GuestEdit::Set { name, terms } => match there(name) {
+                None => problem(name, none()),
+                Some(_) => match self.edits.set(name, terms) {
+                    Ok(()) => Ok(()),
+                    Err(what) => problem(name, what),
+                },
             },
         }
     }
@@ -216,7 +230,8 @@ impl Sources {
     }
 
     fn place_of_guest(&self, guest: &str, key: &str) -> Place {
-        if self.edits.added.contains_key(guest) {
+        let is_edited = self.edits.added.contains_key(guest);
+        if is_edited || TERMS.contains(&key) && self.edits.terms.contains_key(guest) {
             return Place::Operator(guest.to_owned());
         }
         let (option, args) = match key {
@@ -227,13 +242,17 @@ impl Sources {
             "window-size" => arg.rsplit_once('=').is_some_and(|(name, _)| name == guest),
             _ => split_guest(arg).is_ok_and(|(name, _)| name == guest),
         };
-        if let Some(arg) = args.iter().find(names) {
+        let mut named = args.iter().filter(|_| !TERMS.contains(&key));
+        if let Some(arg) = named.find(names) {
             return Place::CommandLine(format!("{option} {arg:?}"));
         }
-        if let Some(file) = self.guests.iter().find(|file| file.name == guest) {
+        let mut own = self.guests.iter().filter(|file| file.name == guest);
+        if let Some(file) = own.find(|file| !TERMS.contains(&key) || file.says(key)) {
             return file.place(key);
         }
         match &self.file {
+            // What it does not say of the guest it may say of all.
+            Some(file) if TERMS.contains(&key) => file.place_of_term(guest, key),
             Some(file) => file.place(&["guests", guest, key]),
             None => Place::CommandLine(option.to_owned()),
         }
@@ -254,6 +273,10 @@ impl Sources {
         let Some(mut config) = settings.filter(|_| found.problems.is_empty()) else {
             return Err(Problems(found.problems));
         };
+        if let Err((key, what)) = terms::check(&guests, config.terms, config.capacity) {
+            let place = self.place(&key);
+            return Err(Problem { place, what }.into());
+        }
         config.guests = guests;
         Ok(config)
     }
@@ -297,6 +320,10 @@ impl Sources {
         }
         let mut guests = self.with_windows(tables, found);
         guests.retain(|guest| !self.edits.removed.contains(&guest.name));
+        for guest in &mut guests {
+            let edited = self.edits.terms.get(&guest.name).copied();
+            guest.terms = edited.unwrap_or_default().or(guest.terms);
+        }
         for added in self.edits.added() {
             guests.retain(|guest| guest.name != added.name);
             guests.push(added.clone());
@@ -352,14 +379,15 @@ impl Sources {
             }
         }
         let mut guests = Vec::new();
-        for (
-            name,
-            GuestTable {
+        for (name, table) in tables {
+            let terms = GivenTerms::of_table(&table, &mut |key, what| {
+                found.add_of(&Key::Guest(name.clone(), key), what);
+            });
+            let GuestTable {
                 socket,
                 window_size: of_its_own,
-            },
-        ) in tables
-        {
+                ..
+            } = table;
             let own = of_its_own.as_ref().map(|size| (size, window_size(size)));
             if let Some((size, None)) = own {
                 found.add_of(&Key::window(&name), format!("{size:?} {NO_WINDOW}"));
@@ -367,7 +395,12 @@ impl Sources {
             let size = named.get(&name).copied();
             let window = size.or(own.and_then(|(_, size)| size)).or(others);
             match socket {
-                Some(path) => guests.push(GuestConfig { name, path, window }),
+                Some(path) => guests.push(GuestConfig {
+                    name,
+                    path,
+                    window,
+                    terms,
+                }),
                 None => found.add_of(
                     &Key::socket(&name),
                     "is missing; give the path of the socket that the guest's QEMU connects to",
@@ -397,7 +430,10 @@ impl Sources {
                 found.add_of(&Key::Option("metrics-listen"), what);
             }
         }
-        for GuestConfig { name, path, window } in guests {
+        for GuestConfig {
+            name, path, window, ..
+        } in guests
+        {
             if let Err(what) = check_name(name) {
                 found.add_of(&Key::socket(name), what);
             }
@@ -433,8 +469,12 @@ fn window_size(size: &str) -> Option<u64> {
 fn merge(tables: &mut Vec<(String, GuestTable)>, name: &str, table: &GuestTable) {
     match tables.iter_mut().find(|(of, _)| of == name) {
         Some((_, before)) => {
-            before.socket = before.socket.take().or(table.socket.clone());
-            before.window_size = before.window_size.take().or(table.window_size.clone());
+            // The command line says no more than these.
+            *before = GuestTable {
+                socket: before.socket.take().or(table.socket.clone()),
+                window_size: before.window_size.take().or(table.window_size.clone()),
+                ..table.clone()
+            };
         }
         None => tables.push((name.to_owned(), table.clone())),
     }
@@ -518,8 +558,12 @@ fn settings(options: &Args, memory: &Memory, found: &mut Found<'_>) -> Option<Co
             return None;
         }
     };
+    let terms = GivenTerms::of_all(options, &mut |key, what| {
+        found.add_of(&Key::Option(key), what);
+    });
     Some(Config {
         guests: Vec::new(),
+        terms,
         socket_dirs: options.socket_dirs.iter().cloned().collect(),
         remove_connected: options.remove_connected.unwrap_or(false),
         capacity,

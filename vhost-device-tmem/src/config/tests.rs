@@ -13,6 +13,7 @@ use crate::{
 };
 
 mod plans;
+mod terms;
 
 const MEMORY: u64 = 8 << 30;
 
@@ -55,6 +56,7 @@ fn guest(name: &str, path: &str, window: Option<u64>) -> GuestConfig {
         name: name.to_owned(),
         path: path.into(),
         window,
+        terms: GivenTerms::default(),
     }
 }
 

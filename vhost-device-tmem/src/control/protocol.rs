@@ -55,7 +55,7 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
-    /// To add, remove or rename a guest. The connection ends with the answer.
+    /// To add, remove or rename a guest, or to give it other terms. The connection ends with the answer.
     Guest(GuestEdit),
 }
 

@@ -8,11 +8,12 @@ use crate::{
     args::Args,
     config::GuestEdit,
     device::{GuestId, MemoryRegion, RingLayout},
+    policy::Terms,
     store::Dropped,
 };
 
 /// The version of the link. It changes with any message that the other side would misunderstand.
-pub const LINK_VERSION: u32 = 3;
+pub const LINK_VERSION: u32 = 4;
 
 /// What the supervisor says. It is carried out in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +41,13 @@ pub enum ToWorker {
         guests: Vec<(GuestId, String)>,
         /// The guests whose pages are still wanted. What a worker before kept for any other goes.
         known: Vec<GuestId>,
+        /// What operators say of the guests' parts of the memory.
+        terms: Vec<Terms>,
+    },
+    /// Operators say something else of the guests' parts of the memory: this, of all of them.
+    SetTerms {
+        /// The terms.
+        terms: Vec<Terms>,
     },
     /// A guest has a window. It comes before anything else about the guest, connected or not.
     ///
@@ -236,6 +244,6 @@ pub enum OperatorRequest {
         /// See above.
         force: bool,
     },
-    /// Add, remove or rename a guest. Answered.
+    /// Add, remove or rename a guest, or give it other terms. Answered.
     Guest(GuestEdit),
 }

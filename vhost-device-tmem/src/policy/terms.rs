@@ -4,6 +4,8 @@
 
 use std::{collections::BTreeSet, fmt};
 
+use serde::{Deserialize, Serialize};
+
 use crate::size::Bytes;
 
 /// The largest weight, as large as those of control groups.
@@ -13,7 +15,7 @@ pub const MAX_WEIGHT: u32 = 10_000;
 const NAMED: usize = 8;
 
 /// The least and the most of a kind of memory, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bounds {
     /// What the guest can always have.
     pub min: u64,
@@ -30,7 +32,7 @@ impl Bounds {
 }
 
 /// What the operator says of a guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
     /// Its number, by which figures and shares name it.
     pub guest: u32,

@@ -20,6 +20,7 @@ use crate::{
     },
     limits::{check_descriptors, Memory},
     link::GuestId,
+    policy::Terms,
     socket::{OwnedSocket, Rights},
     window::{self, OwnedPath, WindowFiles},
 };
@@ -140,6 +141,16 @@ impl Changes {
         guests.map(|it| (it.guest, it.name.clone())).collect()
     }
 
+    /// Returns the terms of all guests.
+    pub(super) fn terms(&self) -> Vec<Terms> {
+        let config = self.config();
+        let guests = self.guests.iter().filter_map(|it| {
+            let guest = config.guests.iter().find(|guest| guest.name == it.name)?;
+            Some(config.terms(guest, it.guest.0))
+        });
+        guests.collect()
+    }
+
     /// Leaves everything to a process that comes after this one.
     pub(super) fn leave(self) {
         for Member { socket, window, .. } in self.guests {
@@ -210,7 +221,7 @@ impl Changes {
             tracing::error!("a guest stays as it is: {problems}");
         }
         let named = sources.clone();
-        sources.edits.forget_removed(|name| named.names(name));
+        sources.edits.forget(|name| named.names(name));
         let circumstances = Circumstances {
             force,
             ..self.start.clone()
@@ -218,7 +229,7 @@ impl Changes {
         self.change(sources, circumstances)
     }
 
-    /// Adds, removes or renames a guest. Returns what was done.
+    /// Adds, removes or renames a guest, or gives it other terms. Returns what was done.
     ///
     /// # Errors
     ///
@@ -229,7 +240,7 @@ impl Changes {
         edited.map_err(|problems| problems.to_string())?;
         let mut circumstances = self.start.clone();
         match edit {
-            GuestEdit::Add { .. } => {}
+            GuestEdit::Add { .. } | GuestEdit::Set { .. } => {}
             GuestEdit::Remove { force, .. } => circumstances.force = *force,
             GuestEdit::Rename { name, to } => {
                 circumstances.renamed = Some((name.clone(), to.clone()));
@@ -268,6 +279,7 @@ impl Changes {
         let done = self.commit(steps, made);
         self.settings.config = config;
         self.settings.sources = sources;
+        self.hub.set_terms(self.terms());
         self.keep();
         Ok(done)
     }
@@ -319,7 +331,7 @@ impl Changes {
                         window.rename(&to.name).map_err(|error| about(to, &error))?;
                     }
                 }
-                Step::Remove(_) | Step::Set(_) => {}
+                Step::Remove(_) | Step::Terms(_) | Step::Set(_) => {}
             }
             all.push(made);
         }
@@ -391,6 +403,7 @@ impl Changes {
                     self.rename(&from, &to.name);
                     format!("guest {from:?} renamed to {:?}", to.name)
                 }
+                Step::Terms(name) => format!("guest {name:?} has other terms"),
                 Step::Set(options) => format!("{} changed", options.join(", ")),
             });
         }

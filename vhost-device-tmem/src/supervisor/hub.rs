@@ -23,6 +23,7 @@ use super::{
 use crate::{
     device::random_epoch,
     link::{FromWorker, GuestId, Link, LinkError, ToWorker},
+    policy::Terms,
     window::WindowFiles,
 };
 
@@ -443,6 +444,13 @@ impl Hub {
         let mut inner = self.inner();
         let level = level.to_string();
         let sent = inner.tell(&ToWorker::SetLogLevel { level }, &[]);
+        self.check(&mut inner, sent);
+    }
+
+    /// Tells the worker what operators say of the guests' parts of the memory.
+    pub(super) fn set_terms(&self, terms: Vec<Terms>) {
+        let mut inner = self.inner();
+        let sent = inner.tell(&ToWorker::SetTerms { terms }, &[]);
         self.check(&mut inner, sent);
     }
 

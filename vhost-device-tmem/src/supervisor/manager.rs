@@ -216,6 +216,7 @@ impl Manager {
             worker_starts: worker.number(),
             guests: self.needs.changes.guests(),
             known: self.needs.hub.known(),
+            terms: self.needs.changes.terms(),
         };
         let mut descriptors = vec![self.page.as_fd()];
         descriptors.extend(self.needs.control.iter().map(AsFd::as_fd));

@@ -141,6 +141,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
         worker_starts,
         guests,
         known,
+        terms: _,
     } = message
     else {
         return Err(WorkerError::NoStart("something else"));

@@ -75,6 +75,7 @@ impl Worker {
                         .send(&FromWorker::Pong { token, persistent }, &[])?;
                 }
                 ToWorker::Summarise => self.daemon.summarise(),
+                ToWorker::SetTerms { .. } => {}
                 ToWorker::SetLogLevel { level } => match level.parse() {
                     Ok(level) => log::set_level(level),
                     Err(_) => tracing::error!("the supervisor names no level: {level:?}"),
@@ -166,6 +167,7 @@ impl Worker {
             | ToWorker::Ping { .. }
             | ToWorker::Summarise
             | ToWorker::SetLogLevel { .. }
+            | ToWorker::SetTerms { .. }
             | ToWorker::Stop => {}
         }
         Ok(None)
@@ -218,6 +220,7 @@ fn guest_of(message: &ToWorker) -> Option<GuestId> {
         | ToWorker::Ping { .. }
         | ToWorker::Summarise
         | ToWorker::SetLogLevel { .. }
+        | ToWorker::SetTerms { .. }
         | ToWorker::Stop => None,
     }
 }

@@ -2,7 +2,7 @@
 
 //! The command line of tmemctl.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -83,6 +83,19 @@ pub(crate) enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Give a guest another part of the memory, from now on and after a restart as well.
+    Set {
+        /// The guest, by its name.
+        guest: String,
+
+        /// What is to be: weight (1 to 10000), persistent-min, persistent-max, ephemeral-min or
+        /// ephemeral-max (sizes, such as 512MiB). The value `default` takes back what was set.
+        #[arg(value_name = "KEY=VALUE", required = true, value_parser = key_value)]
+        terms: Vec<(String, String)>,
+
+        #[command(flatten)]
+        output: Output,
+    },
     /// Print a script that has a shell complete command lines.
     Completions {
         /// The shell.
@@ -109,6 +122,7 @@ impl Command {
             | Self::Stop { output, .. }
             | Self::Reload { output, .. }
             | Self::Guest { output, .. }
+            | Self::Set { output, .. }
             | Self::Upgrade { output } => *output,
             Self::Completions { .. } | Self::Man { .. } => Output::default(),
         }
@@ -128,6 +142,8 @@ pub(crate) enum GuestCommand {
         /// The size of its window, a power of two such as 4GiB; none without it.
         #[arg(long, value_name = "SIZE")]
         window_size: Option<String>,
+        #[command(flatten)]
+        terms: TermsOptions,
     },
     /// Take a guest off. Its pages are dropped. It is refused while the guest is connected.
     Remove {
@@ -146,6 +162,51 @@ pub(crate) enum GuestCommand {
     },
 }
 
+/// What is said of a guest's part of the memory.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TermsOptions {
+    /// How much it counts beside others, from 1 to 10000; 100 unless given.
+    #[arg(long, value_name = "N")]
+    weight: Option<u32>,
+    /// The persistent memory that it can always have.
+    #[arg(long, value_name = "SIZE")]
+    persistent_min: Option<String>,
+    /// The persistent memory that it never has more of.
+    #[arg(long, value_name = "SIZE")]
+    persistent_max: Option<String>,
+    /// The ephemeral memory that it can always have.
+    #[arg(long, value_name = "SIZE")]
+    ephemeral_min: Option<String>,
+    /// The ephemeral memory that it never has more of.
+    #[arg(long, value_name = "SIZE")]
+    ephemeral_max: Option<String>,
+}
+
+impl TermsOptions {
+    /// Returns what is given, by its keys.
+    fn given(self) -> BTreeMap<String, String> {
+        let weight = self.weight.map(|weight| weight.to_string());
+        let all = [
+            ("weight", weight),
+            ("persistent-min", self.persistent_min),
+            ("persistent-max", self.persistent_max),
+            ("ephemeral-min", self.ephemeral_min),
+            ("ephemeral-max", self.ephemeral_max),
+        ];
+        let given = all.into_iter();
+        given
+            .filter_map(|(key, value)| Some((key.to_owned(), value?)))
+            .collect()
+    }
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+        None => Err("write it as KEY=VALUE".to_owned()),
+    }
+}
+
 impl From<&GuestCommand> for Request {
     fn from(command: &GuestCommand) -> Self {
         Self::Guest(match command.clone() {
@@ -153,11 +214,13 @@ impl From<&GuestCommand> for Request {
                 name,
                 socket,
                 window_size,
+                terms,
             } => GuestEdit::Add {
                 name,
                 // The daemon may be elsewhere.
                 socket: std::path::absolute(&socket).unwrap_or(socket),
                 window_size,
+                terms: terms.given(),
             },
             GuestCommand::Remove { name, force } => GuestEdit::Remove { name, force },
             GuestCommand::Rename { old, new } => GuestEdit::Rename { name: old, to: new },

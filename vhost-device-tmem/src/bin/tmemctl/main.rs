@@ -19,7 +19,10 @@ use std::{
 
 use clap::Parser;
 use serde::Serialize;
-use vhost_device_tmem::control::{Client, ClientError, Reply, Request, Stat, VERSION};
+use vhost_device_tmem::{
+    config::GuestEdit,
+    control::{Client, ClientError, Reply, Request, Stat, VERSION},
+};
 
 use args::{Arguments, Command};
 use failure::Failure;
@@ -70,6 +73,17 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             demand(path, Request::Reload { force: *force }, output.json)
         }
         Command::Guest { command, output } => demand(path, command.into(), output.json),
+        Command::Set {
+            guest,
+            terms,
+            output,
+        } => {
+            let set = GuestEdit::Set {
+                name: guest.clone(),
+                terms: terms.iter().cloned().collect(),
+            };
+            demand(path, Request::Guest(set), output.json)
+        }
         Command::Completions { shell, of } => print(manual::completions(*of, *shell)),
         Command::Man { directory } => Ok(manual::write_pages(directory)?),
     }
