@@ -56,7 +56,7 @@
 //! | figure | taken from |
 //! |---|---|
 //! | [`Figures::elapsed`] | the monotonic clock, since the last step |
-//! | [`Figures::capacity`] | `--capacity`, less what the store needs besides pages (`Budget::metadata`), and less while PSI or the control group say so |
+//! | [`Figures::capacity`] | `--capacity`, less what the store needs besides pages (`Store::shareable`), and less while PSI or the control group say so |
 //! | [`Figures::guests`] | guests that are connected, or still hold something (`Accounts`) |
 //! | [`PersistentFigures::used`] | `Holding::persistent` of the guest's account: pages of the store with what finds them, and chunks that are lent |
 //! | [`PersistentFigures::refused`] | `PoolCounters::refused_over_quota` of persistent pools, and chunks asked for in vain (`Lender::refused`), times the pages of a chunk |
@@ -72,7 +72,7 @@
 //! # What the plan is for
 //!
 //! [`Share::quota`] is the guest's promise and limit in the store's accounts, from which its credits
-//! follow. Of one with [`Share::drain`] persistent chunks are recalled, and puts refused.
+//! follow; its limit is [`Share::right`] where that is more and nothing is to be drained. Of one with [`Share::drain`] persistent chunks are recalled, and puts refused.
 //! [`Share::ephemeral`] is what eviction compares holdings with, and what chunks are lent up to.
 //! [`Plan::give_back`] says whose chunks and pages go when the host is short before the next step.
 
@@ -129,6 +129,9 @@ pub struct Share {
     pub guest: u32,
     /// The bytes that it may have of persistent memory.
     pub quota: u64,
+    /// The bytes of persistent memory that are its weighted part, to which it has a right. As long as
+    /// it has nothing to drain, it may have as much before the next step, whatever its quota is.
+    pub right: u64,
     /// The bytes that it has beyond that, and is to drain.
     pub drain: u64,
     /// The bytes that its quota is below its minimum, since others have not drained yet, or since
@@ -158,6 +161,7 @@ struct Member {
     estimate: Estimate,
     pace: Pace,
     quota: u64,
+    right: u64,
     share: u64,
 }
 
@@ -168,6 +172,7 @@ impl Member {
             estimate: Estimate::default(),
             pace: Pace::default(),
             quota: terms.persistent.min,
+            right: terms.persistent.min,
             share: terms.ephemeral.min,
             terms,
         }
@@ -313,8 +318,11 @@ impl Policy {
             quota: member.quota,
         });
         let quotas = quotas(total, grain, &members.collect::<Vec<_>>());
-        for (member, quota) in self.members.values_mut().zip(quotas) {
+        let rights = self.divided(total, |member| member.bounds(member.terms.persistent));
+        let given = quotas.into_iter().zip(rights);
+        for (member, (quota, right)) in self.members.values_mut().zip(given) {
             member.quota = quota;
+            member.right = right;
         }
     }
 
@@ -406,6 +414,7 @@ impl Policy {
             Share {
                 guest: member.terms.guest,
                 quota: member.quota,
+                right: member.right,
                 drain: used.saturating_sub(member.quota),
                 owed: member.terms.persistent.min.saturating_sub(member.quota),
                 ephemeral: member.share,

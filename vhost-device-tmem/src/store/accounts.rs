@@ -2,9 +2,11 @@
 
 //! What each guest holds, and which of its ephemeral pages goes first.
 
+use std::collections::BTreeMap;
+
 use super::{
     entry::Page,
-    fairness::{victim, Holding, Promise},
+    fairness::{victim, Holding, Part, Parts},
     id::PageId,
     lru::Lru,
     mapping::Table,
@@ -17,8 +19,7 @@ pub(super) type AccountId = usize;
 #[derive(Debug, Default)]
 struct Account {
     guest: u32,
-    /// What the guest is promised.
-    promised: u64,
+    part: Part,
     holding: Holding,
     /// What of the holding is lent.
     lent: Holding,
@@ -31,7 +32,7 @@ struct Account {
 
 impl Account {
     fn unmet(&self) -> u64 {
-        self.holding.unmet(self.promised)
+        self.holding.unmet(self.part.promised)
     }
 }
 
@@ -45,31 +46,69 @@ impl Account {
 #[derive(Debug)]
 pub(super) struct Accounts {
     accounts: Vec<Account>,
-    promise: Promise,
+    parts: Parts,
     unmet: u64,
     ephemeral_pages: usize,
 }
 
 impl Accounts {
-    pub(super) fn new(promise: Promise) -> Self {
+    pub(super) fn new(parts: Parts) -> Self {
         Self {
             accounts: Vec::new(),
-            unmet: promise.total(),
-            promise,
+            unmet: parts.promised(),
+            parts,
             ephemeral_pages: 0,
         }
     }
 
-    /// Promises guests something else than before.
-    pub(super) fn promise(&mut self, promise: Promise) {
-        self.unmet = promise.total();
+    /// Gives guests other parts than before.
+    pub(super) fn set_parts(&mut self, parts: Parts) {
+        self.unmet = parts.promised();
         for account in &mut self.accounts {
-            account.promised = promise.to(account.guest);
+            account.part = parts.of(account.guest);
             if account.open {
-                self.unmet -= account.promised - account.unmet();
+                self.unmet -= account.part.promised - account.unmet();
             }
         }
-        self.promise = promise;
+        self.parts = parts;
+    }
+
+    /// Returns what each guest holds that is there, or has pages that are still to go, by its number.
+    pub(super) fn holdings(&self) -> BTreeMap<u32, Holding> {
+        let mut holdings = BTreeMap::<u32, Holding>::new();
+        let there = self.accounts.iter();
+        for account in there.filter(|account| account.open || account.pools > 0) {
+            let of = holdings.entry(account.guest).or_default();
+            of.persistent += account.holding.persistent;
+            of.ephemeral += account.holding.ephemeral;
+        }
+        holdings
+    }
+
+    /// Returns whether a guest may be lent something for ephemeral pages: up to its share, where
+    /// others have shares as well.
+    pub(super) fn may_borrow(&self, id: AccountId) -> bool {
+        let account = &self.accounts[id];
+        let Some(share) = account.part.ephemeral else {
+            return true;
+        };
+        let has_share = |account: &Account| account.open && account.part.ephemeral != Some(0);
+        let mut others = self.accounts.iter().enumerate();
+        account.holding.ephemeral < share || !others.any(|(of, it)| of != id && has_share(it))
+    }
+
+    /// Returns by how many bytes a guest is above its share of ephemeral memory, if it has one.
+    pub(super) fn above_share(&self, id: AccountId) -> Option<i64> {
+        let account = &self.accounts[id];
+        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        Some(signed(account.holding.ephemeral) - signed(account.part.ephemeral?))
+    }
+
+    /// Returns how many bytes a guest may have of persistent memory besides what it has.
+    pub(super) fn quota_left(&self, id: AccountId) -> u64 {
+        let account = &self.accounts[id];
+        let held = account.holding.persistent;
+        account.part.limit.saturating_sub(held)
     }
 
     /// Opens the account of a guest that has none.
@@ -81,7 +120,7 @@ impl Accounts {
         });
         self.accounts[id] = Account {
             guest,
-            promised: self.promise.to(guest),
+            part: self.parts.of(guest),
             open: true,
             ..Account::default()
         };
@@ -93,7 +132,7 @@ impl Accounts {
     pub(super) fn close(&mut self, id: AccountId) {
         let account = &mut self.accounts[id];
         account.open = false;
-        self.unmet += account.promised - account.unmet();
+        self.unmet += account.part.promised - account.unmet();
     }
 
     pub(super) fn add_pool(&mut self, id: AccountId) {
@@ -171,8 +210,8 @@ impl Accounts {
 
     /// Returns the page to evict next, [`None`] if there is none that nobody is reading.
     pub(super) fn victim(&self, pages: &Table<Page>) -> Option<PageId> {
-        let holdings = self.accounts.iter().map(|account| account.holding);
-        let first = victim(holdings.enumerate())?;
+        let accounts = self.accounts.iter().enumerate();
+        let first = victim(accounts.map(|(id, it)| (id, it.holding, it.part.ephemeral)))?;
         let of = |id: AccountId| self.accounts[id].lru.victim(pages);
         // Where all of its pages are being read, somebody else's goes.
         of(first).or_else(|| (0..self.accounts.len()).find_map(of))

@@ -46,7 +46,8 @@ const LEAST_PER_PAGE: usize = 256;
 ///
 /// # Invariants
 ///
-/// The metadata, what is lent and `span_limit()` spans are not more than the capacity.
+/// The metadata, what is lent, what is withheld and `span_limit()` spans are not more than the
+/// capacity.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Budget {
     capacity: usize,
@@ -58,6 +59,8 @@ pub(super) struct Budget {
     objects: usize,
     /// Bytes that guests have for pages of their own.
     lent: usize,
+    /// Bytes that nobody gets at the moment.
+    withheld: usize,
     elastic: bool,
 }
 
@@ -84,6 +87,7 @@ impl Budget {
             pages_peak: 0,
             objects: 0,
             lent: 0,
+            withheld: 0,
             elastic,
         };
         if !elastic {
@@ -136,8 +140,13 @@ impl Budget {
 
     /// Returns the most spans that may take memory now.
     pub(super) fn span_limit(&self) -> usize {
-        let left = self.capacity.saturating_sub(self.metadata());
-        (left.saturating_sub(self.lent) / SPAN_SIZE).min(self.max_spans)
+        (self.left().saturating_sub(self.lent) / SPAN_SIZE).min(self.max_spans)
+    }
+
+    /// Returns the bytes that may be lent, or used for contents.
+    fn left(&self) -> usize {
+        let taken = self.metadata().saturating_add(self.withheld);
+        self.capacity.saturating_sub(taken)
     }
 
     /// Returns the bytes that are not for contents.
@@ -191,8 +200,23 @@ impl Budget {
     /// Returns the division with so many bytes more lent, [`None`] if there are not so many.
     pub(super) fn lend(&self, bytes: usize) -> Option<Self> {
         let lent = self.lent.checked_add(bytes)?;
-        let left = self.capacity.saturating_sub(self.metadata());
-        (lent <= left).then_some(Self { lent, ..*self })
+        (lent <= self.left()).then_some(Self { lent, ..*self })
+    }
+
+    /// Returns by how many bytes more is lent than may be.
+    pub(super) fn lent_too_much(&self) -> usize {
+        self.lent.saturating_sub(self.left())
+    }
+
+    /// Returns the division where nobody gets so many bytes, also if they are used.
+    pub(super) fn withholding(&self, bytes: usize) -> Self {
+        let withheld = bytes.min(self.capacity);
+        Self { withheld, ..*self }
+    }
+
+    /// Returns the bytes that guests share, with what finds their pages.
+    pub(super) fn shareable(&self) -> usize {
+        self.capacity.saturating_sub(FIXED)
     }
 
     /// Returns the division with so many bytes more lent, also if there are not so many.

@@ -3,17 +3,40 @@
 //! Who gets the memory where there is not enough for all: what guests are promised, and whose
 //! ephemeral page goes first. This decides, and touches nothing.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::PoolKind;
 
 /// What a guest holds, in bytes, with what is needed to find its pages, and what it is lent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Holding {
+pub struct Holding {
     /// Of pages that nobody takes from it.
-    pub(super) persistent: u64,
+    pub persistent: u64,
     /// Of pages that may be evicted.
-    pub(super) ephemeral: u64,
+    pub ephemeral: u64,
+}
+
+/// A guest's part of the memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// What it is promised of persistent memory: nobody else takes it.
+    pub promised: u64,
+    /// What it has no more of persistent memory than. What it has beyond that stays.
+    pub limit: u64,
+    /// What it may have of ephemeral memory; what is above that goes first. [`None`]: all have the
+    /// same, so that who holds most gives first.
+    pub ephemeral: Option<u64>,
+}
+
+impl Default for Part {
+    /// Nothing is promised, and nothing limited.
+    fn default() -> Self {
+        Self {
+            promised: 0,
+            limit: u64::MAX,
+            ephemeral: None,
+        }
+    }
 }
 
 impl Holding {
@@ -24,7 +47,8 @@ impl Holding {
         }
     }
 
-    pub(super) fn total(&self) -> u64 {
+    /// Returns all of it.
+    pub fn total(&self) -> u64 {
         self.persistent + self.ephemeral
     }
 
@@ -34,29 +58,30 @@ impl Holding {
     }
 }
 
-/// What guests are promised for their persistent pages: so much each, whatever the others do. What
-/// is above that, or not asked for at the moment by ephemeral pages, is for whoever comes first.
+/// The parts of guests, by their numbers, also while they hold nothing. What is promised to nobody,
+/// or asked for at the moment by ephemeral pages alone, is for whoever comes first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Promise {
-    /// The numbers of the guests that are promised something, also while they hold nothing.
-    pub(super) guests: BTreeSet<u32>,
-    /// Bytes for each of them.
-    pub(super) each: u64,
-}
+pub(super) struct Parts(pub(super) BTreeMap<u32, Part>);
 
-impl Promise {
-    /// Returns what a guest is promised.
-    pub(super) fn to(&self, guest: u32) -> u64 {
-        if self.guests.contains(&guest) {
-            self.each
-        } else {
-            0
-        }
+impl Parts {
+    /// Promises so many bytes to each of these guests, and limits nothing.
+    pub(super) fn alike(guests: impl IntoIterator<Item = u32>, promised: u64) -> Self {
+        let part = Part {
+            promised,
+            ..Part::default()
+        };
+        Self(guests.into_iter().map(|guest| (guest, part)).collect())
+    }
+
+    /// Returns the part of a guest.
+    pub(super) fn of(&self, guest: u32) -> Part {
+        self.0.get(&guest).copied().unwrap_or_default()
     }
 
     /// Returns what all of them were promised together.
-    pub(super) fn total(&self) -> u64 {
-        self.each.saturating_mul(self.guests.len() as u64)
+    pub(super) fn promised(&self) -> u64 {
+        let promised = self.0.values().map(|part| part.promised);
+        promised.fold(0, u64::saturating_add)
     }
 }
 
@@ -67,13 +92,22 @@ pub(super) fn room_for(room: u64, unmet: u64, unmet_of_others: u64) -> u64 {
     room.saturating_sub(unmet_of_others).max(unmet.min(room))
 }
 
+/// Returns by how much a guest is above its share of ephemeral memory. Where shares are the same this
+/// is all that it holds.
+fn excess(holding: Holding, share: Option<u64>) -> i128 {
+    match share {
+        Some(share) => i128::from(holding.ephemeral) - i128::from(share),
+        None => i128::from(holding.total()),
+    }
+}
+
 /// Returns the guest that an ephemeral page is to be taken from: the one that holds most above its
-/// share, of those that have one. All shares are the same, so that this is who holds most.
-pub(super) fn victim(guests: impl Iterator<Item = (usize, Holding)>) -> Option<usize> {
-    let with_some = guests.filter(|(_, holding)| holding.ephemeral > 0);
+/// share, of those that have one.
+pub(super) fn victim(guests: impl Iterator<Item = (usize, Holding, Option<u64>)>) -> Option<usize> {
+    let with_some = guests.filter(|(_, holding, _)| holding.ephemeral > 0);
     with_some
-        .max_by_key(|(guest, holding)| (holding.total(), std::cmp::Reverse(*guest)))
-        .map(|(guest, _)| guest)
+        .max_by_key(|(guest, holding, share)| (excess(*holding, *share), std::cmp::Reverse(*guest)))
+        .map(|(guest, ..)| guest)
 }
 
 #[cfg(test)]
@@ -91,7 +125,10 @@ mod tests {
 
     #[test]
     fn the_one_that_holds_most_gives() {
-        let of = |holdings: &[Holding]| victim(holdings.iter().copied().enumerate());
+        let of = |holdings: &[Holding]| {
+            let holdings = holdings.iter().enumerate();
+            victim(holdings.map(|(n, holding)| (n, *holding, None)))
+        };
         assert_eq!(of(&[]), None);
         assert_eq!(of(&[holding(9, 0)]), None);
         assert_eq!(of(&[holding(0, 5), holding(0, 9), holding(0, 7)]), Some(1));
@@ -103,15 +140,25 @@ mod tests {
 
     #[test]
     fn only_guests_that_were_named_are_promised_anything() {
-        let promise = Promise {
-            guests: [0, 1].into(),
-            each: 100,
-        };
-        assert_eq!(promise.to(1), 100);
-        assert_eq!(promise.to(2), 0);
+        let parts = Parts::alike([0, 1], 100);
+        assert_eq!(parts.of(1).promised, 100);
+        assert_eq!(parts.of(2), Part::default());
         assert_eq!(holding(30, 90).unmet(100), 70);
         assert_eq!(holding(130, 0).unmet(100), 0);
-        assert_eq!(promise.total(), 200);
+        assert_eq!(parts.promised(), 200);
+    }
+
+    #[test]
+    fn the_one_that_is_most_above_its_share_gives() {
+        let of = |held: &[(u64, u64)]| {
+            let held = held.iter().enumerate();
+            victim(held.map(|(n, (has, share))| (n, holding(9, *has), Some(*share))))
+        };
+        assert_eq!(of(&[(9, 9), (3, 1), (1, 0)]), Some(1));
+        // Where all have less than they may, the one that lacks least.
+        assert_eq!(of(&[(5, 9), (7, 9), (0, 0)]), Some(1));
+        assert_eq!(of(&[(0, 0)]), None);
+        assert_eq!(of(&[(1, u64::MAX), (1, u64::MAX)]), Some(0));
     }
 
     proptest! {
@@ -124,13 +171,10 @@ mod tests {
             wants in prop::collection::vec((0..6u32, any::<bool>()), 0..3000),
         ) {
             let each = capacity / (2 * u64::from(guests));
-            let promise = Promise {
-                guests: (0..guests).collect(),
-                each,
-            };
+            let parts = Parts::alike(0..guests, each);
             let mut held = [0; 6];
             for (guest, put) in wants {
-                let unmet = |guest: u32| holding(held[guest as usize], 0).unmet(promise.to(guest));
+                let unmet = |guest: u32| holding(held[guest as usize], 0).unmet(parts.of(guest).promised);
                 let others: u64 = (0..6).filter(|other| *other != guest).map(unmet).sum();
                 let room = capacity - held.iter().sum::<u64>();
                 let may = room_for(room, unmet(guest), others);

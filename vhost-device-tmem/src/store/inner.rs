@@ -12,7 +12,7 @@ use super::{
     budget::{entry_bytes, slot_bytes, Budget},
     classes::RAW,
     entry::{Body, Check, Object, PageState},
-    fairness::{room_for, Promise},
+    fairness::{room_for, Parts},
     id::{ObjectSlot, PageId},
     index::Index,
     mapping::Table,
@@ -116,7 +116,7 @@ impl Inner {
         files: &Files,
         budget: Budget,
         arena: Arc<Arena>,
-        promise: Promise,
+        parts: Parts,
         faults: Faults,
     ) -> io::Result<Self> {
         // SAFETY: The header says that the file is laid out so, and whoever hands it over has it to
@@ -125,7 +125,7 @@ impl Inner {
         Ok(Self {
             index: Index::new(files, budget.max_pages(), budget.entries().0)?,
             slots: Slots::new(Arc::clone(&arena), budget.max_spans())?,
-            accounts: Accounts::new(promise),
+            accounts: Accounts::new(parts),
             budget,
             arena,
             contents: Contents::default(),
@@ -510,12 +510,16 @@ impl Inner {
     pub(super) fn room_of(&self, room: usize, account: AccountId) -> usize {
         let (unmet, others) = self.accounts.unmet(account);
         let pages = |bytes: u64| bytes.div_ceil(RAW_BYTES);
-        room_for(room as u64, pages(unmet), pages(others)) as usize
+        let room = room_for(room as u64, pages(unmet), pages(others));
+        room.min(self.accounts.quota_left(account) / RAW_BYTES) as usize
     }
 
     /// Returns whether a guest's persistent page may take memory that the guest does not have yet.
     pub(super) fn admits(&self, account: AccountId) -> bool {
         let (unmet, others) = self.accounts.unmet(account);
+        if self.accounts.quota_left(account) < RAW_BYTES {
+            return false;
+        }
         // What was promised to it is found, or it is not there at all.
         unmet > 0 || others == 0 || self.room_of(self.room(), account) > 0
     }

@@ -28,8 +28,8 @@ enum Lent {
 
 impl Store {
     /// Lends so many bytes of the capacity to a guest. For persistent pages it evicts ephemeral ones
-    /// of anybody, and takes nothing that another guest was promised; for ephemeral pages it takes
-    /// what is free. False if there is not so much.
+    /// of anybody, takes nothing that another guest was promised, and goes no further than the guest's
+    /// limit; for ephemeral pages it takes what is free, up to the guest's share where others have shares. False if there is not so much.
     pub fn lend(&self, guest: &Guest, kind: PoolKind, bytes: u64) -> bool {
         for _ in 0..ROUNDS {
             match self.lock().lend_step(guest.number(), kind, bytes) {
@@ -66,7 +66,8 @@ impl Store {
     pub fn wanted_back(&self) -> u64 {
         let inner = self.lock();
         let room = inner.room() as u64 * PAGE_SIZE as u64;
-        inner.kept_free().saturating_sub(room)
+        let lacking = inner.budget.lent_too_much() as u64;
+        inner.kept_free().saturating_sub(room) + lacking
     }
 }
 
@@ -99,6 +100,9 @@ impl Inner {
                 }
             }
             PoolKind::Ephemeral => {
+                if !self.accounts.may_borrow(account) {
+                    return Err(Refusal::OverQuota);
+                }
                 let used = self.slots.spans().used() as u64 * SPAN_SIZE as u64;
                 if used + self.kept_free() > limit as u64 * SPAN_SIZE as u64 {
                     return Err(Refusal::OverQuota);

@@ -5,9 +5,10 @@
 //! The store knows nothing of virtqueues. A page has a key, which is its guest, pool, object and
 //! index, and a version; at most one version of a page is stored at a time. Persistent pages stay
 //! until their guest forgets them or goes away; ephemeral ones are evicted when room is needed, of
-//! the guest that holds most the one used longest ago first. Each guest may be promised a part of
-//! the capacity for its persistent pages, of which no other guest's put takes anything. And a part
-//! of the capacity may be [lent](Store::lend) to guests, for pages that are not in the store.
+//! the guest that is most above its share the one used longest ago first. Each guest has a [`Part`]:
+//! of what it is promised for its persistent pages no other guest's put takes anything, and more than
+//! its limit it does not get. A part of the capacity may be [lent](Store::lend) to guests, for pages
+//! that are not in the store, and a part [withheld](Store::withhold) from all of them.
 //!
 //! # Memory
 //!
@@ -82,6 +83,7 @@ mod ranges;
 mod records;
 mod recover;
 mod room;
+mod share;
 mod slots;
 mod spans;
 mod take;
@@ -93,7 +95,6 @@ mod walk;
 mod crash_tests;
 
 use std::{
-    collections::BTreeSet,
     io,
     os::fd::{AsFd, BorrowedFd},
     sync::{
@@ -118,7 +119,8 @@ pub use walk::{Progress, Walk};
 use arena::Arena;
 use budget::{entry_bytes, Budget};
 use entry::{Object, Page};
-use fairness::Promise;
+use fairness::Parts;
+pub use fairness::{Holding, Part};
 use id::SpanId;
 use inner::Inner;
 use memory::Files;
@@ -330,14 +332,11 @@ impl Store {
         let arena = Arena::new(file, spans, huge, config.lock_memory);
         let arena = Arc::new(arena.map_err(map)?);
         let useful_credits = u32::try_from(budget.raw_pages() / 32).unwrap_or(u32::MAX);
-        let promise = Promise {
-            guests: (0..config.guests).collect(),
-            each: config.guaranteed,
-        };
-        if promise.total() > config.capacity {
-            return Err(StoreError::Promised(promise.total(), config.capacity));
+        let parts = Parts::alike(0..config.guests, config.guaranteed);
+        if parts.promised() > config.capacity {
+            return Err(StoreError::Promised(parts.promised(), config.capacity));
         }
-        let inner = Inner::new(&files, budget, Arc::clone(&arena), promise, config.faults);
+        let inner = Inner::new(&files, budget, Arc::clone(&arena), parts, config.faults);
         let mut inner = inner.map_err(map)?;
         if config.lock_memory {
             inner.index.lock().map_err(map)?;
@@ -360,18 +359,6 @@ impl Store {
     /// [`Memory::from_descriptors`] takes.
     pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         [self.files.index.as_fd(), self.files.pages.as_fd()]
-    }
-
-    /// Promises the guests of these numbers, and nobody else, their shares of half of the capacity,
-    /// from now on. What others have by then nobody takes from them.
-    pub fn share_among(&self, guests: impl IntoIterator<Item = u32>) {
-        let mut inner = self.lock();
-        let guests: BTreeSet<_> = guests.into_iter().collect();
-        let shares = 2 * guests.len().max(1) as u64;
-        let each = inner.budget.capacity() as u64 / shares;
-        inner.accounts.promise(Promise { guests, each });
-        drop(inner);
-        self.wake_watchers();
     }
 
     /// Returns how many pages of whichever guest comes first would be stored now.
