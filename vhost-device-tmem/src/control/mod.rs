@@ -18,6 +18,7 @@ pub use peer::Admitted;
 pub use protocol::{GuestStat, Reply, Request, Stat, VERSION};
 pub use report::stat;
 pub use server::{ControlServer, Operated};
+pub(crate) use usage::counters_of;
 pub use usage::{part, Usage};
 
 /// Where tmemctl looks for the daemon unless it is told otherwise.

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::protocol::GuestStat;
-use crate::store::{PoolCounters, PoolKind};
+use crate::store::{Dropped, PoolCounters, PoolKind, PoolReport};
 
 /// What became of pages, as the guest sees it: by requests, and in its window, of which it tells
 /// itself. A guest may tell anything, so that these are for information alone.
@@ -65,14 +65,7 @@ impl Usage {
 impl GuestStat {
     /// Returns what was done in its pools of one kind, also in those that are gone.
     pub fn counters(&self, kind: PoolKind) -> PoolCounters {
-        let mut sum = match kind {
-            PoolKind::Persistent => self.dropped.persistent.counters,
-            PoolKind::Ephemeral => self.dropped.ephemeral.counters,
-        };
-        for pool in self.pools.iter().filter(|pool| pool.kind == kind) {
-            sum += pool.counters;
-        }
-        sum
+        counters_of(&self.pools, &self.dropped, kind)
     }
 
     /// Returns the pages that its pools of one kind have in the store.
@@ -80,6 +73,18 @@ impl GuestStat {
         let pools = self.pools.iter().filter(|pool| pool.kind == kind);
         pools.map(|pool| pool.pages).sum()
     }
+}
+
+/// Returns what was done in pools of one kind, of those that there are and of those that are gone.
+pub(crate) fn counters_of(pools: &[PoolReport], dropped: &Dropped, kind: PoolKind) -> PoolCounters {
+    let mut sum = match kind {
+        PoolKind::Persistent => dropped.persistent.counters,
+        PoolKind::Ephemeral => dropped.ephemeral.counters,
+    };
+    for pool in pools.iter().filter(|pool| pool.kind == kind) {
+        sum += pool.counters;
+    }
+    sum
 }
 
 /// Returns a part of a whole, from 0 to 1; [`None`] of nothing.

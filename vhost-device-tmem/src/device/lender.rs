@@ -42,6 +42,8 @@ pub(super) struct Lender {
     acting: Mutex<()>,
     /// Persistent chunks that were asked for in vain.
     unserved: AtomicU32,
+    /// All that were since the window was set.
+    refused: AtomicU64,
     /// Chunks taken back that the driver had not returned.
     taken: AtomicU64,
     /// Bytes that the guest had taken without a grant, and that were taken from it.
@@ -61,6 +63,9 @@ pub struct WindowState {
     pub allocated: u64,
     /// Chunks taken back that the driver had not returned.
     pub taken: u64,
+    /// Persistent chunks that the driver asked for in vain.
+    #[serde(default)]
+    pub refused: u64,
     /// Bytes that the guest took without a grant, and that were taken from it.
     pub trimmed: u64,
     /// Pages that the guest says it put into the window.
@@ -79,6 +84,10 @@ pub struct WindowState {
     /// Pages that it says went from the window to the store.
     #[serde(default)]
     pub moved: u64,
+    /// Pages that it says it found there, by the time since they were put: less than 2ⁿ seconds, and
+    /// not less than half of that.
+    #[serde(default)]
+    pub hits_by_age: [u64; 16],
 }
 
 impl Lender {
@@ -91,6 +100,7 @@ impl Lender {
             window,
             acting: Mutex::default(),
             unserved: AtomicU32::new(0),
+            refused: AtomicU64::new(0),
             taken: AtomicU64::new(0),
             trimmed: AtomicU64::new(0),
         };
@@ -203,6 +213,7 @@ impl Lender {
     pub(super) fn refused(&self, kind: ChunkKind, count: u32) {
         if kind == ChunkKind::Persistent {
             self.unserved.fetch_add(count, Ordering::Relaxed);
+            self.refused.fetch_add(count.into(), Ordering::Relaxed);
         }
     }
 
@@ -344,12 +355,20 @@ impl Lender {
     /// last.
     pub(super) fn holding(&self) -> Holding {
         let counts = self.window.counts();
+        let spare = counts.ready + counts.ephemeral;
         Holding {
-            spare: counts.ready + counts.ephemeral,
+            above: self.above().unwrap_or_else(|| spare.into()),
+            spare,
             persistent: counts.persistent,
             unserved: self.unserved.swap(0, Ordering::Relaxed),
             may_have_more: self.store.is_promised_more(&self.guest),
         }
+    }
+
+    /// Returns by how many chunks the guest is above its share of ephemeral memory, if it has one.
+    fn above(&self) -> Option<i64> {
+        let bytes = self.store.above_share(&self.guest)?;
+        Some(bytes / CHUNK as i64)
     }
 
     /// Returns what is known of the window.
@@ -362,6 +381,7 @@ impl Lender {
             chunks: self.window.counts(),
             allocated: self.window.allocated(),
             taken: self.taken.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
             trimmed: self.trimmed.load(Ordering::Relaxed),
             puts: told(|report| report.puts),
             no_slot: told(|report| report.refused),
@@ -369,6 +389,10 @@ impl Lender {
             hits: told(|report| report.hits),
             replaced: told(|report| report.replaced),
             moved: told(|report| report.moved),
+            hits_by_age: report
+                .as_ref()
+                .map(|report| report.hits_by_age.map(Le64::get))
+                .unwrap_or_default(),
         }
     }
 

@@ -8,6 +8,9 @@ const MOST: u32 = 16;
 /// What a guest has of its window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Holding {
+    /// By how many chunks it is above its share of ephemeral memory; where all have the same, all that
+    /// it has.
+    pub(super) above: i64,
     /// Chunks that can be had back at any time.
     pub(super) spare: u32,
     /// Chunks that only the guest returns.
@@ -28,20 +31,22 @@ pub(super) struct Plan {
 }
 
 /// Decides where so many chunks are wanted back, besides those that guests asked for in vain: who
-/// has most of those that can be had gives first. Where these are not enough for guests who have less
+/// is most above its share gives first of those that can be had. Where these are not enough for guests who have less
 /// than they were promised, who has most of the others, and all that it was promised, is asked.
 pub(super) fn plan(holdings: &[Holding], wanted: u32) -> Plan {
     let unserved = holdings.iter().map(|holding| holding.unserved);
     let wanted = unserved.fold(wanted, u32::saturating_add).min(MOST);
     let mut spare: Vec<_> = holdings.iter().map(|holding| holding.spare).collect();
+    let mut above: Vec<_> = holdings.iter().map(|holding| holding.above).collect();
     let mut taken = vec![0; holdings.len()];
     let mut left = wanted;
     while left > 0 {
         let most = (0..spare.len()).filter(|at| spare[*at] > 0);
-        let Some(most) = most.max_by_key(|at| (spare[*at], std::cmp::Reverse(*at))) else {
+        let Some(most) = most.max_by_key(|at| (above[*at], std::cmp::Reverse(*at))) else {
             break;
         };
         spare[most] -= 1;
+        above[most] -= 1;
         taken[most] += 1;
         left -= 1;
     }
@@ -72,6 +77,7 @@ mod tests {
 
     fn holding(spare: u32, persistent: u32, unserved: u32, may_have_more: bool) -> Holding {
         Holding {
+            above: spare.into(),
             spare,
             persistent,
             unserved,
@@ -93,6 +99,18 @@ mod tests {
         assert_eq!(take(100), [(0, 3), (1, 5)]);
         // Nobody asked in vain who was promised more.
         assert_eq!(plan(&holdings, 100).recall, None);
+    }
+
+    #[test]
+    fn who_is_most_above_its_share_gives_first() {
+        let with = |above, spare| Holding {
+            above,
+            ..holding(spare, 0, 0, false)
+        };
+        let holdings = [with(-3, 9), with(2, 1), with(1, 9)];
+        let take = |wanted| plan(&holdings, wanted).take;
+        assert_eq!(take(1), [(1, 1)]);
+        assert_eq!(take(6), [(0, 1), (1, 1), (2, 4)]);
     }
 
     #[test]

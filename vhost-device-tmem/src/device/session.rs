@@ -16,7 +16,10 @@ use super::{
     request::Offer,
     Limits, WindowState,
 };
-use crate::store::{CreditWatcher, Credits, Dropped, PoolKind, PoolReport, Store, Walk};
+use crate::{
+    store::{CreditWatcher, Credits, Dropped, PoolKind, PoolReport, Store, Walk, PAGE_SIZE},
+    window::CHUNK,
+};
 
 /// Credits below which the guest is told when there are more.
 const LOW_CREDITS: u32 = 32;
@@ -83,6 +86,8 @@ pub struct Session {
     credits_due: AtomicBool,
     /// Slots in persistent chunks that the guest is to be asked for.
     recall_due: AtomicU64,
+    /// Persistent pages of the store that the guest is to be asked for.
+    shrink_due: AtomicU64,
     /// Why it is not served at the moment.
     failure: Mutex<Option<String>>,
     /// Virtqueues that run.
@@ -117,6 +122,7 @@ impl Session {
             watching: AtomicBool::new(false),
             credits_due: AtomicBool::new(false),
             recall_due: AtomicU64::new(0),
+            shrink_due: AtomicU64::new(0),
             failure: Mutex::default(),
             running: AtomicU64::new(0),
             driven: AtomicBool::new(false),
@@ -236,7 +242,10 @@ impl Session {
             (EventKind::Credits, 0)
         } else {
             match self.recall_due.swap(0, Ordering::SeqCst) {
-                0 => return None,
+                0 => match self.shrink_due.swap(0, Ordering::SeqCst) {
+                    0 => return None,
+                    pages => (EventKind::Shrink, pages),
+                },
                 slots => (EventKind::Recall, slots),
             }
         };
@@ -253,13 +262,33 @@ impl Session {
 
     /// Returns whether an event is due.
     pub(super) fn event_due(&self) -> bool {
-        self.credits_due.load(Ordering::SeqCst) || self.recall_due.load(Ordering::SeqCst) > 0
+        let asked = [&self.recall_due, &self.shrink_due];
+        let mut asked = asked.into_iter().map(|due| due.load(Ordering::SeqCst));
+        self.credits_due.load(Ordering::SeqCst) || asked.any(|due| due > 0)
     }
 
     /// Asks the guest for so many persistent chunks of its window.
     pub(super) fn recall(&self, chunks: u32) {
         self.recall_due.store(slots_of(chunks), Ordering::SeqCst);
         self.wake();
+    }
+
+    /// Asks the guest for so many bytes of persistent memory: for chunks of its window, as far as it
+    /// has such, and for pages of the store.
+    pub(crate) fn drain(&self, bytes: u64) {
+        let window = self.window().filter(|window| window.open);
+        let chunks = window.map_or(0, |window| u64::from(window.chunks.persistent));
+        let recalled = bytes.div_ceil(CHUNK).min(chunks);
+        if recalled > 0 {
+            self.recall(recalled as u32);
+        }
+        let pages = bytes
+            .saturating_sub(recalled * CHUNK)
+            .div_ceil(PAGE_SIZE as u64);
+        if pages > 0 {
+            self.shrink_due.store(pages, Ordering::SeqCst);
+            self.wake();
+        }
     }
 
     /// Counts a request that breaks a rule, and says so now and then.

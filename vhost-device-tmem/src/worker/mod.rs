@@ -8,9 +8,13 @@
 //! told is in memory that the supervisor holds, too: the next one goes on from there, whenever this
 //! one ends.
 
+mod figures;
 mod lend;
 mod operated;
+mod parts;
 mod serve;
+mod share;
+mod sharing;
 mod tidy;
 mod watched;
 
@@ -45,6 +49,7 @@ use crate::{
 
 use operated::Daemon;
 use serve::{ServeFaults, Servers, Worker};
+use sharing::Sharing;
 use tidy::Tidier;
 use watched::Watched;
 
@@ -141,7 +146,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
         worker_starts,
         guests,
         known,
-        terms: _,
+        terms,
     } = message
     else {
         return Err(WorkerError::NoStart("something else"));
@@ -194,8 +199,17 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     if config.window_dir.is_some() {
         lend::start(Arc::clone(engine.lenders()))?;
     }
-    let daemon = Daemon::new(Arc::clone(link), store, &engine, &guests, worker_starts);
+    let sharing = Sharing::new(Arc::clone(&store), terms);
+    let daemon = Daemon::new(
+        Arc::clone(link),
+        store,
+        sharing,
+        &engine,
+        &guests,
+        worker_starts,
+    );
     let daemon = Arc::new(daemon);
+    share::start(Arc::clone(&daemon))?;
     let operated = Arc::clone(&daemon) as Arc<dyn Operated>;
     // What operators ask for comes after this.
     link.send(&FromWorker::Ready { lost }, &[])?;

@@ -7,10 +7,12 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
+use super::sharing::Sharing;
 use crate::{
     control::{stat, Operated, Request, Stat},
     device::{Engine, Slot},
     link::{FromWorker, GuestId, Link, OperatorRequest},
+    policy::Terms,
     size::Bytes,
     store::{PoolKind, Store},
 };
@@ -19,6 +21,7 @@ use crate::{
 pub(super) struct Daemon {
     link: Arc<Link>,
     store: Arc<Store>,
+    sharing: Sharing,
     slots: RwLock<Vec<(GuestId, Arc<Slot>)>>,
     worker_starts: u64,
 }
@@ -29,6 +32,7 @@ impl Daemon {
     pub(super) fn new(
         link: Arc<Link>,
         store: Arc<Store>,
+        sharing: Sharing,
         engine: &Engine,
         guests: &[(GuestId, String)],
         worker_starts: u64,
@@ -39,6 +43,7 @@ impl Daemon {
         let this = Self {
             link,
             store,
+            sharing,
             slots: RwLock::new(slots.collect()),
             worker_starts,
         };
@@ -51,11 +56,15 @@ impl Daemon {
         slots.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Promises the guests that there are their shares.
-    fn share(&self) {
-        let slots = self.slots();
-        self.store
-            .share_among(slots.iter().map(|(guest, _)| guest.0));
+    /// Gives the guests that there are their parts of the memory.
+    pub(super) fn share(&self) {
+        self.sharing.step(&self.slots(), 0);
+    }
+
+    /// Operators say something else of guests' parts of the memory.
+    pub(super) fn set_terms(&self, terms: Vec<Terms>) {
+        self.sharing.set_terms(terms);
+        self.share();
     }
 
     /// There is a guest of this number, or it has this name from now on.

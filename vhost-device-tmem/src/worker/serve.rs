@@ -75,7 +75,7 @@ impl Worker {
                         .send(&FromWorker::Pong { token, persistent }, &[])?;
                 }
                 ToWorker::Summarise => self.daemon.summarise(),
-                ToWorker::SetTerms { .. } => {}
+                ToWorker::SetTerms { terms } => self.daemon.set_terms(terms),
                 ToWorker::SetLogLevel { level } => match level.parse() {
                     Ok(level) => log::set_level(level),
                     Err(_) => tracing::error!("the supervisor names no level: {level:?}"),
@@ -133,9 +133,13 @@ impl Worker {
                 name,
                 epoch,
                 features,
-            } => engine.add_guest(guest, &name, epoch, features)?,
+            } => {
+                engine.add_guest(guest, &name, epoch, features)?;
+                self.daemon.share();
+            }
             ToWorker::RemoveGuest { guest } => {
                 let dropped = engine.remove_guest(guest);
+                self.daemon.share();
                 return Ok(Some(FromWorker::Removed { guest, dropped }));
             }
             ToWorker::SetMemory { guest, regions } => {

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Having the policy decide, and carrying out what it says.
+//!
+//! ```text
+//! store, sessions ── figures ── policy ── parts ──┬── store: promises, limits, shares
+//!  (what is counted)           (decides)          └── sessions: what is to be drained
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use super::{
+    figures::{Counts, Past},
+    parts::{parts, Asked},
+};
+use crate::{
+    device::{GuestId, Slot},
+    policy::{Figures, Plan, Policy, Terms},
+    store::Store,
+};
+
+#[derive(Debug)]
+struct State {
+    policy: Policy,
+    terms: Vec<Terms>,
+    /// When the policy was asked last.
+    last: Instant,
+    past: BTreeMap<u32, Past>,
+    asked: BTreeMap<u32, Asked>,
+    /// What it said.
+    plan: Plan,
+}
+
+/// Shares memory among guests.
+#[derive(Debug)]
+pub(super) struct Sharing {
+    store: Arc<Store>,
+    state: Mutex<State>,
+}
+
+impl Sharing {
+    /// Shares the store's capacity by these terms.
+    pub(super) fn new(store: Arc<Store>, terms: Vec<Terms>) -> Self {
+        let this = Self {
+            store,
+            state: Mutex::new(State {
+                policy: Policy::default(),
+                terms: Vec::new(),
+                last: Instant::now(),
+                past: BTreeMap::new(),
+                asked: BTreeMap::new(),
+                plan: Plan::default(),
+            }),
+        };
+        this.set_terms(terms);
+        this
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Operators say something else of guests.
+    pub(super) fn set_terms(&self, terms: Vec<Terms>) {
+        let mut state = self.state();
+        let capacity = self.store.report().capacity_bytes;
+        // The supervisor looked at them with the same rules.
+        match state.policy.set_terms(&terms, capacity) {
+            Ok(()) => state.terms = terms,
+            Err(error) => tracing::error!("guests keep the parts that they have: {error}"),
+        }
+    }
+
+    /// Decides anew, and carries it out, for guests with these numbers, where so much of the capacity
+    /// is withheld from all.
+    pub(super) fn step(&self, slots: &[(GuestId, Arc<Slot>)], withheld: u64) {
+        let mut state = self.state();
+        let now = Instant::now();
+        let elapsed = now.saturating_duration_since(state.last);
+        state.last = now;
+        let shared = self.store.shareable();
+        let holdings = self.store.holdings();
+        let mut guests = Vec::new();
+        for (GuestId(guest), slot) in slots {
+            let slot = slot.state();
+            let session = slot.session.as_ref().filter(|_| slot.connected);
+            let holding = holdings.get(guest).copied().unwrap_or_default();
+            if session.is_none() && holding.total() == 0 {
+                state.past.remove(guest);
+                continue;
+            }
+            let counts = session.map(|session| {
+                let (pools, dropped) = (session.pools(), session.dropped());
+                Counts::of(&pools, &dropped, session.window())
+            });
+            let past = state.past.entry(*guest).or_default();
+            guests.push(past.follow(*guest, holding, counts.unwrap_or_default(), elapsed));
+        }
+        let plan = state.policy.step(&Figures {
+            elapsed,
+            capacity: shared.saturating_sub(withheld),
+            guests: &guests,
+        });
+        self.store.set_parts(parts(&state.terms, &plan, shared));
+        for share in &plan.shares {
+            let used = guests.iter().find(|of| of.guest == share.guest);
+            let used = used.map_or(0, |of| of.persistent.used);
+            let asked = state.asked.entry(share.guest).or_default();
+            let bytes = asked.ask(used, share.drain);
+            let slot = slots.iter().find(|(guest, _)| guest.0 == share.guest);
+            if let Some((_, slot)) = slot.filter(|_| bytes > 0) {
+                let slot = slot.state();
+                if let Some(session) = slot.session.as_ref().filter(|_| slot.connected) {
+                    session.drain(bytes);
+                }
+            }
+        }
+        state.plan = plan;
+    }
+
+    /// Returns the terms of all guests, and what the policy said of them last.
+    pub(super) fn shares(&self) -> (Vec<Terms>, Plan) {
+        let state = self.state();
+        (state.terms.clone(), state.plan.clone())
+    }
+}
