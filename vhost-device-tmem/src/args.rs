@@ -19,6 +19,7 @@ use crate::{
     device::Limits,
     metrics::Address,
     policy::Terms,
+    pressure::Follow,
     sandbox::Sandbox,
     socket,
     store::{self, Compression, Faults, HugePages},
@@ -144,6 +145,11 @@ pub struct Args {
     #[arg(long, value_name = "ADDR")]
     pub metrics_listen: Option<Address>,
 
+    /// Whose shortage of memory the daemon gives way to: guests lose ephemeral pages then, and drain
+    /// persistent ones if that is not enough; both unless given.
+    #[arg(long, value_name = "WHOSE", value_enum)]
+    pub pressure: Option<Follow>,
+
     /// Threads that serve the virtqueues of all guests; 0 for as many as there are processors.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=MAX_THREADS))]
     pub threads: Option<u16>,
@@ -224,6 +230,10 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub fault_take_chunks: Option<u32>,
 
+    /// For tests: the kernel's files about memory are in this directory, and not in the root.
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub fault_pressure: Option<PathBuf>,
+
     /// For tests: die when a virtqueue of this guest is started.
     #[arg(long, value_name = "GUEST", hide = true)]
     pub fault_crash_guest: Option<String>,
@@ -292,6 +302,7 @@ impl Args {
             },
             control_path: self.control_path.or(other.control_path),
             metrics_listen: self.metrics_listen.or(other.metrics_listen),
+            pressure: self.pressure.or(other.pressure),
             threads: self.threads.or(other.threads),
             socket_mode: self.socket_mode.or(other.socket_mode),
             socket_group: self.socket_group.or(other.socket_group),
@@ -308,6 +319,7 @@ impl Args {
             fault_refuse_percent: self.fault_refuse_percent.or(other.fault_refuse_percent),
             fault_forget_percent: self.fault_forget_percent.or(other.fault_forget_percent),
             fault_take_chunks: self.fault_take_chunks.or(other.fault_take_chunks),
+            fault_pressure: self.fault_pressure.or(other.fault_pressure),
             fault_crash_guest: self.fault_crash_guest.or(other.fault_crash_guest),
             fault_hang_guest: self.fault_hang_guest.or(other.fault_hang_guest),
         }
@@ -357,6 +369,8 @@ pub struct Config {
     pub control_path: Option<PathBuf>,
     /// Where metrics are served.
     pub metrics_listen: Option<Address>,
+    /// Whose shortage of memory guests give way to.
+    pub pressure: Follow,
     /// What drivers may ask for.
     pub limits: Limits,
     /// Threads that serve virtqueues; 0 for as many as there are processors.
@@ -388,6 +402,8 @@ pub struct Config {
     pub abandoned_after: Duration,
     /// Chunks of each window that are taken back again and again.
     pub fault_take_chunks: u32,
+    /// Where the kernel's files about memory are, in place of the root.
+    pub fault_pressure: Option<PathBuf>,
     /// The guest whose virtqueues the worker dies of when it starts them.
     pub fault_crash_guest: Option<String>,
     /// The guest at whose virtqueues the worker hangs when it starts them.

@@ -16,7 +16,7 @@
 //! says how guests share memory, and knows nothing but figures. The [`supervisor`] looks into none
 //! of the memory that it holds; a [`worker`] has a device, a store, and the operator's socket.
 //!
-//! Around them is what a process needs: [`args`] and [`config`] (what it is told), [`identity`] (who
+//! Around them is [`pressure`] (how short of memory the host is), and what a process needs: [`args`] and [`config`] (what it is told), [`identity`] (who
 //! it runs as), [`limits`] (what it may have), [`log`], [`sandbox`], [`serving`] (who connects to a
 //! socket), [`signals`], [`socket`] (where it listens), [`stop`] (how its threads end), and
 //! [`tmpfs`] (where its memory outlives it).
@@ -33,6 +33,7 @@ pub mod log;
 pub mod metrics;
 pub mod policy;
 mod prefetch;
+pub mod pressure;
 pub mod sandbox;
 pub mod serving;
 pub mod signals;

@@ -116,6 +116,9 @@ pub fn memory() -> Memory {
     smallest(host, control_groups(Path::new("/")))
 }
 
+/// The file of what a control group of version 2 may take.
+const MAX_OF_VERSION_2: &str = "memory.max";
+
 fn smallest(host: Memory, limits: Vec<(u64, PathBuf)>) -> Memory {
     match limits.into_iter().min() {
         Some((bytes, file)) if bytes < host.bytes => Memory {
@@ -129,9 +132,32 @@ fn smallest(host: Memory, limits: Vec<(u64, PathBuf)>) -> Memory {
 /// Returns the limits of this process's control groups, of both versions, and of their parents.
 /// `root` is / but in tests.
 fn control_groups(root: &Path) -> Vec<(u64, PathBuf)> {
+    let limits = group_files(root).into_iter().filter_map(|path| {
+        let limit = fs::read_to_string(root.join(path.strip_prefix("/").unwrap_or(&path)));
+        // No limit is "max", and something huge in version 1.
+        Some((limit.ok()?.trim().parse().ok()?, path))
+    });
+    limits.collect()
+}
+
+/// Returns the directories of this process's control group of version 2, and of its parents. `root` is
+/// / but in tests, and what is returned is in it.
+pub(crate) fn own_groups(root: &Path) -> Vec<PathBuf> {
+    let files = group_files(root).into_iter();
+    let own = files.filter(|path| path.ends_with(MAX_OF_VERSION_2));
+    let directories = own.filter_map(|path| {
+        let directory = path.parent()?;
+        Some(root.join(directory.strip_prefix("/").unwrap_or(directory)))
+    });
+    directories.collect()
+}
+
+/// Returns the paths of the limits of this process's control groups, of both versions, and of their
+/// parents, which need not be there.
+fn group_files(root: &Path) -> Vec<PathBuf> {
     let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
     let (groups, mounts) = (read("proc/self/cgroup"), read("proc/self/mountinfo"));
-    let mut limits = Vec::new();
+    let mut files = Vec::new();
     for line in groups.lines() {
         // hierarchy:controllers:path
         let mut fields = line.splitn(3, ':');
@@ -141,7 +167,7 @@ fn control_groups(root: &Path) -> Vec<(u64, PathBuf)> {
             continue;
         };
         let (kind, controller, file) = match controllers {
-            "" => ("cgroup2", None, "memory.max"),
+            "" => ("cgroup2", None, MAX_OF_VERSION_2),
             some if some.split(',').any(|name| name == "memory") => {
                 ("cgroup", Some("memory"), "memory.limit_in_bytes")
             }
@@ -158,17 +184,11 @@ fn control_groups(root: &Path) -> Vec<(u64, PathBuf)> {
             if below.components().any(|step| step == Component::ParentDir) {
                 continue;
             }
-            for group in below.ancestors() {
-                let path = Path::new(at).join(group).join(file);
-                let limit = fs::read_to_string(root.join(path.strip_prefix("/").unwrap_or(&path)));
-                // No limit is "max", and something huge in version 1.
-                if let Some(limit) = limit.ok().and_then(|text| text.trim().parse().ok()) {
-                    limits.push((limit, path));
-                }
-            }
+            let groups = below.ancestors();
+            files.extend(groups.map(|group| Path::new(at).join(group).join(file)));
         }
     }
-    limits
+    files
 }
 
 /// Returns what of a hierarchy a line of mountinfo shows, and where.

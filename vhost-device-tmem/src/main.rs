@@ -355,6 +355,7 @@ fn enter_sandbox(
             .into_iter()
             .chain(file)
             .chain(config.guests_dir.clone())
+            .chain(config.fault_pressure.clone())
             .collect(),
     };
     for missing in sandbox::enter(Role::Supervisor, &places)? {

@@ -153,6 +153,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<(Key, String)> {
         ("control-path", old.control_path != new.control_path),
         ("metrics-listen", old.metrics_listen != new.metrics_listen),
         ("data-queues", old.limits != new.limits),
+        ("pressure", old.pressure != new.pressure),
         ("threads", old.threads != new.threads),
         ("poll-us", old.poll != new.poll),
         (
@@ -174,6 +175,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<(Key, String)> {
             "fault-take-chunks",
             old.fault_take_chunks != new.fault_take_chunks,
         ),
+        ("fault-pressure", old.fault_pressure != new.fault_pressure),
         (
             "fault-crash-guest",
             old.fault_crash_guest != new.fault_crash_guest,

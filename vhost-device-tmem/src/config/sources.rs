@@ -578,6 +578,7 @@ fn settings(options: &Args, memory: &Memory, found: &mut Found<'_>) -> Option<Co
         guests_dir: options.guests_dir.clone(),
         control_path: options.control_path.clone(),
         metrics_listen: options.metrics_listen.clone(),
+        pressure: options.pressure.unwrap_or_default(),
         limits: Limits::new(options.data_queues.unwrap_or(2)),
         threads: options.threads.unwrap_or(0).into(),
         poll: Duration::from_micros(options.poll_us.unwrap_or(50).into()),
@@ -599,6 +600,7 @@ fn settings(options: &Args, memory: &Memory, found: &mut Found<'_>) -> Option<Co
         stop_loses_pages: options.stop_loses_pages.unwrap_or(false),
         abandoned_after: Duration::from_secs(options.abandoned_after.unwrap_or(600)),
         fault_take_chunks: options.fault_take_chunks.unwrap_or(0),
+        fault_pressure: options.fault_pressure.clone(),
         fault_crash_guest: options.fault_crash_guest.clone(),
         fault_hang_guest: options.fault_hang_guest.clone(),
     })

@@ -240,6 +240,7 @@ control-path = "/run/control.sock"
 metrics-listen = "127.0.0.1:9752"
 socket-dir = ["/run/tmem", "/run/more"]
 threads = 3
+pressure = "host"
 socket-mode = "0640"
 socket-group = "kvm"
 control-group = "wheel"
@@ -256,6 +257,7 @@ remove-connected = true
 fault-refuse-percent = 1
 fault-forget-percent = 2
 fault-take-chunks = 3
+fault-pressure = "/tmp"
 fault-crash-guest = "x"
 fault-hang-guest = "y"
 

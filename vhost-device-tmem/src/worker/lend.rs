@@ -2,7 +2,12 @@
 
 //! Looking after windows.
 
-use std::{io, sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    thread::{self, Thread},
+    time::Duration,
+};
 
 use crate::device::Lenders;
 
@@ -15,15 +20,16 @@ const OPEN: Duration = Duration::from_millis(500);
 /// The time between two looks while no guest does.
 const CLOSED: Duration = Duration::from_secs(2);
 
-/// Starts the thread that looks after the windows, which runs until the process ends.
+/// Starts the thread that looks after the windows, which runs until the process ends. It looks at once
+/// when it is unparked.
 ///
 /// # Errors
 ///
 /// The operating system's, where there is no thread left.
-pub(super) fn start(lenders: Arc<Lenders>) -> io::Result<()> {
+pub(super) fn start(lenders: Arc<Lenders>) -> io::Result<Thread> {
     let looking = move || loop {
         let busy = lenders.look();
-        thread::sleep(if busy {
+        thread::park_timeout(if busy {
             BUSY
         } else if lenders.are_open() {
             OPEN
@@ -32,6 +38,6 @@ pub(super) fn start(lenders: Arc<Lenders>) -> io::Result<()> {
         });
     };
     let name = "windows".to_owned();
-    thread::Builder::new().name(name).spawn(looking)?;
-    Ok(())
+    let handle = thread::Builder::new().name(name).spawn(looking)?;
+    Ok(handle.thread().clone())
 }

@@ -25,6 +25,7 @@ use std::{
         fd::{FromRawFd, OwnedFd, RawFd},
         unix::fs::FileTypeExt,
     },
+    path::Path,
     process::ExitCode,
     sync::Arc,
 };
@@ -41,6 +42,7 @@ use crate::{
     link::{BlamePage, FromWorker, GuestId, Link, LinkError, Received, ToWorker, LINK_VERSION},
     log::{self, Log},
     metrics::MetricsServer,
+    pressure,
     sandbox::{self, Places, Role, Sandbox, SandboxError},
     serving::Listener,
     signals::Signals,
@@ -169,6 +171,8 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     let operators = operators
         .map(|group| identity::group(group, "--control-group"))
         .transpose()?;
+    let root = config.fault_pressure.as_deref();
+    let files = pressure::Files::open(root.unwrap_or(Path::new("/")), config.pressure);
     if config.sandbox == Sandbox::On {
         // What is missing was told when the supervisor missed it.
         sandbox::enter(Role::Worker, &Places::default())?;
@@ -196,9 +200,10 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
         Arc::clone(&watched) as Arc<dyn Observer>,
     )?;
     let engine = Arc::new(engine);
-    if config.window_dir.is_some() {
-        lend::start(Arc::clone(engine.lenders()))?;
-    }
+    let lending = match config.window_dir {
+        Some(_) => Some(lend::start(Arc::clone(engine.lenders()))?),
+        None => None,
+    };
     let sharing = Sharing::new(Arc::clone(&store), terms);
     let daemon = Daemon::new(
         Arc::clone(link),
@@ -209,7 +214,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
         worker_starts,
     );
     let daemon = Arc::new(daemon);
-    share::start(Arc::clone(&daemon))?;
+    share::start(Arc::clone(&daemon), files, lending)?;
     let operated = Arc::clone(&daemon) as Arc<dyn Operated>;
     // What operators ask for comes after this.
     link.send(&FromWorker::Ready { lost }, &[])?;

@@ -14,7 +14,7 @@ use crate::{
     link::{FromWorker, GuestId, Link, OperatorRequest},
     policy::Terms,
     size::Bytes,
-    store::{PoolKind, Store},
+    store::{Holding, PoolKind, Store},
 };
 
 /// The daemon, as operators see it.
@@ -58,7 +58,20 @@ impl Daemon {
 
     /// Gives the guests that there are their parts of the memory.
     pub(super) fn share(&self) {
-        self.sharing.step(&self.slots(), 0);
+        self.sharing.step(&self.slots());
+    }
+
+    /// Returns the bytes that guests hold, and those that they could.
+    pub(super) fn held(&self) -> (u64, u64) {
+        let holdings = self.store.holdings();
+        let held = holdings.values().map(Holding::total);
+        let all = self.store.shareable();
+        (held.fold(0, u64::saturating_add), all)
+    }
+
+    /// So many bytes are withheld from guests, from the next sharing on.
+    pub(super) fn set_withheld(&self, bytes: u64) {
+        self.sharing.set_withheld(bytes);
     }
 
     /// Operators say something else of guests' parts of the memory.

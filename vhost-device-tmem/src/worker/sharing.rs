@@ -9,7 +9,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+    },
     time::Instant,
 };
 
@@ -40,6 +43,8 @@ struct State {
 pub(super) struct Sharing {
     store: Arc<Store>,
     state: Mutex<State>,
+    /// Bytes of the capacity that no guest gets, for the host's sake.
+    withheld: AtomicU64,
 }
 
 impl Sharing {
@@ -55,6 +60,7 @@ impl Sharing {
                 asked: BTreeMap::new(),
                 plan: Plan::default(),
             }),
+            withheld: AtomicU64::new(0),
         };
         this.set_terms(terms);
         this
@@ -75,9 +81,14 @@ impl Sharing {
         }
     }
 
-    /// Decides anew, and carries it out, for guests with these numbers, where so much of the capacity
-    /// is withheld from all.
-    pub(super) fn step(&self, slots: &[(GuestId, Arc<Slot>)], withheld: u64) {
+    /// So many bytes of the capacity are withheld from guests, from the next step on.
+    pub(super) fn set_withheld(&self, bytes: u64) {
+        self.withheld.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Decides anew, and carries it out, for guests with these numbers.
+    pub(super) fn step(&self, slots: &[(GuestId, Arc<Slot>)]) {
+        let withheld = self.withheld.load(Ordering::Relaxed);
         let mut state = self.state();
         let now = Instant::now();
         let elapsed = now.saturating_duration_since(state.last);
@@ -106,6 +117,8 @@ impl Sharing {
             guests: &guests,
         });
         self.store.set_parts(parts(&state.terms, &plan, shared));
+        // Who is above its new share gives.
+        self.store.withhold(withheld);
         for share in &plan.shares {
             let used = guests.iter().find(|of| of.guest == share.guest);
             let used = used.map_or(0, |of| of.persistent.used);
