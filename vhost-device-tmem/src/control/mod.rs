@@ -15,7 +15,7 @@ mod usage;
 pub use client::{Client, ClientError};
 pub use passed::answer as answer_passed;
 pub use peer::Admitted;
-pub use protocol::{GuestStat, Reply, Request, Stat, VERSION};
+pub use protocol::{GuestStat, KindState, PartState, Reply, Request, Stat, VERSION};
 pub use report::stat;
 pub use server::{ControlServer, Operated};
 pub(crate) use usage::counters_of;

@@ -100,6 +100,10 @@ pub struct Stat {
     /// What of the capacity is lent for windows, in bytes.
     #[serde(default)]
     pub lent_bytes: u64,
+    /// What of the capacity guests do not get at the moment, since the host is short of memory, in
+    /// bytes.
+    #[serde(default)]
+    pub withheld_bytes: u64,
     /// Pages that it could hold as they are, without compression.
     pub capacity_pages: u64,
     /// Pages that it holds.
@@ -115,6 +119,32 @@ pub struct Stat {
     pub evictions: u64,
     /// The guests, in the order of the command line.
     pub guests: Vec<GuestStat>,
+}
+
+/// A guest's part of the memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartState {
+    /// How much it counts beside others.
+    pub weight: u32,
+    /// Of persistent memory.
+    pub persistent: KindState,
+    /// Of ephemeral memory.
+    pub ephemeral: KindState,
+    /// What it is to give back of persistent memory, in bytes.
+    pub drain_bytes: u64,
+}
+
+/// A guest's part of a kind of memory, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KindState {
+    /// What it has, in the store and in its window.
+    pub used_bytes: u64,
+    /// What it may have now: its quota of persistent memory, its share of ephemeral memory.
+    pub share_bytes: u64,
+    /// What it can always have.
+    pub min_bytes: u64,
+    /// What it never has more of; [`None`] without a cap.
+    pub max_bytes: Option<u64>,
 }
 
 /// Statistics of a guest, or of the last one on its socket.
@@ -151,6 +181,9 @@ pub struct GuestStat {
     pub persistent_credits: u32,
     /// Pages that it could put into ephemeral pools.
     pub ephemeral_credits: u32,
+    /// Its part of the memory, if that was decided.
+    #[serde(default)]
+    pub part: Option<PartState>,
     /// Its window, if it has one.
     #[serde(default)]
     pub window: Option<WindowState>,

@@ -20,6 +20,7 @@ pub fn stat<'s>(store: &Store, slots: impl IntoIterator<Item = &'s Slot>) -> Sta
         used_bytes: report.used_bytes,
         resident_bytes: report.resident_bytes,
         lent_bytes: report.lent_bytes,
+        withheld_bytes: report.withheld_bytes,
         capacity_pages: report.capacity_pages,
         used_pages: report.used_pages,
         ephemeral_pages: report.ephemeral_pages,
@@ -64,6 +65,8 @@ fn guest(slot: &Slot) -> GuestStat {
         ring_errors: counters.ring_errors.get(),
         persistent_credits: credits.persistent,
         ephemeral_credits: credits.ephemeral,
+        // Who decides it says so.
+        part: None,
         window: session.window(),
         pools: session.pools(),
         dropped: session.dropped(),

@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use crate::{
-    control::{GuestStat, Stat, Usage},
+    control::{GuestStat, KindState, Stat, Usage},
     device::WindowState,
     store::{PoolCounters, PoolKind},
     window::CHUNK,
@@ -153,6 +153,14 @@ fn of(guest: &GuestStat, kind: PoolKind, count: fn(&PoolCounters) -> u64) -> u64
     count(&guest.counters(kind))
 }
 
+fn part(guest: &GuestStat, kind: PoolKind) -> KindState {
+    let part = guest.part.unwrap_or_default();
+    match kind {
+        PoolKind::Persistent => part.persistent,
+        PoolKind::Ephemeral => part.ephemeral,
+    }
+}
+
 /// All metrics but [`BUILD`].
 pub(super) const METRICS: &[Metric] = &[
     counter(
@@ -185,6 +193,12 @@ pub(super) const METRICS: &[Metric] = &[
         BYTES,
         "Memory of the capacity that is lent for windows.",
         Values::Host(|stat| stat.lent_bytes),
+    ),
+    gauge(
+        "withheld",
+        BYTES,
+        "Memory of the capacity that guests do not get, since the host is short of memory.",
+        Values::Host(|stat| stat.withheld_bytes),
     ),
     gauge(
         "capacity",
@@ -245,6 +259,42 @@ pub(super) const METRICS: &[Metric] = &[
         BYTES,
         "Memory of the host that the guest takes, in the store and for its window.",
         Values::Guest(|guest| Usage::of(guest).memory_bytes),
+    ),
+    gauge(
+        "guest_weight",
+        None,
+        "How much the guest counts beside others, from 1 to 10000.",
+        Values::Guest(|guest| guest.part.unwrap_or_default().weight.into()),
+    ),
+    gauge(
+        "guest_held",
+        BYTES,
+        "Memory that the guest has, in the store and in its window.",
+        Values::GuestKind(|guest, kind| part(guest, kind).used_bytes),
+    ),
+    gauge(
+        "guest_share",
+        BYTES,
+        "Memory that the guest may have now: its quota, or its share of ephemeral memory.",
+        Values::GuestKind(|guest, kind| part(guest, kind).share_bytes),
+    ),
+    gauge(
+        "guest_min",
+        BYTES,
+        "Memory that the guest can always have.",
+        Values::GuestKind(|guest, kind| part(guest, kind).min_bytes),
+    ),
+    gauge(
+        "guest_max",
+        BYTES,
+        "Memory that the guest never has more of; 2⁶⁴ - 1 where it has no cap.",
+        Values::GuestKind(|guest, kind| part(guest, kind).max_bytes.unwrap_or(u64::MAX)),
+    ),
+    gauge(
+        "guest_drain",
+        BYTES,
+        "Persistent memory that the guest is to give back.",
+        Values::Guest(|guest| guest.part.unwrap_or_default().drain_bytes),
     ),
     gauge(
         "guest_stored",

@@ -214,6 +214,11 @@ impl Budget {
         Self { withheld, ..*self }
     }
 
+    /// Returns the bytes that nobody gets.
+    pub(super) fn withheld(&self) -> usize {
+        self.withheld
+    }
+
     /// Returns the bytes that guests share, with what finds their pages.
     pub(super) fn shareable(&self) -> usize {
         self.capacity.saturating_sub(FIXED)

@@ -173,6 +173,8 @@ pub struct StoreReport {
     pub resident_bytes: u64,
     /// What of the capacity is lent to guests, in bytes.
     pub lent_bytes: u64,
+    /// What of the capacity is withheld from all guests, in bytes.
+    pub withheld_bytes: u64,
     /// Pages that it could hold as they are, without compression.
     pub capacity_pages: u64,
     /// Pages that it holds, or is just copying.
@@ -410,6 +412,7 @@ impl Store {
             used_bytes: entry_bytes(used_pages, objects) + inner.contents.slot_bytes,
             resident_bytes: private + taken(&self.files.index) + taken(&self.files.pages),
             lent_bytes: inner.budget.lent() as u64,
+            withheld_bytes: inner.budget.withheld() as u64,
             capacity_pages: inner.budget.raw_pages() as u64,
             used_pages,
             ephemeral_pages: inner.accounts.ephemeral_pages() as u64,

@@ -151,10 +151,13 @@ impl Daemon {
 impl Operated for Daemon {
     fn stat(&self) -> Stat {
         let slots = self.slots();
-        Stat {
-            worker_starts: self.worker_starts,
-            ..stat(&self.store, slots.iter().map(|(_, slot)| &**slot))
+        let mut stat = stat(&self.store, slots.iter().map(|(_, slot)| &**slot));
+        stat.worker_starts = self.worker_starts;
+        let parts = self.sharing.parts();
+        for (guest, (number, _)) in stat.guests.iter_mut().zip(&slots) {
+            guest.part = parts.get(&number.0).copied();
         }
+        stat
     }
 
     fn stop(&self, force: bool) -> Result<String, String> {

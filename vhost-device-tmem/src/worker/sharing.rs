@@ -21,8 +21,9 @@ use super::{
     parts::{parts, Asked},
 };
 use crate::{
+    control::{KindState, PartState},
     device::{GuestId, Slot},
-    policy::{Figures, Plan, Policy, Terms},
+    policy::{Bounds, Figures, Plan, Policy, Terms},
     store::Store,
 };
 
@@ -135,9 +136,28 @@ impl Sharing {
         state.plan = plan;
     }
 
-    /// Returns the terms of all guests, and what the policy said of them last.
-    pub(super) fn shares(&self) -> (Vec<Terms>, Plan) {
+    /// Returns what guests have and may have, as the policy said last, by their numbers.
+    pub(super) fn parts(&self) -> BTreeMap<u32, PartState> {
+        let holdings = self.store.holdings();
         let state = self.state();
-        (state.terms.clone(), state.plan.clone())
+        let terms = state.terms.iter().filter_map(|terms| {
+            let mut shares = state.plan.shares.iter();
+            let share = shares.find(|share| share.guest == terms.guest)?;
+            let held = holdings.get(&terms.guest).copied().unwrap_or_default();
+            let kind = |used_bytes, share_bytes, Bounds { min, cap }| KindState {
+                used_bytes,
+                share_bytes,
+                min_bytes: min,
+                max_bytes: (cap < Bounds::NONE.cap).then_some(cap),
+            };
+            let part = PartState {
+                weight: terms.weight,
+                persistent: kind(held.persistent, share.quota, terms.persistent),
+                ephemeral: kind(held.ephemeral, share.ephemeral, terms.ephemeral),
+                drain_bytes: share.drain,
+            };
+            Some((terms.guest, part))
+        });
+        terms.collect()
     }
 }

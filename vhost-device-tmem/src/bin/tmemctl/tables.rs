@@ -62,7 +62,7 @@ pub(crate) fn all(stat: &Stat) -> String {
     if compressed {
         parts.push(contents(&stat.contents));
     }
-    parts.extend([list(stat), requests(stat), windows(stat)]);
+    parts.extend([list(stat), shares(stat), requests(stat), windows(stat)]);
     parts.push(pools(stat, compressed));
     parts.retain(|part| !part.is_empty());
     parts.join("\n")
@@ -75,6 +75,7 @@ fn store(stat: &Stat) -> String {
         ("USED", "%"),
         ("RESIDENT", "MiB"),
         ("LENT", "MiB"),
+        ("WITHHELD", "MiB"),
         ("ALL", "pages"),
         ("EPHEMERAL", "pages"),
         ("ROOM FOR", "pages"),
@@ -86,6 +87,7 @@ fn store(stat: &Stat) -> String {
         percent(part(stat.used_bytes, stat.capacity_bytes)),
         mib(stat.resident_bytes),
         mib(stat.lent_bytes),
+        mib(stat.withheld_bytes),
         stat.used_pages.to_string(),
         stat.ephemeral_pages.to_string(),
         stat.capacity_pages.to_string(),
@@ -112,6 +114,42 @@ fn contents(contents: &Contents) -> String {
         ratio(contents),
     ];
     table(&columns, [row])
+}
+
+/// Returns what guests may have, and what operators say of that.
+fn shares(stat: &Stat) -> String {
+    let columns = [
+        ("GUEST", WORDS),
+        ("WEIGHT", "of 10000"),
+        ("PERSISTENT", "MiB"),
+        ("QUOTA", "MiB"),
+        ("MIN", "MiB"),
+        ("MAX", "MiB"),
+        ("DRAIN", "MiB"),
+        ("EPHEMERAL", "MiB"),
+        ("SHARE", "MiB"),
+        ("MIN", "MiB"),
+        ("MAX", "MiB"),
+    ];
+    let max = |bytes: Option<u64>| bytes.map_or(NONE.to_owned(), mib);
+    let rows = stat.guests.iter().filter_map(|guest| {
+        let part = guest.part?;
+        let (persistent, ephemeral) = (part.persistent, part.ephemeral);
+        Some(vec![
+            guest.name.clone(),
+            part.weight.to_string(),
+            mib(persistent.used_bytes),
+            mib(persistent.share_bytes),
+            mib(persistent.min_bytes),
+            max(persistent.max_bytes),
+            mib(part.drain_bytes),
+            mib(ephemeral.used_bytes),
+            mib(ephemeral.share_bytes),
+            mib(ephemeral.min_bytes),
+            max(ephemeral.max_bytes),
+        ])
+    });
+    table(&columns, rows)
 }
 
 fn requests(stat: &Stat) -> String {
@@ -362,6 +400,7 @@ mod tests {
             used_bytes: 4 << 20,
             resident_bytes: 5 << 20,
             lent_bytes: 6 << 20,
+            withheld_bytes: 0,
             capacity_pages: 1,
             used_pages: 256,
             ephemeral_pages: 0,
