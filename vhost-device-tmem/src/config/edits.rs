@@ -9,7 +9,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::terms::GivenTerms;
+use super::{
+    problem::{Place, Problem, Problems},
+    sources::{window_size, Sources, NO_WINDOW},
+    terms::GivenTerms,
+};
 use crate::args::GuestConfig;
 
 /// What an operator asks for about one guest.
@@ -111,5 +115,84 @@ impl Edits {
     /// Returns the guests that were added.
     pub fn added(&self) -> impl Iterator<Item = &GuestConfig> {
         self.added.values()
+    }
+}
+
+impl Sources {
+    /// Does what an operator asks for about one guest.
+    ///
+    /// # Errors
+    ///
+    /// Why that cannot be.
+    pub fn edit(&mut self, edit: &GuestEdit, guests: &[GuestConfig]) -> Result<(), Problems> {
+        let problem = |name: &str, what: String| {
+            let place = Place::Operator(name.to_owned());
+            Err(Problems::from(Problem { place, what }))
+        };
+        let there = |name: &str| guests.iter().find(|guest| guest.name == *name);
+        let none = || {
+            let names = guests.iter().map(|guest| guest.name.as_str());
+            let names = names.collect::<Vec<_>>().join(", ");
+            format!("there is none of that name; the guests are: {names}")
+        };
+        match edit {
+            GuestEdit::Add { name, .. } | GuestEdit::Rename { to: name, .. }
+                if there(name).is_some() =>
+            {
+                problem(
+                    name,
+                    "there is one of that name already; choose another".to_owned(),
+                )
+            }
+            GuestEdit::Add {
+                name,
+                socket,
+                window_size: size,
+                terms: values,
+            } => {
+                let mut terms = GivenTerms::default();
+                if let Err(what) = terms.set(values) {
+                    return problem(name, what);
+                }
+                let window = size.as_ref().map(|size| window_size(size).ok_or(size));
+                match window.transpose() {
+                    Err(size) => problem(name, format!("{size:?} {NO_WINDOW}")),
+                    Ok(window) => {
+                        self.edits.add(GuestConfig {
+                            name: name.clone(),
+                            path: socket.clone(),
+                            window,
+                            terms,
+                        });
+                        Ok(())
+                    }
+                }
+            }
+            GuestEdit::Remove { name, .. } => match there(name) {
+                None => problem(name, none()),
+                Some(_) => {
+                    self.edits.remove(name, self.names(name));
+                    Ok(())
+                }
+            },
+            GuestEdit::Rename { name, to } => match there(name) {
+                None => problem(name, none()),
+                Some(guest) => {
+                    self.edits.remove(name, self.names(name));
+                    self.edits.add(GuestConfig {
+                        name: to.clone(),
+                        ..guest.clone()
+                    });
+                    Ok(())
+                }
+            },
+            GuestEdit::Set { name, terms } => match there(name) {
+                None => problem(name, none()),
+                Some(_) => match self.edits.set(name, terms) {
+                    Ok(()) => Ok(()),
+                    Err(what) => problem(name, what),
+                },
+            },
+        }
     }
 }

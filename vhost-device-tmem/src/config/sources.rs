@@ -13,7 +13,7 @@ use std::{
 use tracing::level_filters::LevelFilter;
 
 use super::{
-    edits::{Edits, GuestEdit},
+    edits::Edits,
     file::{File, GuestFile},
     problem::{Key, Place, Problem, Problems},
     read::{self, read_file},
@@ -130,83 +130,6 @@ impl Sources {
         args.any(|(name, _)| name == guest)
             || file.is_some_and(|file| file.options.guests.contains_key(guest))
             || self.guests.iter().any(|file| file.name == guest)
-    }
-
-    /// Does what an operator asks for about one guest.
-    ///
-    /// # Errors
-    ///
-    /// Why that cannot be.
-    pub fn edit(&mut self, edit: &GuestEdit, guests: &[GuestConfig]) -> Result<(), Problems> {
-        let problem = |name: &str, what: String| {
-            let place = Place::Operator(name.to_owned());
-            Err(Problems::from(Problem { place, what }))
-        };
-        let there = |name: &str| guests.iter().find(|guest| guest.name == *name);
-        let none = || {
-            let names = guests.iter().map(|guest| guest.name.as_str());
-            let names = names.collect::<Vec<_>>().join(", ");
-            format!("there is none of that name; the guests are: {names}")
-        };
-        match edit {
-            GuestEdit::Add { name, .. } | GuestEdit::Rename { to: name, .. }
-                if there(name).is_some() =>
-            {
-                problem(
-                    name,
-                    "there is one of that name already; choose another".to_owned(),
-                )
-            }
-            GuestEdit::Add {
-                name,
-                socket,
-                window_size: size,
-                terms: values,
-            } => {
-                let mut terms = GivenTerms::default();
-                if let Err(what) = terms.set(values) {
-                    return problem(name, what);
-                }
-                let window = size.as_ref().map(|size| window_size(size).ok_or(size));
-                match window.transpose() {
-                    Err(size) => problem(name, format!("{size:?} {NO_WINDOW}")),
-                    Ok(window) => {
-                        self.edits.add(GuestConfig {
-                            name: name.clone(),
-                            path: socket.clone(),
-                            window,
-                            terms,
-                        });
-                        Ok(())
-                    }
-                }
-            }
-            GuestEdit::Remove { name, .. } => match there(name) {
-                None => problem(name, none()),
-                Some(_) => {
-                    self.edits.remove(name, self.names(name));
-                    Ok(())
-                }
-            },
-            GuestEdit::Rename { name, to } => match there(name) {
-                None => problem(name, none()),
-                Some(guest) => {
-                    self.edits.remove(name, self.names(name));
-                    self.edits.add(GuestConfig {
-                        name: to.clone(),
-                        ..guest.clone()
-                    });
-                    Ok(())
-                }
-            },
-            GuestEdit::Set { name, terms } => match there(name) {
-                None => problem(name, none()),
-                Some(_) => match self.edits.set(name, terms) {
-                    Ok(()) => Ok(()),
-                    Err(what) => problem(name, what),
-                },
-            },
-        }
     }
 
     /// Returns where something was said of a key.
@@ -457,9 +380,10 @@ impl Sources {
 }
 
 /// What is said of a size that no window has.
-const NO_WINDOW: &str = "is no size of a window; give a power of two from 8MiB to 256GiB";
+pub(super) const NO_WINDOW: &str =
+    "is no size of a window; give a power of two from 8MiB to 256GiB";
 
-fn window_size(size: &str) -> Option<u64> {
+pub(super) fn window_size(size: &str) -> Option<u64> {
     size::parse(size).filter(|size| {
         size.is_power_of_two() && (window::MIN_SIZE..=window::MAX_SIZE).contains(size)
     })

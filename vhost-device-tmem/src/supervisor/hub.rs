@@ -23,7 +23,6 @@ use super::{
 use crate::{
     device::random_epoch,
     link::{FromWorker, GuestId, Link, LinkError, ToWorker},
-    policy::Terms,
     window::WindowFiles,
 };
 
@@ -444,13 +443,6 @@ impl Hub {
         let mut inner = self.inner();
         let level = level.to_string();
         let sent = inner.tell(&ToWorker::SetLogLevel { level }, &[]);
-        self.check(&mut inner, sent);
-    }
-
-    /// Tells the worker what operators say of the guests' parts of the memory.
-    pub(super) fn set_terms(&self, terms: Vec<Terms>) {
-        let mut inner = self.inner();
-        let sent = inner.tell(&ToWorker::SetTerms { terms }, &[]);
         self.check(&mut inner, sent);
     }
 

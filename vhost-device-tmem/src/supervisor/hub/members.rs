@@ -19,6 +19,7 @@ use super::{Guest, Hub};
 use crate::{
     config::Edits,
     link::{GuestId, ToWorker},
+    policy::Terms,
     supervisor::keep::Name,
     window::WindowFiles,
 };
@@ -139,6 +140,13 @@ impl Hub {
         if inner.is_gone(guest) {
             inner.guests.remove(&guest);
         }
+    }
+
+    /// Tells the worker what operators say of the guests' parts of the memory.
+    pub(in crate::supervisor) fn set_terms(&self, terms: Vec<Terms>) {
+        let mut inner = self.inner();
+        let sent = inner.tell(&ToWorker::SetTerms { terms }, &[]);
+        self.check(&mut inner, sent);
     }
 
     /// Sees to it that another process knows the guests, and what operators changed.
