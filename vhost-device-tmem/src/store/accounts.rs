@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use super::{
     entry::Page,
+    evicted::{Evicted, NearMisses},
     fairness::{victim, Holding, Part, Parts},
     id::PageId,
     lru::Lru,
@@ -24,6 +25,7 @@ struct Account {
     /// What of the holding is lent.
     lent: Holding,
     lru: Lru,
+    evicted: Evicted,
     /// Pools that are counted here, those that are being emptied included.
     pools: usize,
     /// The guest is there.
@@ -206,6 +208,28 @@ impl Accounts {
     /// Notes that a guest's ephemeral page was used.
     pub(super) fn touch(&mut self, id: AccountId, pages: &mut Table<Page>, page: PageId) {
         self.accounts[id].lru.touch(pages, page);
+    }
+
+    /// Notes that an ephemeral page of a guest was evicted, by a digest of its key.
+    pub(super) fn evict(&mut self, id: AccountId, digest: u32) {
+        let account = &mut self.accounts[id];
+        account.evicted.evict(digest, account.holding.ephemeral);
+    }
+
+    /// Notes that a guest asked in vain for an ephemeral page, by a digest of its key.
+    pub(super) fn miss(&mut self, id: AccountId, digest: u32) {
+        let account = &mut self.accounts[id];
+        account.evicted.miss(digest, account.holding.ephemeral);
+    }
+
+    /// Returns what more memory would have spared each guest that is there, by its number.
+    pub(super) fn near_misses(&self) -> BTreeMap<u32, NearMisses> {
+        let there = self.accounts.iter().filter(|account| account.open);
+        let near = there.map(|account| {
+            let near = account.evicted.near_misses(account.holding.ephemeral);
+            (account.guest, near)
+        });
+        near.collect()
     }
 
     /// Returns the page to evict next, [`None`] if there is none that nobody is reading.

@@ -214,7 +214,13 @@ impl Inner {
         for ((key, found), pinned) in keys.iter().zip(found).zip(pages) {
             count += 1;
             // What is forgotten here meanwhile is not linked any more.
-            let Some(id) = found else { continue };
+            let Some(id) = found else {
+                if kind == PoolKind::Ephemeral {
+                    let digest = self.index.digest(slot, &key.object, key.index.get());
+                    self.accounts.miss(account, digest);
+                }
+                continue;
+            };
             let page = &mut self.index.pages[id.index()];
             if page.version() != key.version.get() || page.state() != PageState::Linked {
                 continue;

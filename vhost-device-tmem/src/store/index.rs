@@ -208,6 +208,18 @@ impl Index {
         self.object_buckets.of(hasher.finish())
     }
 
+    /// Returns a digest of a key of a pool.
+    pub(super) fn digest(&self, pool: u32, id: &ObjectId, index: u64) -> u32 {
+        let mut hasher = self.secret.build_hasher();
+        hasher.write_u32(pool);
+        for word in id.0 {
+            hasher.write_u64(word.get());
+        }
+        hasher.write_u64(index);
+        // CAST: The lower half is as good as any.
+        hasher.finish() as u32
+    }
+
     /// Returns the bucket of a page. Those of neighbours are in one cache line: requests name many
     /// neighbours. The hash says which line, and which place in it is that of the first, so that
     /// indices that are far apart do not all have the same.

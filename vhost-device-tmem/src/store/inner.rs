@@ -404,7 +404,12 @@ impl Inner {
     /// Forgets a linked page. Its room is free at once, or when the last get or put let it go.
     pub(super) fn forget(&mut self, id: PageId, cause: Cause) {
         let object = self.index.unlink_page(id);
-        let Object { pool, pages, .. } = self.index.objects[object.index()];
+        let Object {
+            pool,
+            pages,
+            id: name,
+            ..
+        } = self.index.objects[object.index()];
         let body = self.index.pages[id.index()].body();
         self.count(pool, body, Body::Nothing);
         if pages == 0 {
@@ -415,6 +420,7 @@ impl Inner {
         if kind == PoolKind::Ephemeral {
             self.accounts.remove(account, &mut self.index.pages, id);
         }
+        let slot = pool;
         let pool = self.pool_mut(pool);
         pool.pages -= 1;
         match cause {
@@ -423,6 +429,9 @@ impl Inner {
             Cause::Evicted => {
                 pool.counters.pages_evicted += 1;
                 self.evictions += 1;
+                let index = self.index.pages[id.index()].index.get();
+                let digest = self.index.digest(slot, &name, index);
+                self.accounts.evict(account, digest);
             }
         }
         if self.index.pages[id.index()].pins() == 0 {

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::{
+    evicted::NearMisses,
     fairness::{Holding, Part, Parts},
     inner::Inner,
     Guest, Store, BATCH,
@@ -41,6 +42,12 @@ impl Store {
     /// Returns what guests hold that are there, or whose pages are still to go, by their numbers.
     pub fn holdings(&self) -> BTreeMap<u32, Holding> {
         self.lock().accounts.holdings()
+    }
+
+    /// Returns which misses a little more memory would have spared the guests that are there, by their
+    /// numbers.
+    pub fn near_misses(&self) -> BTreeMap<u32, NearMisses> {
+        self.lock().accounts.near_misses()
     }
 
     /// Returns the bytes that guests share, with what finds their pages.

@@ -8,12 +8,12 @@ use crate::{
     control::counters_of,
     device::WindowState,
     policy::{EphemeralFigures, GuestFigures, PersistentFigures, AGES},
-    store::{Dropped, Holding, PoolKind, PoolReport, PAGE_SIZE},
+    store::{Dropped, Holding, NearMisses, PoolKind, PoolReport, PAGE_SIZE},
     window::{CHUNK, CHUNK_SLOTS},
 };
 
 /// The seconds that evictions are summed up over.
-const REACH_PERIOD: f64 = 30.0;
+const PERIOD: f64 = 30.0;
 
 /// What is counted of a guest, since it connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,8 +22,10 @@ pub(super) struct Counts {
     refused: u64,
     /// Ephemeral pages found in the store.
     hits: u64,
-    /// Ephemeral pages that were not there any more, in the store or in the window.
+    /// Ephemeral pages that were not there any more, and would have been with as much more memory as
+    /// `reach`.
     missed: u64,
+    reach: u64,
     /// Bytes of ephemeral pages that were evicted, or taken back with their chunks.
     evicted: u64,
     /// Pages that the guest says it found in its window, by their ages.
@@ -32,19 +34,22 @@ pub(super) struct Counts {
 
 impl Counts {
     /// Counts what there is of a guest.
-    pub(super) fn of(pools: &[PoolReport], dropped: &Dropped, window: Option<WindowState>) -> Self {
+    pub(super) fn of(
+        pools: &[PoolReport],
+        dropped: &Dropped,
+        near: NearMisses,
+        window: Option<WindowState>,
+    ) -> Self {
         let [persistent, ephemeral] = [PoolKind::Persistent, PoolKind::Ephemeral]
             .map(|kind| counters_of(pools, dropped, kind));
         let window = window.unwrap_or_default();
         let chunks = window.refused.saturating_mul(CHUNK_SLOTS.into());
-        let missed = ephemeral.gets.saturating_sub(ephemeral.gets_hit);
-        // The guest may tell anything.
-        let lost = window.gets.saturating_sub(window.hits);
         let evicted = ephemeral.pages_evicted.saturating_mul(PAGE_SIZE as u64);
         Self {
             refused: persistent.refused_over_quota.saturating_add(chunks),
             hits: ephemeral.gets_hit,
-            missed: missed.saturating_add(lost),
+            missed: near.pages,
+            reach: near.reach,
             evicted: evicted.saturating_add(window.taken.saturating_mul(CHUNK)),
             window_hits: window.hits_by_age,
         }
@@ -56,7 +61,7 @@ impl Counts {
 pub(super) struct Past {
     counts: Counts,
     /// Bytes evicted over the last half minute, about.
-    reach: f64,
+    evicted: f64,
 }
 
 /// Returns what was counted since: all of it where counting has begun anew.
@@ -76,7 +81,7 @@ impl Past {
         let before = std::mem::replace(&mut self.counts, now);
         let seconds = elapsed.as_secs_f64();
         let evicted = since(now.evicted, before.evicted);
-        self.reach = self.reach * (-seconds / REACH_PERIOD).exp() + evicted as f64;
+        self.evicted = self.evicted * (-seconds / PERIOD).exp() + evicted as f64;
         let mut hits_by_age = [0; AGES];
         for (hits, (now, before)) in hits_by_age
             .iter_mut()
@@ -96,7 +101,7 @@ impl Past {
                 used: holding.ephemeral,
                 hits_by_age,
                 missed: since(now.missed, before.missed),
-                reach: self.reach as u64,
+                reach: now.reach,
             },
         }
     }
@@ -104,11 +109,11 @@ impl Past {
     /// Returns the age at which pages of the guest are evicted, which is that of what is found in the
     /// store: the last one where none are.
     fn age_of_store(&self, held: u64) -> usize {
-        if self.reach < 1.0 {
+        if self.evicted < 1.0 {
             return AGES - 1;
         }
         // All that it has goes in this time.
-        let seconds = held as f64 * REACH_PERIOD / self.reach;
+        let seconds = held as f64 * PERIOD / self.evicted;
         let ages = (0..AGES).find(|n| seconds < f64::from(1u32 << n));
         ages.unwrap_or(AGES - 1)
     }
@@ -134,6 +139,7 @@ mod tests {
             refused: 5,
             hits: 7,
             missed: 2,
+            reach: 1 << 20,
             ..Counts::default()
         };
         counts.window_hits[3] = 9;
@@ -141,6 +147,8 @@ mod tests {
         assert_eq!((first.guest, first.persistent.used), (4, 100));
         assert_eq!((first.persistent.refused, first.ephemeral.used), (5, 200));
         assert_eq!(first.ephemeral.hits_by_age[3], 9);
+        let near = (first.ephemeral.missed, first.ephemeral.reach);
+        assert_eq!(near, (2, 1 << 20));
         assert_eq!(first.ephemeral.hits_by_age[AGES - 1], 7);
         counts.hits = 8;
         let second = past.follow(4, holding(0, 0), counts, SECOND);
@@ -164,8 +172,8 @@ mod tests {
         // 1 MiB of 10 MiB a half minute: three seconds.
         let of = past.follow(0, holding(0, 1 << 20), counts, SECOND);
         assert_eq!(of.ephemeral.hits_by_age[2], 1);
-        assert_eq!(of.ephemeral.reach, 10 << 20);
         let of = past.follow(0, holding(0, 1 << 20), counts, 300 * SECOND);
-        assert!(of.ephemeral.reach < 1 << 10);
+        assert_eq!(of.ephemeral.hits_by_age.iter().sum::<u64>(), 0);
+        assert!(past.evicted < 1024.0);
     }
 }

@@ -96,6 +96,7 @@ impl Sharing {
         state.last = now;
         let shared = self.store.shareable();
         let holdings = self.store.holdings();
+        let near = self.store.near_misses();
         let mut guests = Vec::new();
         for (GuestId(guest), slot) in slots {
             let slot = slot.state();
@@ -107,7 +108,8 @@ impl Sharing {
             }
             let counts = session.map(|session| {
                 let (pools, dropped) = (session.pools(), session.dropped());
-                Counts::of(&pools, &dropped, session.window())
+                let near = near.get(guest).copied().unwrap_or_default();
+                Counts::of(&pools, &dropped, near, session.window())
             });
             let past = state.past.entry(*guest).or_default();
             guests.push(past.follow(*guest, holding, counts.unwrap_or_default(), elapsed));
