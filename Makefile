@@ -112,14 +112,15 @@ bench-tools: module-install programs
 bench: bench-tools ## Measure what pages cost, beside the alternatives (about an hour)
 	@scripts/bench
 
-.PHONY: bench-exits bench-insns bench-daemon bench-policy bench-tiers bench-guest
+.PHONY: bench-exits bench-insns bench-daemon bench-policy bench-sim bench-tiers bench-guest
 bench-exits: bench-tools ## ... only exits a page, by real KVM in an emulated guest
 bench-insns: bench-tools ## ... only guest instructions a page
 bench-daemon: bench-tools ## ... only the daemon's throughput and latency
 bench-policy: bench-tools ## ... only which pages go first from the window
+bench-sim: bench-tools ## ... only how guests share memory, simulated
 bench-tiers: bench-tools ## ... only windows that are too small, and cold pages
 bench-guest: bench-tools ## ... only work in a guest that is short of memory
-bench-exits bench-insns bench-daemon bench-policy bench-tiers bench-guest:
+bench-exits bench-insns bench-daemon bench-policy bench-sim bench-tiers bench-guest:
 	@scripts/bench $(@:bench-%=%)
 
 .PHONY: lint

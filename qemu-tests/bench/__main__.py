@@ -25,6 +25,7 @@ PARTS = {
     "insns": "instructions of the guest for each page, counted by the emulator",
     "daemon": "throughput and latency of the daemon, over its real protocol",
     "policy": "which pages go first from the window, by made-up traces",
+    "sim": "how guests share memory, simulated with up to a thousand of them",
     "tiers": "what share of swapped pages a window answers for that is too small",
     "guest": "work that needs more memory than the guest has, and what it costs",
 }
