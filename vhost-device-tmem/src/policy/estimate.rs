@@ -28,6 +28,10 @@ const SLACK: f64 = 2.0;
 /// The part of all hits that the oldest ones are at least.
 const OLDEST: f64 = 0.125;
 
+/// The part of what it gets that a guest may miss and be content. What is missed so rarely is not
+/// worth moving memory for, to and fro as chance will have it.
+const CONTENT: f64 = 1.0 / 1024.0;
+
 /// The least that `reach` is taken for, in pages, and as a part of the share: so few misses in so
 /// little memory say nothing.
 const LEAST_REACH: (f64, f64) = (256.0, 0.125);
@@ -145,7 +149,8 @@ impl Estimate {
         let paid = self.paid();
         // 1 where all of the share pays, 0 where no more does than leaves the slack.
         let tight = (SLACK - pages / paid.max(1.0)).clamp(0.0, 1.0);
-        let gain = (surely(self.missed) / reach).max(surely(self.oldest(hits)) / pages * tight);
+        let missed = (surely(self.missed) - hits * CONTENT).max(0.0);
+        let gain = (missed / reach).max(surely(self.oldest(hits)) / pages * tight);
         let loss = (possibly(self.missed) / reach).max(possibly(hits) / pages * tight);
         Value {
             gain,
@@ -231,6 +236,15 @@ mod tests {
         assert!(value(100).gain > value(50).gain);
         assert_eq!(value(0).gain, 0.0);
         assert!(value(0).loss > 0.0);
+    }
+
+    #[test]
+    fn who_hardly_misses_anything_is_content() {
+        let mut figures = hits(0, 4096);
+        figures.missed = 4;
+        assert_eq!(after(figures, 64 * MIB).value(64 * MIB).gain, 0.0);
+        figures.missed = 16;
+        assert!(after(figures, 64 * MIB).value(64 * MIB).gain > 0.0);
     }
 
     #[test]
