@@ -23,6 +23,18 @@ const REACH_SECONDS: usize = 30;
 /// Layers of about the same age are one where they differ by less than this part of it.
 const ALIKE: f64 = 0.125;
 
+/// What the policy is told of misses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Told {
+    /// Those that a quarter more of memory would have had
+    #[default]
+    Near,
+    /// All, and nothing of their reach
+    All,
+    /// All, and what was evicted in half a minute as their reach
+    Evicted,
+}
+
 /// What a guest is like.
 #[derive(Clone, Debug)]
 pub struct Likeness {
@@ -38,6 +50,8 @@ pub struct Likeness {
     pub weight: u32,
     /// What it says instead of what happened.
     pub lie: Option<EphemeralFigures>,
+    /// What else it, or the daemon, says of misses.
+    pub told: Told,
 }
 
 /// What happened to a guest in a second. All are pages.
@@ -161,7 +175,11 @@ impl Guest {
         found.hits = by_age.iter().sum();
         self.used = self.layers.iter().map(|layer| layer.pages).sum();
         self.put(now, found.reads);
-        let missed = rate * piece.curve.most() - above;
+        let most = match self.likeness.told {
+            Told::Near => hits(depth + self.near()),
+            Told::Evicted | Told::All => rate * piece.curve.most(),
+        };
+        let missed = most - above;
         found.missed = drawn(missed, random);
         found.by_age = by_age.map(|mean| drawn(mean, random));
         found
@@ -209,12 +227,23 @@ impl Guest {
 
     /// Drops the oldest pages, which were put at one time: at most so many. Returns how many.
     pub fn evict_oldest(&mut self, second: usize, pages: f64) -> f64 {
-        let Some(layer) = self.layers.first() else {
+        let Some(layer) = self.layers.first_mut() else {
             return 0.0;
         };
         let part = layer.pages.min(pages);
-        self.shrink(second, self.used - part);
+        layer.pages -= part;
+        // One may have nothing left, since all of it was hit.
+        if layer.pages <= 0.0 {
+            self.layers.remove(0);
+        }
+        self.used = (self.used - part).max(0.0);
+        self.evicted[second % REACH_SECONDS] += part;
         part
+    }
+
+    /// Returns the pages that would be a quarter more.
+    fn near(&self) -> f64 {
+        (self.used / 4.0).max(256.0)
     }
 
     /// Returns what the daemon would tell the policy of that second.
@@ -227,7 +256,11 @@ impl Guest {
                 used,
                 hits_by_age: of.by_age,
                 missed: of.missed,
-                reach: (self.evicted.iter().sum::<f64>() * PAGE) as u64,
+                reach: match self.likeness.told {
+                    Told::Evicted => (self.evicted.iter().sum::<f64>() * PAGE) as u64,
+                    Told::All => 0,
+                    Told::Near => (self.near() * PAGE) as u64,
+                },
             },
         }
     }

@@ -13,7 +13,7 @@ use anyhow::{ensure, Context};
 use clap::Parser;
 use serde::Serialize;
 use tmem_sim::{
-    guest::PAGE,
+    guest::{Told, PAGE},
     measure,
     optimum::optimum,
     scenario::{self, Name},
@@ -51,6 +51,9 @@ struct Args {
     /// Seconds between two shares that are printed
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     every: u64,
+    /// What the policy is told of misses
+    #[arg(long, value_enum, default_value_t)]
+    told: Told,
     /// Write all guests' shares and hits there, as CSV
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
@@ -127,7 +130,10 @@ const SHOWN: usize = 12;
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let scenario = scenario(&args)?;
+    let mut scenario = scenario(&args)?;
+    for guest in &mut scenario.guests {
+        guest.told = args.told;
+    }
     let mut csv = match &args.csv {
         Some(path) => Some(create(path)?),
         None => None,

@@ -22,7 +22,7 @@ pub fn jain(values: &[f64]) -> f64 {
 /// it) below `mark`; none where the last one is.
 #[must_use]
 pub fn converged(values: &[f64], mark: f64, margin: f64) -> Option<usize> {
-    let means: Vec<_> = values.windows(MEAN).map(|window| mean(window)).collect();
+    let means: Vec<_> = values.windows(MEAN).map(mean).collect();
     let least = mark * (1.0 - margin);
     match means.iter().rposition(|mean| *mean < least) {
         None => Some(0),

@@ -7,7 +7,13 @@ use std::collections::BTreeMap;
 use rand::{rngs::SmallRng, Rng, SeedableRng};
 use vhost_device_tmem::policy::{EphemeralFigures, AGES};
 
-use crate::{guest::Likeness, synthetic::Kind, trace::Access, workload::Workload, world::Scenario};
+use crate::{
+    guest::{Likeness, Told},
+    synthetic::Kind,
+    trace::Access,
+    workload::Workload,
+    world::Scenario,
+};
 
 /// Bytes for each guest where nothing else is said.
 pub const EACH: u64 = 64 << 20;
@@ -93,6 +99,7 @@ pub fn make(name: Name, guests: usize, capacity: u64, seed: u64) -> Scenario {
             cache: CACHE,
             weight: WEIGHT,
             lie: None,
+            told: Told::default(),
         };
         let steady = n % STEADY.len();
         let changing = n / 2 % CHANGING.len();
@@ -147,6 +154,7 @@ pub fn recorded(
         cache: cache as f64,
         weight: WEIGHT,
         lie: None,
+        told: Told::default(),
     });
     Scenario {
         guests: guests.collect(),
