@@ -78,19 +78,6 @@ proptest! {
     }
 
     #[test]
-    fn a_flood_of_puts_gains_nothing(readers in readers(), flood in 2.0..1000.0) {
-        // One whose pages nobody ever asks for ends where an idle guest does.
-        let with = |first: Reader| {
-            let all: Vec<_> = std::iter::once(first).chain(readers.iter().copied()).collect();
-            let mut world = World::of(CAPACITY, &all);
-            world.steps(600);
-            world.share(0)
-        };
-        let flooding = Reader { flood, ..Reader::IDLE };
-        prop_assert_eq!(with(flooding), with(Reader::IDLE));
-    }
-
-    #[test]
     fn a_lie_is_bounded(
         readers in readers(),
         hits in any::<u64>(),

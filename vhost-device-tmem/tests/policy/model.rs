@@ -30,28 +30,24 @@ pub(crate) struct Reader {
     pub(crate) rate: f64,
     /// How much memory they are spread over, in bytes.
     pub(crate) set: f64,
-    /// How many pages are put for each that is ever asked for: more than 1 for a flood.
-    pub(crate) flood: f64,
 }
 
 impl Reader {
     pub(crate) const IDLE: Self = Self {
         rate: 0.0,
         set: 1.0,
-        flood: 1.0,
     };
 
     pub(crate) fn new(rate: f64, mib: f64) -> Self {
         Self {
             rate,
             set: mib * MIB as f64,
-            flood: 1.0,
         }
     }
 
     /// Returns the pages got a second with so many bytes.
     pub(crate) fn hits(&self, bytes: f64) -> f64 {
-        self.rate * (1.0 - (-bytes / self.flood / self.set).exp())
+        self.rate * (1.0 - (-bytes / self.set).exp())
     }
 
     /// Returns what is counted in a second with such a share.
@@ -59,7 +55,7 @@ impl Reader {
         let bytes = share as f64;
         let reach = (bytes / 4.0).max(4.0 * MIB as f64);
         // Pages leave at the rate at which they come, so that they age as others follow them.
-        let put = self.rate.max(1.0) * self.flood * PAGE;
+        let put = self.rate.max(1.0) * PAGE;
         let mut hits_by_age = [0; AGES];
         let mut from = 0.0;
         for (n, hits) in hits_by_age.iter_mut().enumerate() {
