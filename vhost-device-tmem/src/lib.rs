@@ -16,10 +16,10 @@
 //! says how guests share memory, and knows nothing but figures. The [`supervisor`] looks into none
 //! of the memory that it holds; a [`worker`] has a device, a store, and the operator's socket.
 //!
-//! Around them is [`pressure`] (how short of memory the host is), and what a process needs: [`args`] and [`config`] (what it is told), [`identity`] (who
-//! it runs as), [`limits`] (what it may have), [`log`], [`sandbox`], [`serving`] (who connects to a
-//! socket), [`signals`], [`socket`] (where it listens), [`stop`] (how its threads end), and
-//! [`tmpfs`] (where its memory outlives it).
+//! Around them is [`pressure`] (how short of memory the host is), and what a process needs: [`args`]
+//! and [`config`] (what it is told), [`identity`] (who it runs as), [`limits`] (what it may have),
+//! [`log`], [`sandbox`], [`serving`] (who connects to a socket), [`signals`], [`socket`] (where it
+//! listens), [`stop`] (how its threads end), and [`tmpfs`] (where its memory outlives it).
 
 pub mod args;
 pub mod backoff;

@@ -26,6 +26,7 @@ impl Operated for Nothing {
             used_bytes: 0,
             resident_bytes: 0,
             lent_bytes: 0,
+            withheld_bytes: 0,
             capacity_pages: 0,
             used_pages: 0,
             ephemeral_pages: 0,

@@ -31,8 +31,9 @@ pub(super) struct Plan {
 }
 
 /// Decides where so many chunks are wanted back, besides those that guests asked for in vain: who
-/// is most above its share gives first of those that can be had. Where these are not enough for guests who have less
-/// than they were promised, who has most of the others, and all that it was promised, is asked.
+/// is most above its share gives first of those that can be had. Where these are not enough for guests
+/// who have less than they were promised, who has most of the others, and all that it was promised, is
+/// asked.
 pub(super) fn plan(holdings: &[Holding], wanted: u32) -> Plan {
     let unserved = holdings.iter().map(|holding| holding.unserved);
     let wanted = unserved.fold(wanted, u32::saturating_add).min(MOST);

@@ -411,6 +411,7 @@ pub(super) mod tests {
                 used_bytes: 1 << 30,
                 resident_bytes: 1 << 30,
                 lent_bytes: 512 << 20,
+                withheld_bytes: 0,
                 capacity_pages: 2 << 20,
                 used_pages: 0,
                 ephemeral_pages: 0,
