@@ -76,8 +76,9 @@
 //!
 //! # What the plan is for
 //!
-//! [`Share::quota`] is the guest's promise and limit in the store's accounts, from which its credits
-//! follow; its limit is [`Share::right`] where that is more and nothing is to be drained. Of one with [`Share::drain`] persistent chunks are recalled, and puts refused.
+//! [`Share::quota`] is the guest's limit in the store's accounts, from which its credits follow, once
+//! it has something to drain: chunks are recalled then, and puts refused. Until then it need not wait
+//! for the next step, and may have what is promised to nobody who lacks it.
 //! [`Share::ephemeral`] is what eviction compares holdings with, and what chunks are lent up to.
 //! [`Plan::give_back`] says whose chunks and pages go when the host is short before the next step.
 
@@ -134,9 +135,6 @@ pub struct Share {
     pub guest: u32,
     /// The bytes that it may have of persistent memory.
     pub quota: u64,
-    /// The bytes of persistent memory that are its weighted part, to which it has a right. As long as
-    /// it has nothing to drain, it may have as much before the next step, whatever its quota is.
-    pub right: u64,
     /// The bytes that it has beyond that, and is to drain.
     pub drain: u64,
     /// The bytes that its quota is below its minimum, since others have not drained yet, or since
@@ -166,7 +164,6 @@ struct Member {
     estimate: Estimate,
     pace: Pace,
     quota: u64,
-    right: u64,
     share: u64,
 }
 
@@ -177,7 +174,6 @@ impl Member {
             estimate: Estimate::default(),
             pace: Pace::default(),
             quota: terms.persistent.min,
-            right: terms.persistent.min,
             share: terms.ephemeral.min,
             terms,
         }
@@ -323,11 +319,8 @@ impl Policy {
             quota: member.quota,
         });
         let quotas = quotas(total, grain, &members.collect::<Vec<_>>());
-        let rights = self.divided(total, |member| member.bounds(member.terms.persistent));
-        let given = quotas.into_iter().zip(rights);
-        for (member, (quota, right)) in self.members.values_mut().zip(given) {
+        for (member, quota) in self.members.values_mut().zip(quotas) {
             member.quota = quota;
-            member.right = right;
         }
     }
 
@@ -419,7 +412,6 @@ impl Policy {
             Share {
                 guest: member.terms.guest,
                 quota: member.quota,
-                right: member.right,
                 drain: used.saturating_sub(member.quota),
                 owed: member.terms.persistent.min.saturating_sub(member.quota),
                 ephemeral: member.share,

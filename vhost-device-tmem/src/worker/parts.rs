@@ -22,12 +22,14 @@ pub(super) fn parts(terms: &[Terms], plan: &Plan, shared: u64) -> BTreeMap<u32, 
     let minima = terms.iter().map(|of| of.persistent.min + of.ephemeral.min);
     let minima = minima.fold(0, u64::saturating_add);
     let free = u128::from(shared.saturating_sub(minima) / 2);
+    let ephemeral = terms.iter().map(|of| of.ephemeral.min);
+    let open = shared.saturating_sub(ephemeral.fold(0, u64::saturating_add));
     let weights = terms.iter().map(|of| u128::from(of.weight)).sum::<u128>();
     let parts = terms.iter().filter_map(|of| {
         let share = plan.shares.iter().find(|share| share.guest == of.guest)?;
         let start = free * u128::from(of.weight) / weights.max(1);
         let start = of.persistent.min.saturating_add(start as u64);
-        let limit = limit(share, of);
+        let limit = limit(share, of, open);
         let part = Part {
             promised: start.min(limit),
             limit,
@@ -38,11 +40,13 @@ pub(super) fn parts(terms: &[Terms], plan: &Plan, shared: u64) -> BTreeMap<u32, 
     parts.collect()
 }
 
-/// Returns what a guest gets no more of persistent memory than. One that has to drain gets nothing;
-/// others have a right to their part at once, and to more as the policy finds that there is more.
-fn limit(share: &Share, terms: &Terms) -> u64 {
+/// Returns what a guest gets no more of persistent memory than, where `open` bytes are guaranteed to
+/// no ephemeral pages. One that has to drain gets nothing. Others are not kept waiting for the next
+/// step: what is promised to nobody who lacks it they may have at once, and are asked for it once
+/// somebody needs it.
+fn limit(share: &Share, terms: &Terms, open: u64) -> u64 {
     let limit = match share.drain {
-        0 => share.quota.max(share.right),
+        0 => share.quota.max(open),
         _ => share.quota,
     };
     limit.min(terms.persistent.cap)
@@ -97,11 +101,10 @@ mod tests {
         }
     }
 
-    fn share(guest: u32, quota: u64, right: u64, drain: u64) -> Share {
+    fn share(guest: u32, quota: u64, drain: u64) -> Share {
         Share {
             guest,
             quota,
-            right,
             drain,
             owed: 0,
             ephemeral: 5,
@@ -113,14 +116,13 @@ mod tests {
         let all = [
             terms(1, 100, 0, u64::MAX),
             terms(2, 300, 100, 150),
-            terms(3, 400, 0, u64::MAX),
+            Terms {
+                ephemeral: Bounds { min: 200, cap: 300 },
+                ..terms(3, 400, 0, u64::MAX)
+            },
         ];
         let plan = Plan {
-            shares: vec![
-                share(1, 40, 120, 0),
-                share(2, 150, 160, 0),
-                share(3, 70, 500, 9),
-            ],
+            shares: vec![share(1, 40, 0), share(2, 150, 0), share(3, 70, 9)],
             ..Plan::default()
         };
         let parts = parts(&all, &plan, 900);
@@ -129,8 +131,8 @@ mod tests {
             limit,
             ephemeral: Some(5),
         };
-        // Its weighted part of half of what is not guaranteed, and its right.
-        assert_eq!(parts[&1], part(50, 120));
+        // Its weighted part of half of what is not guaranteed, and all that is not to ephemeral pages.
+        assert_eq!(parts[&1], part(37, 700));
         assert_eq!(parts[&2], part(150, 150));
         // It has to drain first.
         assert_eq!(parts[&3], part(70, 70));
