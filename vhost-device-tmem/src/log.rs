@@ -6,7 +6,7 @@
 //! Whoever reads them may stand still: then the queue fills up, further lines are dropped and
 //! counted, and the next line that is written is preceded by their number.
 //!
-//! Where systemd's journal reads them, they are [as it wants them](journal).
+//! Where systemd's journal reads them, they are as it wants them.
 
 mod journal;
 
