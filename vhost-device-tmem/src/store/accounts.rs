@@ -216,8 +216,9 @@ impl Accounts {
         account.evicted.evict(digest, account.holding.ephemeral);
     }
 
-    /// Notes that a guest asked in vain for an ephemeral page, by a digest of its key.
-    pub(super) fn miss(&mut self, id: AccountId, digest: u32) {
+    /// Notes that a guest asked in vain for an ephemeral page. `digest` returns that of its key; it is
+    /// asked only where something was evicted.
+    pub(super) fn miss(&mut self, id: AccountId, digest: impl FnOnce() -> u32) {
         let account = &mut self.accounts[id];
         account.evicted.miss(digest, account.holding.ephemeral);
     }

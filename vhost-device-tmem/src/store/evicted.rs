@@ -58,7 +58,7 @@ impl Evicted {
         let places = remembered(held).next_power_of_two() as usize;
         if self.marks.len() < places {
             let before = std::mem::replace(&mut self.marks, vec![Mark::default(); places]);
-            for mark in before {
+            for mark in before.into_iter().filter(|mark| mark.at != 0) {
                 let place = self.place(mark.digest);
                 self.marks[place] = mark;
             }
@@ -71,10 +71,11 @@ impl Evicted {
 
     /// Notes that a page was asked for in vain by a guest that has so many bytes. It counts if it was
     /// evicted of late.
-    pub(super) fn miss(&mut self, digest: u32, held: u64) {
+    pub(super) fn miss(&mut self, digest: impl FnOnce() -> u32, held: u64) {
         if self.marks.is_empty() {
             return;
         }
+        let digest = digest();
         let place = self.place(digest);
         let Mark { digest: there, at } = self.marks[place];
         let since = self.evictions.wrapping_sub(at);
@@ -107,7 +108,7 @@ mod tests {
 
     fn missed(evicted: &mut Evicted, n: u32, held: u64) -> bool {
         let before = evicted.missed;
-        evicted.miss(digest(n), held);
+        evicted.miss(|| digest(n), held);
         evicted.missed > before
     }
 
@@ -150,7 +151,9 @@ mod tests {
         let held = 40_000 * PAGE;
         evicted.evict(digest(50), held);
         assert!(evicted.marks.len() > len);
-        let found = (0..=50).filter(|n| missed(&mut evicted, *n, held));
+        // Nor is the one lost whose digest is that of no page.
+        assert!(missed(&mut evicted, 0, held));
+        let found = (1..=50).filter(|n| missed(&mut evicted, *n, held));
         assert!(found.count() > 25);
         // However much that is.
         evicted.evict(digest(51), u64::MAX);

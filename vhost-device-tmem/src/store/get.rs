@@ -216,7 +216,7 @@ impl Inner {
             // What is forgotten here meanwhile is not linked any more.
             let Some(id) = found else {
                 if kind == PoolKind::Ephemeral {
-                    let digest = self.index.digest(slot, &key.object, key.index.get());
+                    let digest = || self.index.digest(slot, &key.object, key.index.get());
                     self.accounts.miss(account, digest);
                 }
                 continue;

@@ -199,22 +199,24 @@ impl Index {
         self.free_objects.is_none()
     }
 
-    fn object_bucket(&self, pool: u32, id: &ObjectId) -> usize {
+    /// Returns a hasher of an object of a pool.
+    fn object_hasher(&self, pool: u32, id: &ObjectId) -> impl Hasher {
         let mut hasher = self.secret.build_hasher();
         hasher.write_u32(pool);
         for word in id.0 {
             hasher.write_u64(word.get());
         }
+        hasher
+    }
+
+    fn object_bucket(&self, pool: u32, id: &ObjectId) -> usize {
+        let hasher = self.object_hasher(pool, id);
         self.object_buckets.of(hasher.finish())
     }
 
     /// Returns a digest of a key of a pool.
     pub(super) fn digest(&self, pool: u32, id: &ObjectId, index: u64) -> u32 {
-        let mut hasher = self.secret.build_hasher();
-        hasher.write_u32(pool);
-        for word in id.0 {
-            hasher.write_u64(word.get());
-        }
+        let mut hasher = self.object_hasher(pool, id);
         hasher.write_u64(index);
         // CAST: The lower half is as good as any.
         hasher.finish() as u32

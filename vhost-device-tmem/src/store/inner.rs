@@ -405,23 +405,22 @@ impl Inner {
     pub(super) fn forget(&mut self, id: PageId, cause: Cause) {
         let object = self.index.unlink_page(id);
         let Object {
-            pool,
+            pool: slot,
             pages,
             id: name,
             ..
         } = self.index.objects[object.index()];
         let body = self.index.pages[id.index()].body();
-        self.count(pool, body, Body::Nothing);
+        self.count(slot, body, Body::Nothing);
         if pages == 0 {
-            self.remove_object(pool, object);
+            self.remove_object(slot, object);
         }
-        let Pool { kind, account, .. } = *self.pool(pool);
+        let Pool { kind, account, .. } = *self.pool(slot);
         self.accounts.hold(account, kind, -ENTRY);
         if kind == PoolKind::Ephemeral {
             self.accounts.remove(account, &mut self.index.pages, id);
         }
-        let slot = pool;
-        let pool = self.pool_mut(pool);
+        let pool = self.pool_mut(slot);
         pool.pages -= 1;
         match cause {
             Cause::Replaced | Cause::Taken => {}
