@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use allowance::Allowance;
 pub use files::Files;
-pub use read::{Readings, Room};
+pub use read::{psi, Readings, Room};
 
 /// Whose shortage of memory the daemon gives way to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]

@@ -2,6 +2,8 @@
 
 //! What the kernel's files say, as numbers. Text in, numbers out.
 
+use std::str::FromStr;
+
 /// What was read. What could not be is left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Readings {
@@ -21,13 +23,18 @@ pub struct Room {
     pub taken: u64,
 }
 
-/// Reads how long some task waited for memory, of a file such as `/proc/pressure/memory`.
+/// Reads a number of a file such as `/proc/pressure/memory`: of the line `some` or `full`, and of the
+/// field `avg10`, `avg60`, `avg300` (percent) or `total` (microseconds).
+pub fn psi<T: FromStr>(text: &str, line: &str, field: &str) -> Option<T> {
+    let mut words = text.lines().map(str::split_whitespace);
+    let mut words = words.find_map(|mut words| (words.next()? == line).then_some(words))?;
+    let value = words.find_map(|word| word.strip_prefix(field)?.strip_prefix('='))?;
+    value.parse().ok()
+}
+
+/// Reads how long some task waited for memory.
 pub(super) fn stalled(text: &str) -> Option<u64> {
-    let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
-    let total = some
-        .split(' ')
-        .find_map(|word| word.strip_prefix("total="))?;
-    total.trim().parse().ok()
+    psi(text, "some", "total")
 }
 
 /// Reads a limit; `max` is none.

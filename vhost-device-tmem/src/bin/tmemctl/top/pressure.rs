@@ -5,6 +5,7 @@
 use std::fs;
 
 use serde::Serialize;
+use vhost_device_tmem::pressure::psi;
 
 /// Parts of the time, in percent, that tasks waited for memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -25,17 +26,11 @@ pub(crate) fn read() -> Option<Pressure> {
 }
 
 fn parse(text: &str) -> Option<Pressure> {
-    let value = |of: &str, name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(of))?;
-        let mut fields = line.split_whitespace();
-        let value = fields.find_map(|field| field.strip_prefix(name)?.strip_prefix('='))?;
-        value.parse::<f64>().ok()
-    };
     Some(Pressure {
-        some_10s: value("some ", "avg10")?,
-        some_60s: value("some ", "avg60")?,
-        full_10s: value("full ", "avg10")?,
-        full_60s: value("full ", "avg60")?,
+        some_10s: psi(text, "some", "avg10")?,
+        some_60s: psi(text, "some", "avg60")?,
+        full_10s: psi(text, "full", "avg10")?,
+        full_60s: psi(text, "full", "avg60")?,
     })
 }
 
