@@ -31,8 +31,7 @@ impl Usage {
     /// Returns what is known of a guest.
     pub fn of(guest: &GuestStat) -> Self {
         let window = guest.window.unwrap_or_default();
-        let kinds = [PoolKind::Persistent, PoolKind::Ephemeral];
-        let [persistent, ephemeral] = kinds.map(|kind| guest.counters(kind));
+        let [persistent, ephemeral] = PoolKind::ALL.map(|kind| guest.counters(kind));
         // Pages that go from the window to the store are put there, and were put before.
         let requested = persistent.puts.saturating_add(ephemeral.puts);
         let put_first = requested.saturating_sub(window.moved);
@@ -77,10 +76,7 @@ impl GuestStat {
 
 /// Returns what was done in pools of one kind, of those that there are and of those that are gone.
 pub(crate) fn counters_of(pools: &[PoolReport], dropped: &Dropped, kind: PoolKind) -> PoolCounters {
-    let mut sum = match kind {
-        PoolKind::Persistent => dropped.persistent.counters,
-        PoolKind::Ephemeral => dropped.ephemeral.counters,
-    };
+    let mut sum = dropped.of(kind).counters;
     for pool in pools.iter().filter(|pool| pool.kind == kind) {
         sum += pool.counters;
     }

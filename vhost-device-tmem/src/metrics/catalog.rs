@@ -15,12 +15,6 @@ use crate::{
 /// What all names begin with.
 pub(super) const PREFIX: &str = "tmem";
 
-/// The kinds of pools, as the label `kind` has them.
-pub(super) const KINDS: [(PoolKind, &str); 2] = [
-    (PoolKind::Persistent, "persistent"),
-    (PoolKind::Ephemeral, "ephemeral"),
-];
-
 /// How a metric changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sort {

@@ -11,8 +11,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::catalog::{Metric, Sort, Values, BUILD, KINDS, METRICS, PREFIX};
-use crate::control::Stat;
+use super::catalog::{Metric, Sort, Values, BUILD, METRICS, PREFIX};
+use crate::{control::Stat, store::PoolKind};
 
 /// Returns the statistics as text.
 pub(super) fn render(stat: Stat) -> String {
@@ -63,8 +63,8 @@ impl Collected {
                 Values::Host(_) => {}
                 Values::Guest(value) => sample(&[name], value(guest))?,
                 Values::GuestKind(value) => {
-                    for (kind, label) in KINDS {
-                        sample(&[name, ("kind", label)], value(guest, kind))?;
+                    for kind in PoolKind::ALL {
+                        sample(&[name, ("kind", kind.name())], value(guest, kind))?;
                     }
                 }
                 Values::Window(value) => {
@@ -74,8 +74,8 @@ impl Collected {
                 }
                 Values::WindowKind(value) => {
                     if let Some(window) = &guest.window {
-                        for (kind, label) in KINDS {
-                            sample(&[name, ("kind", label)], value(window, kind))?;
+                        for kind in PoolKind::ALL {
+                            sample(&[name, ("kind", kind.name())], value(window, kind))?;
                         }
                     }
                 }

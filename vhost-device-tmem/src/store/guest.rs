@@ -69,6 +69,14 @@ pub struct Dropped {
 }
 
 impl Dropped {
+    /// Returns those of a kind.
+    pub fn of(&self, kind: PoolKind) -> &DroppedKind {
+        match kind {
+            PoolKind::Persistent => &self.persistent,
+            PoolKind::Ephemeral => &self.ephemeral,
+        }
+    }
+
     /// Adds a pool, as it was when it was destroyed.
     pub fn add(&mut self, pool: &PoolReport) {
         let kind = match pool.kind {

@@ -271,7 +271,7 @@ impl Inner {
         let ended = ended.collect::<Result<_, _>>().unwrap_or_default();
         if let Some(guest) = self.guests.remove(&guest) {
             // It is not lent anything any more either.
-            for kind in [PoolKind::Persistent, PoolKind::Ephemeral] {
+            for kind in PoolKind::ALL {
                 let lent = self.accounts.end_loan(guest.account, kind, u64::MAX);
                 self.budget = self.budget.returned(lent as usize);
             }

@@ -26,6 +26,19 @@ pub enum PoolKind {
     Persistent,
 }
 
+impl PoolKind {
+    /// Both, in the order in which they are told.
+    pub const ALL: [Self; 2] = [Self::Persistent, Self::Ephemeral];
+
+    /// Returns its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Persistent => "persistent",
+            Self::Ephemeral => "ephemeral",
+        }
+    }
+}
+
 /// What happened in a pool since it was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolCounters {

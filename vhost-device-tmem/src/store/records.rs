@@ -128,7 +128,7 @@ mod tests {
     fn a_record_says_what_it_was_told_or_that_it_is_broken() {
         let mut record = PoolRecord::new_zeroed();
         assert_eq!(record.known(), Ok(None));
-        for kind in [PoolKind::Persistent, PoolKind::Ephemeral] {
+        for kind in PoolKind::ALL {
             for hold in [Hold::Stays, Hold::Held, Hold::Kept] {
                 for ending in [false, true] {
                     let known = Known {

@@ -40,8 +40,7 @@ impl Counts {
         near: NearMisses,
         window: Option<WindowState>,
     ) -> Self {
-        let [persistent, ephemeral] = [PoolKind::Persistent, PoolKind::Ephemeral]
-            .map(|kind| counters_of(pools, dropped, kind));
+        let [persistent, ephemeral] = PoolKind::ALL.map(|kind| counters_of(pools, dropped, kind));
         let window = window.unwrap_or_default();
         let chunks = window.refused.saturating_mul(CHUNK_SLOTS.into());
         let evicted = ephemeral.pages_evicted.saturating_mul(PAGE_SIZE as u64);

@@ -6,7 +6,7 @@
 use comfy_table::{presets::NOTHING, CellAlignment, Table};
 use vhost_device_tmem::{
     control::{part, GuestStat, Stat},
-    store::{Compression, Contents, DroppedKind, PoolCounters, PoolKind},
+    store::{Compression, Contents, PoolCounters, PoolKind},
     window::CHUNK,
 };
 
@@ -260,7 +260,7 @@ fn pools(stat: &Stat, compressed: bool) -> String {
             let mut row = vec![
                 guest.name.clone(),
                 pool.pool.to_string(),
-                kind(pool.kind).to_owned(),
+                pool.kind.name().to_owned(),
                 pool.pages.to_string(),
                 mib(pool.bytes),
                 percent(part(pool.bytes, stat.used_bytes)),
@@ -278,27 +278,19 @@ fn pools(stat: &Stat, compressed: bool) -> String {
 
 /// Returns the rows of a guest's pools that are gone.
 fn gone(guest: &GuestStat, compressed: bool) -> Vec<Vec<String>> {
-    let row = |of: PoolKind, dropped: &DroppedKind| {
+    let rows = PoolKind::ALL.into_iter().filter_map(|kind| {
+        let dropped = guest.dropped.of(kind);
         let mut row = vec![
             guest.name.clone(),
             format!("{} gone", dropped.pools),
-            kind(of).to_owned(),
+            kind.name().to_owned(),
             format!("({})", dropped.pages),
         ];
         row.extend(vec![NONE.to_owned(); if compressed { 3 } else { 2 }]);
         row.extend(counters(&dropped.counters));
         (dropped.pools > 0).then_some(row)
-    };
-    let persistent = row(PoolKind::Persistent, &guest.dropped.persistent);
-    let ephemeral = row(PoolKind::Ephemeral, &guest.dropped.ephemeral);
-    persistent.into_iter().chain(ephemeral).collect()
-}
-
-fn kind(kind: PoolKind) -> &'static str {
-    match kind {
-        PoolKind::Ephemeral => "ephemeral",
-        PoolKind::Persistent => "persistent",
-    }
+    });
+    rows.collect()
 }
 
 fn counters(counters: &PoolCounters) -> [String; 7] {
