@@ -79,9 +79,8 @@ fn run(args: Args) -> Result<(), Failure> {
         args,
         ..Sources::default()
     };
-    let (sources, wrong) = Sources::read(&given)?;
+    let (mut sources, wrong) = Sources::read(&given)?;
     let host = limits::memory();
-    let mut sources = sources;
     let mut config = sources.config(&host)?;
     if sources.args.check_config {
         let wrong = wrong.into_iter().flat_map(|problems| problems.0);
@@ -136,7 +135,6 @@ fn run(args: Args) -> Result<(), Failure> {
         let (socket, listener) = listen(before, &guest.path, rights, &purpose)?;
         let window = window(&config, guest, number, rights, &mut inherited)?;
         let (window, path) = window.unzip();
-        let window_path = path.flatten();
         guests.push(GuestSetup {
             number,
             name: guest.name.clone(),
@@ -144,7 +142,7 @@ fn run(args: Args) -> Result<(), Failure> {
             window,
             premises: Premises {
                 socket,
-                window: window_path,
+                window: path.flatten(),
             },
         });
     }

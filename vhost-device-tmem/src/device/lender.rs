@@ -368,7 +368,8 @@ impl Lender {
     /// Returns by how many chunks the guest is above its share of ephemeral memory, if it has one.
     fn above(&self) -> Option<i64> {
         let bytes = self.store.above_share(&self.guest)?;
-        Some(bytes / CHUNK as i64)
+        // CAST: As a number of chunks it is small.
+        Some((bytes / i128::from(CHUNK)) as i64)
     }
 
     /// Returns what is known of the window.

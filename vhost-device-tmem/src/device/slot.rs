@@ -15,6 +15,13 @@ pub struct SlotState {
     pub connected: bool,
 }
 
+impl SlotState {
+    /// Returns the guest that is connected now.
+    pub fn connected_session(&self) -> Option<&Arc<Session>> {
+        self.session.as_ref().filter(|_| self.connected)
+    }
+}
+
 /// A socket and its guest.
 #[derive(Debug)]
 pub struct Slot {

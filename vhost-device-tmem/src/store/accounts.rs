@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::{
     entry::Page,
     evicted::{Evicted, NearMisses},
-    fairness::{victim, Holding, Part, Parts},
+    fairness::{excess, victim, Holding, Part, Parts},
     id::PageId,
     lru::Lru,
     mapping::Table,
@@ -100,10 +100,10 @@ impl Accounts {
     }
 
     /// Returns by how many bytes a guest is above its share of ephemeral memory, if it has one.
-    pub(super) fn above_share(&self, id: AccountId) -> Option<i64> {
+    pub(super) fn above_share(&self, id: AccountId) -> Option<i128> {
         let account = &self.accounts[id];
-        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        Some(signed(account.holding.ephemeral) - signed(account.part.ephemeral?))
+        let share = account.part.ephemeral?;
+        Some(excess(account.holding, Some(share)))
     }
 
     /// Returns how many bytes a guest may have of persistent memory besides what it has.

@@ -94,7 +94,7 @@ pub(super) fn room_for(room: u64, unmet: u64, unmet_of_others: u64) -> u64 {
 
 /// Returns by how much a guest is above its share of ephemeral memory. Where shares are the same this
 /// is all that it holds.
-fn excess(holding: Holding, share: Option<u64>) -> i128 {
+pub(super) fn excess(holding: Holding, share: Option<u64>) -> i128 {
     match share {
         Some(share) => i128::from(holding.ephemeral) - i128::from(share),
         None => i128::from(holding.total()),

@@ -29,7 +29,8 @@ enum Lent {
 impl Store {
     /// Lends so many bytes of the capacity to a guest. For persistent pages it evicts ephemeral ones
     /// of anybody, takes nothing that another guest was promised, and goes no further than the guest's
-    /// limit; for ephemeral pages it takes what is free, up to the guest's share where others have shares. False if there is not so much.
+    /// limit; for ephemeral pages it takes what is free, up to the guest's share where others have
+    /// shares. False if there is not so much.
     pub fn lend(&self, guest: &Guest, kind: PoolKind, bytes: u64) -> bool {
         for _ in 0..ROUNDS {
             match self.lock().lend_step(guest.number(), kind, bytes) {

@@ -33,7 +33,7 @@ impl Store {
 
     /// Returns by how many bytes a guest is above its share of ephemeral memory, [`None`] if it has
     /// none of its own.
-    pub fn above_share(&self, guest: &Guest) -> Option<i64> {
+    pub fn above_share(&self, guest: &Guest) -> Option<i128> {
         let inner = self.lock();
         let guest = inner.guests.get(&guest.number())?;
         inner.accounts.above_share(guest.account)

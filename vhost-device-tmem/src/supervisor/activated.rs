@@ -17,6 +17,7 @@ use std::{
 
 use nix::sys::socket::{getsockopt, sockopt};
 
+use super::changes::purpose;
 use crate::socket::SocketError;
 
 /// What a socket is for. Names of these begin with `socket-`, and none in the descriptor store does.
@@ -44,7 +45,7 @@ impl fmt::Display for Purpose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Control => f.write_str("operators"),
-            Self::Guest(name) => write!(f, "guest {name:?}"),
+            Self::Guest(name) => f.write_str(&purpose(name)),
         }
     }
 }

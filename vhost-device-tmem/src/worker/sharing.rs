@@ -77,7 +77,13 @@ impl Sharing {
         let capacity = self.store.report().capacity_bytes;
         // The supervisor looked at them with the same rules.
         match state.policy.set_terms(&terms, capacity) {
-            Ok(()) => state.terms = terms,
+            Ok(()) => {
+                // Numbers are not used twice: what is known of who is gone is of no use.
+                let stays = |guest: &u32| terms.iter().any(|of| of.guest == *guest);
+                state.past.retain(|guest, _| stays(guest));
+                state.asked.retain(|guest, _| stays(guest));
+                state.terms = terms;
+            }
             Err(error) => tracing::error!("guests keep the parts that they have: {error}"),
         }
     }
@@ -100,7 +106,7 @@ impl Sharing {
         let mut guests = Vec::new();
         for (GuestId(guest), slot) in slots {
             let slot = slot.state();
-            let session = slot.session.as_ref().filter(|_| slot.connected);
+            let session = slot.connected_session();
             let holding = holdings.get(guest).copied().unwrap_or_default();
             if session.is_none() && holding.total() == 0 {
                 state.past.remove(guest);
@@ -130,7 +136,7 @@ impl Sharing {
             let slot = slots.iter().find(|(guest, _)| guest.0 == share.guest);
             if let Some((_, slot)) = slot.filter(|_| bytes > 0) {
                 let slot = slot.state();
-                if let Some(session) = slot.session.as_ref().filter(|_| slot.connected) {
+                if let Some(session) = slot.connected_session() {
                     session.drain(bytes);
                 }
             }
