@@ -163,7 +163,7 @@ struct Embedded(Store);
 
 impl Operated for Embedded {
     fn stat(&self) -> Stat {
-        stat(&self.0, [])
+        stat(&self.0, 1, [])
     }
     fn stop(&self, _force: bool) -> Result<String, String> {
         Ok(String::new())

@@ -8,10 +8,7 @@ use super::{
     protocol::{Reply, Stat, VERSION},
     server::{answer, encode, error, len_of_line, parse, Operated, LIMITS},
 };
-use crate::{
-    serving::{Conversation, Request},
-    store::{Compression, Contents},
-};
+use crate::serving::{Conversation, Request};
 
 /// Refuses everything, and has nothing.
 pub(crate) struct Nothing;
@@ -21,19 +18,7 @@ impl Operated for Nothing {
         Stat {
             version: VERSION,
             worker_starts: 1,
-            capacity_bytes: 0,
-            compression: Compression::None,
-            used_bytes: 0,
-            resident_bytes: 0,
-            lent_bytes: 0,
-            withheld_bytes: 0,
-            capacity_pages: 0,
-            used_pages: 0,
-            ephemeral_pages: 0,
-            objects: 0,
-            contents: Contents::default(),
-            evictions: 0,
-            guests: Vec::new(),
+            ..Stat::default()
         }
     }
 

@@ -82,7 +82,7 @@ pub enum Reply {
 }
 
 /// Statistics of the daemon.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stat {
     /// [`VERSION`].
     pub version: u32,

@@ -8,13 +8,17 @@ use crate::{
     store::{Credits, Store},
 };
 
-/// Returns the statistics of this moment, as the first worker. Each pool's numbers belong together; those of different
-/// pools were taken one after the other.
-pub fn stat<'s>(store: &Store, slots: impl IntoIterator<Item = &'s Slot>) -> Stat {
+/// Returns the statistics of this moment, as the last of so many workers. Each pool's numbers belong
+/// together; those of different pools were taken one after the other.
+pub fn stat<'s>(
+    store: &Store,
+    worker_starts: u64,
+    slots: impl IntoIterator<Item = &'s Slot>,
+) -> Stat {
     let report = store.report();
     Stat {
         version: VERSION,
-        worker_starts: 1,
+        worker_starts,
         capacity_bytes: report.capacity_bytes,
         compression: report.compression,
         used_bytes: report.used_bytes,

@@ -99,7 +99,7 @@ mod tests {
         control::{GuestStat, VERSION},
         device::WindowState,
         metrics::names,
-        store::{Compression, Contents, DroppedKind, PoolCounters},
+        store::{DroppedKind, PoolCounters},
     };
 
     fn stat() -> Stat {
@@ -128,18 +128,8 @@ mod tests {
             version: VERSION,
             worker_starts: 3,
             capacity_bytes: 1 << 30,
-            compression: Compression::None,
-            used_bytes: 0,
-            resident_bytes: 0,
-            lent_bytes: 0,
-            withheld_bytes: 0,
-            capacity_pages: 0,
-            used_pages: 0,
-            ephemeral_pages: 0,
-            objects: 0,
-            contents: Contents::default(),
-            evictions: 0,
             guests: vec![swaps, never],
+            ..Stat::default()
         }
     }
 

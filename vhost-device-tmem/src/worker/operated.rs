@@ -114,7 +114,7 @@ impl Daemon {
         let slots = self.slots();
         let pages = slots.iter().map(|(_, slot)| {
             let state = slot.state();
-            let session = state.session.as_ref().filter(|_| state.connected);
+            let session = state.connected_session();
             let pools = session.map(|session| session.pools()).unwrap_or_default();
             let persistent = pools
                 .iter()
@@ -151,8 +151,8 @@ impl Daemon {
 impl Operated for Daemon {
     fn stat(&self) -> Stat {
         let slots = self.slots();
-        let mut stat = stat(&self.store, slots.iter().map(|(_, slot)| &**slot));
-        stat.worker_starts = self.worker_starts;
+        let places = slots.iter().map(|(_, slot)| &**slot);
+        let mut stat = stat(&self.store, self.worker_starts, places);
         let parts = self.sharing.parts();
         for (guest, (number, _)) in stat.guests.iter_mut().zip(&slots) {
             guest.part = parts.get(&number.0).copied();

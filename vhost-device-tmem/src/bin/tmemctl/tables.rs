@@ -392,14 +392,11 @@ mod tests {
             used_bytes: 4 << 20,
             resident_bytes: 5 << 20,
             lent_bytes: 6 << 20,
-            withheld_bytes: 0,
             capacity_pages: 1,
             used_pages: 256,
-            ephemeral_pages: 0,
             objects: 1,
-            contents: Contents::default(),
-            evictions: 0,
             guests: vec![web, new],
+            ..Stat::default()
         }
     }
 

@@ -376,11 +376,7 @@ impl Model {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use vhost_device_tmem::{
-        control::VERSION,
-        device::WindowState,
-        store::{Compression, Contents},
-    };
+    use vhost_device_tmem::{control::VERSION, device::WindowState};
 
     use super::*;
 
@@ -407,18 +403,13 @@ pub(super) mod tests {
                 version: VERSION,
                 worker_starts: 1,
                 capacity_bytes: 8 << 30,
-                compression: Compression::None,
                 used_bytes: 1 << 30,
                 resident_bytes: 1 << 30,
                 lent_bytes: 512 << 20,
-                withheld_bytes: 0,
                 capacity_pages: 2 << 20,
-                used_pages: 0,
-                ephemeral_pages: 0,
-                objects: 0,
-                contents: Contents::default(),
                 evictions,
                 guests,
+                ..Stat::default()
             },
             pressure: Some(Pressure {
                 some_10s: 1.5,
