@@ -7,11 +7,10 @@ mod support;
 use std::{
     fs::{self, Metadata},
     os::unix::fs::MetadataExt,
-    process::Command,
     thread,
 };
 
-use support::{key, systemd::Systemd, wait_until, Guest, Place};
+use support::{key, systemd::Systemd, tmemctl, wait_until, Guest, Place};
 use virtio_tmem_abi::{pool_flags, PageResult, Status};
 
 const DATA: usize = 2;
@@ -20,10 +19,10 @@ fn file(about: &Metadata) -> (u64, u64) {
     (about.dev(), about.ino())
 }
 
-fn tmemctl(control: &str) -> String {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tmemctl"));
-    let listed = command.args(["--control-path", control, "list"]).output();
-    String::from_utf8(listed.unwrap().stdout).unwrap()
+fn listed(control: &str) -> String {
+    let (success, said) = tmemctl(&["--control-path", control, "list"]);
+    assert!(success, "{said}");
+    said
 }
 
 #[test]
@@ -48,7 +47,7 @@ fn sockets_of_units_are_served_and_stay() {
     assert_eq!(guest.create_pool(0, pool_flags::PERSISTENT), Status::Ok);
     let put = guest.put(DATA, 0, &[(key(1, 1, 1), 7)]);
     assert_eq!(put.results(), [PageResult::Stored]);
-    assert!(tmemctl(&control).contains("connected"));
+    assert!(listed(&control).contains("connected"));
     // What has a unit is not kept twice, and what has none is kept.
     wait_until("the connection is kept", || {
         systemd.names().contains(&"connection.0".to_owned())
@@ -67,7 +66,7 @@ fn sockets_of_units_are_served_and_stay() {
         let got = guest.get(DATA, 0, 0, &[key(1, 1, 1)]);
         assert_eq!(got.page(0), [7; 4096]);
         assert_eq!(listeners(), ["listener.1"]);
-        assert!(tmemctl(&control).contains("connected"));
+        assert!(listed(&control).contains("connected"));
         assert_eq!(file(&fs::metadata(&a).unwrap()), before);
     }
     drop(Guest::connect(&b));

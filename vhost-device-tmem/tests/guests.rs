@@ -7,10 +7,9 @@ mod support;
 use std::{
     fs,
     os::unix::net::{UnixListener, UnixStream},
-    process::{Command, Output},
 };
 
-use support::{key, kill, stat, wait_until, Daemon, Guest, Place};
+use support::{key, kill, stat, tmemctl, wait_until, Daemon, Guest, Place};
 use virtio_tmem_abi::{pool_flags, PageResult, Status};
 
 const DATA: usize = 2;
@@ -38,17 +37,8 @@ impl Running {
     }
 
     fn tmemctl(&self, args: &[&str]) -> (bool, String) {
-        let output = Command::new(env!("CARGO_BIN_EXE_tmemctl"))
-            .args(["--control-path", &self.place.arg("control.sock")])
-            .args(args)
-            .output();
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = output.unwrap();
-        let said = String::from_utf8([stdout, stderr].concat()).unwrap();
-        (status.success(), said)
+        let control = self.place.arg("control.sock");
+        tmemctl(&[&["--control-path", &control], args].concat())
     }
 
     fn ok(&self, args: &[&str]) -> String {

@@ -9,12 +9,11 @@ use std::{
     net::{Shutdown, TcpListener, TcpStream},
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::Path,
-    process::Command,
     time::Duration,
 };
 
 use support::{
-    key, kill, stat, wait_until,
+    key, kill, stat, tmemctl, wait_until,
     window::{WindowPlace, CHUNK},
     Daemon, Guest, Place,
 };
@@ -117,9 +116,7 @@ fn metrics_are_served_on_a_path() {
     let text = answer(UnixStream::connect(&path).unwrap(), GET.as_bytes());
     assert!(text.ends_with("# EOF\n"), "{text}");
     // Who takes it for the operator's is told so.
-    let mut tmemctl = Command::new(env!("CARGO_BIN_EXE_tmemctl"));
-    let output = tmemctl.args(["list", "--control-path", &metrics]).output();
-    let said = String::from_utf8(output.unwrap().stderr).unwrap();
+    let (_, said) = tmemctl(&["list", "--control-path", &metrics]);
     assert!(said.contains("is the socket of metrics"), "{said}");
     daemon.stop();
     assert!(!path.exists());
@@ -166,9 +163,8 @@ fn a_guest_may_tell_anything_of_its_window() {
     window.write(CHUNK, &[0xff; size_of::<WindowReport>()]);
     wait_until("nonsense is served", || shown([u64::MAX; 6]));
     assert_eq!(told()["hits"], u64::MAX);
-    let mut tmemctl = Command::new(env!("CARGO_BIN_EXE_tmemctl"));
-    let output = tmemctl.args(["list", "--control-path", &control]).output();
-    let listed = String::from_utf8(output.unwrap().stdout).unwrap();
+    let (success, listed) = tmemctl(&["list", "--control-path", &control]);
+    assert!(success, "{listed}");
     let web = listed.lines().last().unwrap();
     assert!(web.ends_with("18446744073709551615  100.0"), "{listed}");
 }

@@ -8,7 +8,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     os::unix::{fs::PermissionsExt, net::UnixStream, process::CommandExt},
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
     sync::{
         atomic::{AtomicBool, Ordering},
         Arc,
@@ -16,7 +16,7 @@ use std::{
 };
 
 use nix::unistd::Group;
-use support::{key, stat, wait_until, Daemon, Guest, Place};
+use support::{key, stat, tmemctl, wait_until, Daemon, Guest, Place};
 use virtio_tmem_abi::{pool_flags, PageResult};
 
 const DATA: usize = 2;
@@ -28,20 +28,6 @@ fn start(place: &Place, more: &[&str]) -> Daemon {
     let mut daemon = Daemon::start(&[&args, more].concat());
     daemon.wait_for("waiting for operators");
     daemon
-}
-
-/// Runs tmemctl, and returns whether it succeeded, and what it said.
-fn tmemctl(args: &[&str]) -> (bool, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_tmemctl"))
-        .args(args)
-        .output();
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = output.unwrap();
-    let said = String::from_utf8([stdout, stderr].concat()).unwrap();
-    (status.success(), said)
 }
 
 /// Waits for the daemon to end by itself, and panics if it fails.

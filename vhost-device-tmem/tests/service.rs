@@ -19,7 +19,7 @@ use std::{
     thread,
 };
 
-use support::{key, systemd::Systemd, wait_until, Guest, Place};
+use support::{key, systemd::Systemd, tmemctl, wait_until, Guest, Place};
 use virtio_tmem_abi::{cap, pool_flags, PageResult, Status};
 
 const DATA: usize = 2;
@@ -99,12 +99,11 @@ fn a_restart_of_the_service_goes_unnoticed() {
     scraper.read_to_string(&mut text).unwrap();
     assert!(text.ends_with("# EOF\n"), "{text}");
     // What tmemctl changed is so after a restart, too, and is forgotten when it is undone.
-    let tmemctl = |args: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tmemctl"));
-        command.args(["--control-path", &control]).args(args);
-        assert!(command.status().unwrap().success(), "{args:?}");
+    let operate = |args: &[&str]| {
+        let (success, said) = tmemctl(&[&["--control-path", &control], args].concat());
+        assert!(success, "{args:?}: {said}");
     };
-    tmemctl(&["guest", "add", "late", "--socket", &place.arg("late.sock")]);
+    operate(&["guest", "add", "late", "--socket", &place.arg("late.sock")]);
     let mut late = Guest::connect(&place.path("late.sock"));
     assert_eq!(late.create_pool(0, pool_flags::PERSISTENT), Status::Ok);
     let put = late.put(DATA, 0, &[(key(1, 1, 1), 7)]);
@@ -115,7 +114,7 @@ fn a_restart_of_the_service_goes_unnoticed() {
     daemon.wait_for("guest \"late\": going on with its connection");
     let got = late.get(DATA, 0, 0, &[key(1, 1, 1)]);
     assert_eq!(got.page(0), [7; 4096]);
-    tmemctl(&["guest", "remove", "late", "--force"]);
+    operate(&["guest", "remove", "late", "--force"]);
     let of_it = |name: &String| {
         let mut parts = name.split('.');
         parts.next() != Some("store") && parts.next() == Some("2")
@@ -185,9 +184,7 @@ fn systemd_hears_what_becomes_of_the_service() {
     assert!(matches!(&times[..], [time] if time.starts_with("MONOTONIC_USEC=")));
     let before = systemd.said(&["MONOTONIC_USEC="]);
     std::fs::write(&file, "nonsense").unwrap();
-    let mut tmemctl = Command::new(env!("CARGO_BIN_EXE_tmemctl"));
-    tmemctl.args(["--control-path", &control, "reload"]);
-    assert!(!tmemctl.status().unwrap().success());
+    assert!(!tmemctl(&["--control-path", &control, "reload"]).0);
     wait_until("the reload is over", || reloaded(&before));
     assert_eq!(since(&before), ["RELOADING=1", "READY=1"]);
 

@@ -9,11 +9,10 @@ use std::{
     fs::{self, OpenOptions},
     os::unix::fs::FileExt,
     path::Path,
-    process::Command,
 };
 
 use serde_json::Value;
-use support::{key, kill, stat, wait_until, Daemon, Guest, Place};
+use support::{key, kill, stat, tmemctl, wait_until, Daemon, Guest, Place};
 use virtio_tmem_abi::{pool_flags, EventKind, PageResult, Status};
 
 const DATA: usize = 2;
@@ -70,11 +69,8 @@ impl Shared {
     }
 
     fn tmemctl(&self, args: &[&str]) -> (bool, String) {
-        let mut tmemctl = Command::new(env!("CARGO_BIN_EXE_tmemctl"));
-        tmemctl.args(["--control-path", &self.place.arg("control.sock")]);
-        let output = tmemctl.args(args).output().unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8(said).unwrap())
+        let control = self.place.arg("control.sock");
+        tmemctl(&[&["--control-path", &control], args].concat())
     }
 }
 

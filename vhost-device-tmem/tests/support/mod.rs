@@ -155,17 +155,18 @@ pub(crate) fn kill(process: i32, signal: i32) {
 
 /// The statistics that `tmemctl stat --json` prints.
 pub(crate) fn stat(control: &Path) -> serde_json::Value {
-    let output = Command::new(env!("CARGO_BIN_EXE_tmemctl"))
-        .args([
-            "--control-path",
-            control.to_str().unwrap(),
-            "stat",
-            "--json",
-        ])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    serde_json::from_slice(&output.stdout).unwrap()
+    let args = ["--control-path", control.to_str().unwrap()];
+    let (success, said) = tmemctl(&[&args[..], &["stat", "--json"]].concat());
+    assert!(success, "{said}");
+    serde_json::from_str(&said).unwrap()
+}
+
+/// Runs tmemctl, and returns whether it succeeded, and what it said.
+pub(crate) fn tmemctl(args: &[&str]) -> (bool, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tmemctl"));
+    let output = command.args(args).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(said).unwrap())
 }
 
 /// A guest whose memory is a memfd, connected to the daemon.
