@@ -188,10 +188,10 @@ impl Sources {
             },
             GuestEdit::Set { name, terms } => match there(name) {
                 None => problem(name, none()),
-                Some(_) => match self.edits.set(name, terms) {
-                    Ok(()) => Ok(()),
-                    Err(what) => problem(name, what),
-                },
+                Some(_) => {
+                    let set = self.edits.set(name, terms);
+                    set.or_else(|what| problem(name, what))
+                }
             },
         }
     }

@@ -17,7 +17,7 @@ use super::{
     file::{File, GuestFile},
     problem::{Key, Place, Problem, Problems},
     read::{self, read_file},
-    terms::{self, GivenTerms, TERMS},
+    terms::{self, is_term, GivenTerms, NO_SIZE},
 };
 use crate::{
     args::{Args, Config, GuestConfig, GuestTable, MAX_OOM_SCORE_ADJ, MAX_THREADS},
@@ -154,7 +154,7 @@ impl Sources {
 
     fn place_of_guest(&self, guest: &str, key: &str) -> Place {
         let is_edited = self.edits.added.contains_key(guest);
-        if is_edited || TERMS.contains(&key) && self.edits.terms.contains_key(guest) {
+        if is_edited || is_term(key) && self.edits.terms.contains_key(guest) {
             return Place::Operator(guest.to_owned());
         }
         let (option, args) = match key {
@@ -165,17 +165,17 @@ impl Sources {
             "window-size" => arg.rsplit_once('=').is_some_and(|(name, _)| name == guest),
             _ => split_guest(arg).is_ok_and(|(name, _)| name == guest),
         };
-        let mut named = args.iter().filter(|_| !TERMS.contains(&key));
+        let mut named = args.iter().filter(|_| !is_term(key));
         if let Some(arg) = named.find(names) {
             return Place::CommandLine(format!("{option} {arg:?}"));
         }
         let mut own = self.guests.iter().filter(|file| file.name == guest);
-        if let Some(file) = own.find(|file| !TERMS.contains(&key) || file.says(key)) {
+        if let Some(file) = own.find(|file| !is_term(key) || file.says(key)) {
             return file.place(key);
         }
         match &self.file {
             // What it does not say of the guest it may say of all.
-            Some(file) if TERMS.contains(&key) => file.place_of_term(guest, key),
+            Some(file) if is_term(key) => file.place_of_term(guest, key),
             Some(file) => file.place(&["guests", guest, key]),
             None => Place::CommandLine(option.to_owned()),
         }
@@ -536,9 +536,7 @@ fn check_capacity(given: Option<&str>, memory: &Memory) -> Result<u64, String> {
         return Err("is missing: give the memory that all pages may take, such as 2GiB".to_owned());
     };
     let Some(capacity) = size::parse(given) else {
-        return Err(format!(
-            "{given:?} is no size; give a number with a unit, such as 512MiB or 1.5GiB"
-        ));
+        return Err(format!("{given:?} {NO_SIZE}"));
     };
     if capacity < MIN_CAPACITY {
         return Err(format!("{given:?} is too small; give at least 1MiB"));

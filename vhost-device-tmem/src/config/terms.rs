@@ -16,14 +16,21 @@ use crate::{
 /// The weight of guests of which nothing else is said.
 const DEFAULT_WEIGHT: u32 = 100;
 
-/// The keys.
-pub(super) const TERMS: [&str; 5] = [
-    "weight",
+/// The key of a weight.
+const WEIGHT: &str = "weight";
+
+/// The keys of sizes.
+const SIZES: [&str; 4] = [
     "persistent-min",
     "persistent-max",
     "ephemeral-min",
     "ephemeral-max",
 ];
+
+/// Returns whether a key is of a guest's part of the memory.
+pub(super) fn is_term(key: &str) -> bool {
+    key == WEIGHT || SIZES.contains(&key)
+}
 
 /// The value by which something that was said is taken back.
 const DEFAULT: &str = "default";
@@ -81,24 +88,26 @@ impl GivenTerms {
     pub fn set(&mut self, values: &BTreeMap<String, String>) -> Result<(), String> {
         for (key, value) in values {
             let given = Some(value.as_str()).filter(|value| *value != DEFAULT);
-            if key == "weight" {
+            if key == WEIGHT {
                 let weight = given.map(|given| given.parse());
                 self.weight = weight.transpose().map_err(|_| {
                     format!("weight {value:?} is no whole number; give one, or {DEFAULT}")
                 })?;
                 continue;
             }
-            let place = match key.as_str() {
-                "persistent-min" => &mut self.persistent_min,
-                "persistent-max" => &mut self.persistent_max,
-                "ephemeral-min" => &mut self.ephemeral_min,
-                "ephemeral-max" => &mut self.ephemeral_max,
-                _ => {
-                    return Err(format!(
-                        "{key:?} is no key; the keys are weight, persistent-min, persistent-max, \
-                         ephemeral-min and ephemeral-max"
-                    ))
-                }
+            let places = [
+                &mut self.persistent_min,
+                &mut self.persistent_max,
+                &mut self.ephemeral_min,
+                &mut self.ephemeral_max,
+            ];
+            let mut places = SIZES.into_iter().zip(places);
+            let Some((_, place)) = places.find(|(of, _)| of == key) else {
+                let [first @ .., last] = SIZES;
+                return Err(format!(
+                    "{key:?} is no key; the keys are {WEIGHT}, {} and {last}",
+                    first.join(", ")
+                ));
             };
             let bytes = given.map(|given| size::parse(given).ok_or(given));
             *place = bytes
@@ -108,21 +117,23 @@ impl GivenTerms {
         Ok(())
     }
 
-    /// Reads what a file says. What is wrong with it is handed to `wrong`, with its key.
+    /// Reads what a file says, the sizes in the order of [`SIZES`]. What is wrong with it is handed to
+    /// `wrong`, with its key.
     fn read(
         weight: Option<u32>,
-        sizes: [(&'static str, &Option<String>); 4],
+        sizes: [&Option<String>; 4],
         wrong: &mut impl FnMut(&'static str, String),
     ) -> Self {
-        let [persistent_min, persistent_max, ephemeral_min, ephemeral_max] =
-            sizes.map(|(key, size)| {
-                let size = size.as_ref()?;
-                let bytes = size::parse(size);
-                if bytes.is_none() {
-                    wrong(key, format!("{size:?} {NO_SIZE}"));
-                }
-                bytes
-            });
+        let mut keys = SIZES.into_iter();
+        let [persistent_min, persistent_max, ephemeral_min, ephemeral_max] = sizes.map(|size| {
+            let key = keys.next()?;
+            let size = size.as_ref()?;
+            let bytes = size::parse(size);
+            if bytes.is_none() {
+                wrong(key, format!("{size:?} {NO_SIZE}"));
+            }
+            bytes
+        });
         Self {
             weight,
             persistent_min,
@@ -135,10 +146,10 @@ impl GivenTerms {
     /// Reads what the file says of all guests.
     pub(super) fn of_all(args: &Args, wrong: &mut impl FnMut(&'static str, String)) -> Self {
         let sizes = [
-            ("persistent-min", &args.persistent_min),
-            ("persistent-max", &args.persistent_max),
-            ("ephemeral-min", &args.ephemeral_min),
-            ("ephemeral-max", &args.ephemeral_max),
+            &args.persistent_min,
+            &args.persistent_max,
+            &args.ephemeral_min,
+            &args.ephemeral_max,
         ];
         Self::read(args.weight, sizes, wrong)
     }
@@ -149,17 +160,17 @@ impl GivenTerms {
         wrong: &mut impl FnMut(&'static str, String),
     ) -> Self {
         let sizes = [
-            ("persistent-min", &table.persistent_min),
-            ("persistent-max", &table.persistent_max),
-            ("ephemeral-min", &table.ephemeral_min),
-            ("ephemeral-max", &table.ephemeral_max),
+            &table.persistent_min,
+            &table.persistent_max,
+            &table.ephemeral_min,
+            &table.ephemeral_max,
         ];
         Self::read(table.weight, sizes, wrong)
     }
 }
 
 /// What is said of a text that is no size.
-const NO_SIZE: &str = "is no size; give a number with a unit, such as 512MiB or 1.5GiB";
+pub(super) const NO_SIZE: &str = "is no size; give a number with a unit, such as 512MiB or 1.5GiB";
 
 /// Looks whether all that is said of guests can be kept with so many bytes.
 ///
