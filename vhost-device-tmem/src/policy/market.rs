@@ -2,7 +2,8 @@
 
 //! Moving ephemeral memory from where a little less costs least to where a little more gains most.
 //!
-//! 1. Whoever has less than its floor gets up to that, from whoever is above its own.
+//! 1. Whoever has less than its floor, and be it by a grain, gets up to that, from whoever is above
+//!    its own.
 //! 2. Whoever gains by more than others would lose gets up to its ceiling. What others have above
 //!    theirs counts for nothing then.
 //! 3. Beyond its ceiling a guest gets only what is idle.
@@ -38,11 +39,13 @@ struct Offer {
     price: f64,
 }
 
-/// Moves memory, `budget` bytes at most. Returns how many bytes that were.
-pub(super) fn trade(traders: &mut [Trader], budget: u64) -> u64 {
+/// Moves memory, `budget` bytes at most. A floor that is missed by less than `grain` bytes is none:
+/// floors follow figures, and would have shares tremble. Returns how many bytes that were.
+pub(super) fn trade(traders: &mut [Trader], budget: u64, grain: u64) -> u64 {
     let mut left = budget;
+    let is_short = |trader: &Trader| trader.share.saturating_add(grain) <= trader.floor;
     let mut rights: Vec<_> = (0..traders.len()).collect();
-    rights.retain(|at| traders[*at].share < traders[*at].floor);
+    rights.retain(|at| is_short(&traders[*at]));
     let offers = offers(traders, |_| true);
     let up_to_floor = |trader: &Trader| trader.floor.saturating_sub(trader.share);
     settle(traders, &rights, offers, &mut left, up_to_floor, |_, _| {
@@ -50,7 +53,7 @@ pub(super) fn trade(traders: &mut [Trader], budget: u64) -> u64 {
     });
 
     let mut takers: Vec<_> = (0..traders.len()).collect();
-    takers.retain(|at| traders[*at].gain > 0.0 && traders[*at].share >= traders[*at].floor);
+    takers.retain(|at| traders[*at].gain > 0.0 && !is_short(&traders[*at]));
     takers.sort_by(|a, b| traders[*b].gain.total_cmp(&traders[*a].gain).then(a.cmp(b)));
     let gains = |trader: &Trader, price: f64| trader.gain > price * HYSTERESIS;
     let up_to = |limit: u64, trader: &Trader| {
@@ -167,41 +170,45 @@ mod tests {
             trader(100, 4.0, 4.0),
             trader(100, 0.0, 2.0),
         ];
-        assert_eq!(trade(&mut traders, 1000), 40);
+        assert_eq!(trade(&mut traders, 1000, 1), 40);
         assert_eq!(shares(&traders), [80, 120, 120, 80]);
         // Within a budget, and with hysteresis.
         let mut traders = [trader(100, 0.0, 1.0), trader(100, 5.0, 5.0)];
-        assert_eq!(trade(&mut traders, 7), 7);
+        assert_eq!(trade(&mut traders, 7, 1), 7);
         let mut traders = [trader(100, 1.0, 1.0), trader(100, 1.05, 1.05)];
-        assert_eq!(trade(&mut traders, 1000), 0);
+        assert_eq!(trade(&mut traders, 1000, 1), 0);
     }
 
     #[test]
     fn nobody_gives_below_its_floor_or_gets_beyond_its_cap() {
         let mut traders = [trader(15, 0.0, 0.0), trader(100, 9.0, 9.0)];
-        assert_eq!(trade(&mut traders, 1000), 5);
+        assert_eq!(trade(&mut traders, 1000, 1), 5);
         traders[1].cap = 106;
         traders[0] = trader(50, 0.0, 0.0);
-        assert_eq!(trade(&mut traders, 1000), 1);
+        assert_eq!(trade(&mut traders, 1000, 1), 1);
     }
 
     #[test]
     fn a_floor_is_a_right() {
         let mut traders = [trader(0, 0.0, 0.0), trader(100, 9.0, 9.0)];
-        assert_eq!(trade(&mut traders, 1000), 10);
+        assert_eq!(trade(&mut traders, 1000, 1), 10);
         assert_eq!(shares(&traders), [10, 90]);
+        // Not for a trifle.
+        let mut traders = [trader(6, 0.0, 0.0), trader(100, 9.0, 9.0)];
+        assert_eq!(trade(&mut traders, 1000, 5), 0);
+        assert_eq!(trade(&mut traders, 1000, 4), 4);
     }
 
     #[test]
     fn beyond_the_ceiling_there_is_only_what_is_idle() {
         let greedy = trader(400, 9.0, 9.0);
         let mut traders = [greedy, trader(100, 0.0, 1.0)];
-        assert_eq!(trade(&mut traders, 1000), 0);
+        assert_eq!(trade(&mut traders, 1000, 1), 0);
         traders[1].is_idle = true;
-        assert_eq!(trade(&mut traders, 1000), 20);
+        assert_eq!(trade(&mut traders, 1000, 1), 20);
         // And what is beyond it is for anybody who gains.
         let mut traders = [trader(430, 9.0, 9.0), trader(100, 0.1, 0.1)];
-        assert_eq!(trade(&mut traders, 1000), 20);
+        assert_eq!(trade(&mut traders, 1000, 1), 20);
         assert_eq!(shares(&traders), [410, 120]);
     }
 }

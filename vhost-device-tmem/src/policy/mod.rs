@@ -119,9 +119,9 @@ const TAX: f64 = 0.75;
 /// The part of all ephemeral memory that moves at a step, at most.
 const BUDGET: u64 = 32;
 
-/// The part of its weighted part by which a guest's share moves at a step for the sake of figures, at
-/// most.
-const STRIDE: u64 = 8;
+/// The part of what guests have on average by which a guest's share moves at a step for the sake of
+/// figures, at most. Weights are no matter: a guest must not get less since others would give slower.
+const STRIDE: u64 = 16;
 
 /// The least that moves: a part of what guests have on average, and a chunk of a window at most.
 const GRAIN: u64 = 64;
@@ -337,10 +337,11 @@ impl Policy {
         self.hand_out(total);
 
         let fair = self.divided(total, |member| member.bounds(member.terms.ephemeral));
-        let stride = |fair: &u64| (fair / STRIDE).max(grain);
+        let there = self.members.values().filter(|it| it.figures.is_some());
+        let stride = (total / there.count().max(1) as u64 / STRIDE).max(grain);
         let members = self.members.values().zip(&fair);
         let mut traders: Vec<_> = members
-            .map(|(member, fair)| member.trader(*fair, member.pace.stride(grain, stride(fair))))
+            .map(|(member, fair)| member.trader(*fair, member.pace.stride(grain, stride)))
             .collect();
         // Who is not there has its minimum, and nothing to do with the others.
         for (trader, member) in traders.iter_mut().zip(self.members.values()) {
@@ -350,12 +351,11 @@ impl Policy {
                 trader.gain = 0.0;
             }
         }
-        let moved = trade(&mut traders, (total / BUDGET).max(grain));
-        let members = self.members.values_mut().zip(traders.iter().zip(&fair));
-        for (member, (trader, fair)) in members {
+        let moved = trade(&mut traders, (total / BUDGET).max(grain), grain);
+        for (member, trader) in self.members.values_mut().zip(&traders) {
             member.share = trader.share;
             let way = trader.taken.cmp(&trader.given);
-            member.pace.moved(way, grain, stride(fair));
+            member.pace.moved(way, grain, stride);
         }
         moved
     }
