@@ -77,6 +77,14 @@ def test_swapped_pages_need_no_request(run: Run) -> None:
     assert driver["frontswap/puts"] < driver["frontswap/window_puts"] // 20
 
 
+def test_the_kernel_makes_no_request_of_what_it_reads(run: Run) -> None:
+    before, after = run.guest.snapshot("second"), run.guest.snapshot("after")
+    hits = after.driver["frontswap/window_hits"]
+    # A request has eight pages at most.
+    assert after.vmstat["nrswpin"] - before.vmstat["nrswpin"] < hits // 12
+    assert after.vmstat["pswpin"] - before.vmstat["pswpin"] >= hits
+
+
 def test_clean_pages_need_no_request(run: Run) -> None:
     driver = run.guest.snapshot("second").driver
     assert driver["cleancache/window_puts"] > FILES * 256 // 4

@@ -95,6 +95,9 @@ struct folio *tmem_bvec_folio(const struct bio_vec *bv);
 void tmem_swap_complete(struct swap_io_ctx *ctx, int rw, long result);
 bool tmem_swap_area_get(struct swap_info_struct *sis);
 void tmem_swap_area_put(struct swap_info_struct *sis);
+void tmem_count_swap_in(unsigned long pages);
+void tmem_set_zswap_load(void *addr);
+int tmem_call_zswap_load(struct folio *folio);
 
 /* block devices */
 bool tmem_bdev_is_dm(struct block_device *bdev);

@@ -5,8 +5,11 @@
 #include <linux/bvec.h>
 #include <linux/percpu-refcount.h>
 #include <linux/slab.h>
+#include <linux/static_call.h>
 #include <linux/swapops.h>
 #include <linux/uio.h>
+#include <linux/vmstat.h>
+#include <linux/zswap.h>
 
 #include "helpers.h"
 
@@ -57,4 +60,28 @@ bool tmem_swap_area_get(struct swap_info_struct *sis)
 void tmem_swap_area_put(struct swap_info_struct *sis)
 {
 	percpu_ref_put(&sis->users);
+}
+
+/* As the kernel counts pages that a request has read. */
+void tmem_count_swap_in(unsigned long pages)
+{
+	count_vm_events(PSWPIN, pages);
+}
+
+/* Calls zswap_load(): see tmem_call_remove_mapping(). */
+static_assert(__same_type(zswap_load, tmem_call_zswap_load));
+DEFINE_STATIC_CALL_NULL(tmem_zswap_load, zswap_load);
+
+void tmem_set_zswap_load(void *addr)
+{
+	static_call_update(tmem_zswap_load, addr);
+}
+
+int tmem_call_zswap_load(struct folio *folio)
+{
+	int result = static_call(tmem_zswap_load)(folio);
+
+	/* Not the last thing: a jump would hide who calls. */
+	barrier();
+	return result;
 }

@@ -52,6 +52,11 @@ impl<O: Origin> Client<O> {
         self.window.as_ref().map(|window| &**window)
     }
 
+    /// Returns whether the device has a window that can be used, with chunks or not yet.
+    pub(crate) fn has_window(&self) -> bool {
+        self.window().is_some()
+    }
+
     /// Returns the window if pages of a pool can be put there now.
     #[inline]
     pub(super) fn window_for(&self, pool: Pool) -> Option<&Window> {

@@ -7,12 +7,15 @@
 //! locked when they are read, until somebody completes the request: here that is whoever hears the
 //! host's last answer about it. Nothing is copied in the guest and nobody waits.
 //!
+//! With a window what is in it is read before a request is made: see [`inline`].
+//!
 //! If the host takes all folios of a request they are nowhere else, unless whatever is put is
 //! written through to the swap area. If it refuses some, the whole request goes to the swap area as
 //! if nothing had happened, and the host forgets the rest. A page stays in the host until its slot
 //! in the swap area is freed or written again, or until it is [drained](drain) to its slot.
 
 mod drain;
+mod inline;
 mod read;
 mod request;
 
@@ -77,6 +80,7 @@ use super::{
     },
     left_behind,
     points,
+    Client,
     Context,
     Entered,
     Gets,
@@ -174,18 +178,21 @@ fn key(area: u32, offset: u64) -> (u64, u64) {
 pub(super) struct Hooks {
     _free: Watch,
     _off: Watch,
+    /// Where there was a window when the hooks were installed.
+    _inline: Option<Redirect>,
     _read: Redirect,
     _write: Redirect,
 }
 
 impl Hooks {
     /// Hooks swapping; what puts pages comes last. May sleep.
-    pub(super) fn install() -> Result<Self> {
+    pub(super) fn install(client: &Client) -> Result<Self> {
         // SAFETY: The functions below have the types of those that they replace.
         unsafe {
             Ok(Self {
                 _free: Watch::new(points::SLOT_FREE, slot_free)?,
                 _off: Watch::new(points::SWAP_OFF, swap_off)?,
+                _inline: client.has_window().then(inline::hook).flatten(),
                 _read: Redirect::new(points::SWAP_READ, submit_read as Code)?,
                 _write: Redirect::new(points::SWAP_WRITE, submit_write as Code)?,
             })

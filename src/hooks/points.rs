@@ -15,6 +15,7 @@
 //! | [`DIRTIED`] | tracepoint | F3: a page becomes dirty | 6.12–7.3 |
 //! | a filesystem's `readahead`, `read_folio` | replaced | gets of clean pages | 6.12–7.3 |
 //! | [`SWAP_READ`], [`SWAP_WRITE`] | replaced | gets and puts of swapped pages | 7.3 |
+//! | [`FOLIO_READ`] | replaced, where there is one and a window | gets of swapped pages without a request | 7.3 |
 //! | [`SLOT_FREE`], [`SWAP_OFF`] | watched | slots and swap areas are free | 7.3 |
 //!
 //! Where a kernel lacks one, or the compiler has made copies of it, the half that needs it is left
@@ -45,6 +46,8 @@ pub(super) const DIRTIED: &CStr = c"writeback_dirty_folio";
 pub(super) const SWAP_READ: &CStr = c"swap_bdev_submit_read";
 /// `void swap_bdev_submit_write(struct swap_io_ctx *)`
 pub(super) const SWAP_WRITE: &CStr = c"swap_bdev_submit_write";
+/// `int zswap_load(struct folio *)`
+pub(super) const FOLIO_READ: &CStr = c"zswap_load";
 /// `void zswap_invalidate(swp_entry_t)`
 pub(super) const SLOT_FREE: &CStr = c"zswap_invalidate";
 /// `void zswap_swapoff(int)`
@@ -54,6 +57,7 @@ pub(super) const SWAP_OFF: &CStr = c"zswap_swapoff";
 ///
 /// Functions that no header declares cannot be checked: those of swap are called by way of
 /// `struct swap_ops`, which can, and the rest is checked by the types of what they are given.
+/// [`FOLIO_READ`] need not be there; its type is checked where it is called, in `swap.c`.
 mod checks {
     use kernel::prelude::*;
 

@@ -69,7 +69,7 @@ impl Seat {
             seat: self,
         };
         if wants.frontswap {
-            hooks.frontswap = match frontswap::Hooks::install() {
+            hooks.frontswap = match frontswap::Hooks::install(client) {
                 Ok(hooks) => Some(KBox::new(hooks, GFP_KERNEL)?),
                 Err(_) => {
                     pr_warn!("frontswap is off: this kernel lacks a hook point that it needs\n");
