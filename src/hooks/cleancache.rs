@@ -92,6 +92,7 @@ use super::{
     },
     points,
     symbol,
+    Client,
     Context,
     Entered, //
 };
@@ -103,6 +104,7 @@ const ARMED: u8 = 1 << 0;
 /// The hooks of this half, but for those of filesystems.
 pub(super) struct Hooks {
     // Dropped in this order: what puts goes first.
+    /// Where there was no window when the hooks were installed.
     _evicted: Option<Redirect>,
     _removed: Probe,
     _dirtied: Probe,
@@ -115,7 +117,7 @@ pub(super) struct Hooks {
 
 impl Hooks {
     /// Hooks the page cache; what puts pages comes last. May sleep.
-    pub(super) fn install() -> Result<Self> {
+    pub(super) fn install(client: &Client) -> Result<Self> {
         // SAFETY: The functions below have the types of those that they replace, and of the
         // tracepoints that they listen to, and take the arguments of those that they watch.
         unsafe {
@@ -128,7 +130,8 @@ impl Hooks {
             let removed = Probe::new(points::REMOVED, removed as Code)?;
 
             Ok(Self {
-                _evicted: hold_up_reclaim(),
+                // With a window pages wait for nobody.
+                _evicted: (!client.has_window()).then(hold_up_reclaim).flatten(),
                 _removed: removed,
                 _dirtied: dirtied,
                 _invalidated: invalidated,
@@ -144,7 +147,8 @@ impl Hooks {
 /// Hooks reclaim where it may still sleep, if this kernel has the function.
 ///
 /// Without it pages are lost to the pool when they are evicted faster than the host takes them,
-/// and all is well otherwise.
+/// and all is well otherwise. With a window they are copied there at once, so that there is nothing
+/// to hold reclaim up for, and no reason to have all of its folios pass here: swapped ones do, too.
 fn hold_up_reclaim() -> Option<Redirect> {
     let addr = symbol::resolve(points::REMOVE_MAPPING).ok()?;
 

@@ -8,7 +8,7 @@
 //! | [`TRUNCATE`] | replaced | F1, F7: pages are truncated | 6.12–7.3 |
 //! | [`INVALIDATE_PAGES`] | replaced | F4: pages are invalidated, for direct I/O above all | 6.12–7.3 |
 //! | [`INVALIDATE_INODE`] | replaced | F5: a filesystem invalidates pages | 6.18–7.3 |
-//! | [`REMOVE_MAPPING`] | replaced, where there is one | reclaim is held up while it may still sleep | where the compiler leaves it out of line |
+//! | [`REMOVE_MAPPING`] | replaced, where there is one and no window | reclaim is held up while it may still sleep | where the compiler leaves it out of line |
 //! | [`ERROR_REPORT`] | watched | a filesystem reports an error of its own | 7.3 |
 //! | [`MOVE_EXTENTS`] | watched | ext4 exchanges the blocks of two files | 6.12–7.3 |
 //! | [`REMOVED`] | tracepoint | F2, and the one way in which clean pages are put | 6.12–7.3 |

@@ -78,7 +78,7 @@ impl Seat {
             };
         }
         if wants.cleancache {
-            hooks.cleancache = cleancache::Hooks::install()
+            hooks.cleancache = cleancache::Hooks::install(client)
                 .inspect_err(|_| {
                     pr_warn!("cleancache is off: this kernel lacks a hook point that it needs\n");
                 })
