@@ -93,16 +93,18 @@ impl PageRun {
         }
     }
 
-    /// Returns the pages, in their order.
-    pub(crate) fn iter(self) -> impl Iterator<Item = PageRef> {
-        (0..self.count).map(move |n| {
-            // SAFETY: By the type invariants there are `count` pages in the map from `first` on,
-            // and `n` is below `count`.
-            let page = unsafe { self.first.0.add(n) };
+    /// Returns page `n`, if there is one.
+    #[inline]
+    pub(crate) fn get(self, n: usize) -> Option<PageRef> {
+        if n >= self.count {
+            return None;
+        }
+        // SAFETY: By the type invariants there are `count` pages in the map from `first` on, and `n`
+        // is below `count`.
+        let page = unsafe { self.first.0.add(n) };
 
-            // SAFETY: By the type invariants the page is valid as long as it is used.
-            unsafe { PageRef::new(page) }
-        })
+        // SAFETY: By the type invariants the page is valid as long as it is used.
+        Some(unsafe { PageRef::new(page) })
     }
 }
 

@@ -257,12 +257,7 @@ impl Window {
     ///
     /// `page` tells of each. Called with the lock of the index's shard held. Any context.
     pub(super) fn note(&self, kind: Kind, slots: &[u32], page: impl Fn(usize) -> Page) {
-        let mut order = self.order(kind).lock();
-
-        for (n, &slot) in slots.iter().enumerate() {
-            order.insert(slot, page(n));
-        }
-        drop(order);
+        self.order(kind).lock().insert_all(slots, page);
         // CAST: There are at most 32.
         self.used(kind).add(slots.len() as u32, Relaxed);
     }

@@ -88,7 +88,7 @@ impl Folio {
             Some(unsafe { PageRun::new(NonNull::new(first.as_ptr())?, count) })
         });
 
-        run.into_iter().flat_map(PageRun::iter)
+        (0..count).map_while(move |n| run?.get(n))
     }
 
     /// Returns the index of the first page in the file.

@@ -167,6 +167,12 @@ impl Slots {
     pub fn new() -> Result<Self, NoMemory> {
         Ok(Self(Block::new(Slot::EMPTY)?))
     }
+
+    /// Returns the record of a slot of this chunk.
+    #[inline]
+    fn at_mut(&mut self, slot: u32) -> Option<&mut Slot> {
+        self.0.get_mut((slot % SLOTS_PER_CHUNK) as usize)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -269,15 +275,23 @@ impl Order {
     /// Takes note of a page that has been put into a slot.
     ///
     /// Nothing if the slot is of no chunk that is there.
-    #[inline]
     pub fn insert(&mut self, slot: u32, page: Page) {
-        let proven = self.came_back.forget(page.tag, page.index) || self.is_probe();
-        let queue = if proven {
-            Queue::Proven
-        } else {
-            Queue::Probation
-        };
-        self.link(slot, queue, page);
+        self.insert_all(&[slot], |_| page);
+    }
+
+    /// Takes note of the pages that have been put into `slots`: `page(n)` into slot `n` of them.
+    #[inline]
+    pub fn insert_all(&mut self, slots: &[u32], page: impl Fn(usize) -> Page) {
+        for (n, &slot) in slots.iter().enumerate() {
+            let page = page(n);
+            let proven = self.came_back.forget(page.tag, page.index) || self.is_probe();
+            let queue = if proven {
+                Queue::Proven
+            } else {
+                Queue::Probation
+            };
+            self.link(slot, queue, page);
+        }
     }
 
     /// Takes note that the page in a slot has been got and taken, and returns it, if it is there.
@@ -379,7 +393,7 @@ impl Order {
     #[inline]
     fn get_mut(&mut self, slot: u32) -> Option<&mut Slot> {
         let chunk = self.chunks.get_mut(chunk_of(slot) as usize)?.as_mut()?;
-        chunk.0.get_mut((slot % SLOTS_PER_CHUNK) as usize)
+        chunk.at_mut(slot)
     }
 
     #[inline]
@@ -394,15 +408,26 @@ impl Order {
     }
 
     /// Makes a page the newest of a queue, in place of what was in its slot.
-    #[inline]
+    #[inline(always)]
     fn link(&mut self, slot: u32, queue: Queue, page: Page) {
-        self.unlink(slot);
+        if let Some((queue, newer, older)) = self.get_mut(slot).and_then(Slot::take_out) {
+            self.join(queue, newer, older);
+        }
         let older = self.ends(queue).newest;
-        let Some(record) = self.get_mut(slot) else {
+        let Some(Some(chunk)) = self.chunks.get_mut(chunk_of(slot) as usize) else {
+            return;
+        };
+        let Some(record) = chunk.at_mut(slot) else {
             return;
         };
         *record = Slot::new(page, older, Place::In(queue));
-        match self.get_mut(older) {
+        // As good as always both are in the same chunk.
+        let before = if chunk_of(older) == chunk_of(slot) {
+            chunk.at_mut(older)
+        } else {
+            self.get_mut(older)
+        };
+        match before {
             Some(record) => record.newer = slot,
             None => self.ends_mut(queue).oldest = slot,
         }
@@ -420,7 +445,7 @@ impl Order {
     }
 
     /// Makes those neighbours that one was between which has been taken out of a queue.
-    #[inline]
+    #[inline(never)]
     fn join(&mut self, queue: Queue, newer: u32, older: u32) {
         match self.get_mut(newer) {
             Some(record) => record.set_older(older),
