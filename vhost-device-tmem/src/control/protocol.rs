@@ -57,6 +57,14 @@ pub enum Request {
     },
     /// To add, remove or rename a guest, or to give it other terms. The connection ends with the answer.
     Guest(GuestEdit),
+    /// To take nothing more of a guest, or to take pages again. The connection ends with the answer.
+    Freeze {
+        /// The guest's name; all that there are without it.
+        #[serde(default)]
+        guest: Option<String>,
+        /// Whether nothing more is taken.
+        frozen: bool,
+    },
 }
 
 /// The replies.
@@ -154,6 +162,9 @@ pub struct GuestStat {
     pub name: String,
     /// Whether it is connected.
     pub connected: bool,
+    /// Whether the operator froze it: nothing more is taken of it.
+    #[serde(default)]
+    pub frozen: bool,
     /// Its epoch; 0 if there never was a guest.
     pub epoch: u64,
     /// Notifications received.

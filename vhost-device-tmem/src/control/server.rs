@@ -186,13 +186,15 @@ pub(super) fn answer(operated: &dyn Operated, request: Request) -> Reply {
         Request::Stat => Reply::Stat(operated.stat()),
         Request::Stop { force } => done(operated.stop(force)),
         Request::Upgrade => done(operated.upgrade()),
-        Request::Reload { .. } | Request::Guest(_) => error("this is for somebody else to answer"),
+        Request::Reload { .. } | Request::Guest(_) | Request::Freeze { .. } => {
+            error("this is for somebody else to answer")
+        }
     }
 }
 
 impl Request {
     /// Returns whether somebody else than the server answers it.
     fn is_passed_on(&self) -> bool {
-        matches!(self, Self::Reload { .. } | Self::Guest(_))
+        !matches!(self, Self::Stat | Self::Stop { .. } | Self::Upgrade)
     }
 }

@@ -206,15 +206,21 @@ impl Lender {
     /// Grants one chunk more. False if there is none.
     pub(super) fn grant(&self, kind: ChunkKind) -> bool {
         let _acting = self.acting();
-        self.have_ready(kind) && self.window.grant(kind)
+        !self.is_frozen() && self.have_ready(kind) && self.window.grant(kind)
     }
 
     /// So many chunks were asked for in vain.
     pub(super) fn refused(&self, kind: ChunkKind, count: u32) {
-        if kind == ChunkKind::Persistent {
+        // What is not to be had is not taken from others either.
+        if kind == ChunkKind::Persistent && !self.is_frozen() {
             self.unserved.fetch_add(count, Ordering::Relaxed);
             self.refused.fetch_add(count.into(), Ordering::Relaxed);
         }
+    }
+
+    /// Returns whether the guest is to have nothing more.
+    fn is_frozen(&self) -> bool {
+        self.store.is_frozen(self.guest.number())
     }
 
     /// Sees to it that a chunk is ready, and lent as of this kind. The caller is acting.
@@ -328,7 +334,7 @@ impl Lender {
     /// Makes a chunk ready before somebody asks for it, if that is to be done. False if not.
     pub(super) fn prepare(&self) -> bool {
         let _acting = self.acting();
-        self.window.ahead() > 0 && self.make_ready(PoolKind::Ephemeral)
+        self.window.ahead() > 0 && !self.is_frozen() && self.make_ready(PoolKind::Ephemeral)
     }
 
     /// Takes back up to so many chunks that it may, those first that nobody has, and then the

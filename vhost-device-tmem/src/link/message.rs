@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The version of the link. It changes with any message that the other side would misunderstand.
-pub const LINK_VERSION: u32 = 4;
+pub const LINK_VERSION: u32 = 5;
 
 /// What the supervisor says. It is carried out in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +81,14 @@ pub enum ToWorker {
         guest: GuestId,
         /// Its name.
         name: String,
+    },
+    /// Nothing more is taken of a guest, connected or not, or pages are taken again. It comes before
+    /// the guest is added.
+    FreezeGuest {
+        /// Its number.
+        guest: GuestId,
+        /// Whether nothing more is taken.
+        frozen: bool,
     },
     /// There is no such guest any more: all that there is of it goes, whether it is known or not.
     /// Answered by [`FromWorker::Forgotten`].
@@ -246,4 +254,11 @@ pub enum OperatorRequest {
     },
     /// Add, remove or rename a guest, or give it other terms. Answered.
     Guest(GuestEdit),
+    /// Take nothing more of a guest, or of all of them; or take pages again. Answered.
+    Freeze {
+        /// The guest's name.
+        guest: Option<String>,
+        /// Whether nothing more is taken.
+        frozen: bool,
+    },
 }

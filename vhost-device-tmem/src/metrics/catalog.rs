@@ -249,6 +249,12 @@ pub(super) const METRICS: &[Metric] = &[
         Values::Guest(|guest| guest.connected.into()),
     ),
     gauge(
+        "guest_frozen",
+        None,
+        "1 if nothing more is taken of the guest, as the operator wanted, 0 if not.",
+        Values::Guest(|guest| guest.frozen.into()),
+    ),
+    gauge(
         "guest_memory",
         BYTES,
         "Memory of the host that the guest takes, in the store and for its window.",
@@ -319,6 +325,11 @@ pub(super) const METRICS: &[Metric] = &[
         "guest_over_quota",
         "Pages refused because the capacity was used up.",
         |guest, kind| of(guest, kind, |pool| pool.refused_over_quota),
+    ),
+    pools(
+        "guest_frozen_out",
+        "Pages refused because the operator froze the guest.",
+        |guest, kind| of(guest, kind, |pool| pool.refused_frozen),
     ),
     pools(
         "guest_replaced",

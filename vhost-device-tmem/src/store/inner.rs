@@ -2,7 +2,11 @@
 
 //! Everything that the store's lock guards.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+};
 
 use virtio_tmem_abi::{Key, ObjectId};
 
@@ -30,6 +34,8 @@ pub(super) enum Refusal {
     OverQuota,
     /// The pool went away meanwhile, or a fault was asked for.
     NoMemory,
+    /// The operator wants nothing more to be taken of the guest.
+    Frozen,
 }
 
 /// Why a page is forgotten.
@@ -97,6 +103,8 @@ pub(super) struct Inner {
     pub(super) arena: Arc<Arena>,
     pub(super) contents: Contents,
     pub(super) guests: BTreeMap<u32, GuestPools>,
+    /// The numbers of guests of whom nothing more is taken, whether they are there or not.
+    pub(super) frozen: BTreeSet<u32>,
     /// What describes the pools, by their places.
     pub(super) records: Table<PoolRecord>,
     pools: Vec<Option<Pool>>,
@@ -130,6 +138,7 @@ impl Inner {
             arena,
             contents: Contents::default(),
             guests: BTreeMap::new(),
+            frozen: BTreeSet::new(),
             records,
             pools: Vec::new(),
             free_pools: Vec::new(),
@@ -534,6 +543,12 @@ impl Inner {
 
     /// Returns the credits of a guest, or those that there are for whoever comes first.
     pub(super) fn credits(&self, guest: Option<u32>) -> Credits {
+        if guest.is_some_and(|guest| self.frozen.contains(&guest)) {
+            return Credits {
+                persistent: 0,
+                ephemeral: 0,
+            };
+        }
         let room = self.room();
         let account = guest.and_then(|guest| self.guests.get(&guest));
         let own = account.map_or(room, |guest| self.room_of(room, guest.account));

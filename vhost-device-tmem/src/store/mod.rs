@@ -69,6 +69,7 @@ mod entry;
 mod evicted;
 mod fairness;
 mod flush;
+mod freeze;
 mod get;
 mod guest;
 mod id;

@@ -52,6 +52,9 @@ pub struct PoolCounters {
     pub refused_over_quota: u64,
     /// Pages refused because a resource other than the capacity was used up, or to test that.
     pub refused_no_memory: u64,
+    /// Pages refused because the operator froze the guest.
+    #[serde(default)]
+    pub refused_frozen: u64,
     /// Stored pages that replaced another under their key.
     pub puts_replaced: u64,
     /// Pages asked for.
@@ -75,6 +78,7 @@ impl AddAssign for PoolCounters {
             puts_refused,
             refused_over_quota,
             refused_no_memory,
+            refused_frozen,
             puts_replaced,
             gets,
             gets_hit,
@@ -87,6 +91,7 @@ impl AddAssign for PoolCounters {
         self.puts_refused += puts_refused;
         self.refused_over_quota += refused_over_quota;
         self.refused_no_memory += refused_no_memory;
+        self.refused_frozen += refused_frozen;
         self.puts_replaced += puts_replaced;
         self.gets += gets;
         self.gets_hit += gets_hit;

@@ -25,6 +25,7 @@ impl From<Refusal> for PageResult {
         match refusal {
             Refusal::OverQuota => Self::OverQuota,
             Refusal::NoMemory => Self::NoMemory,
+            Refusal::Frozen => Self::Frozen,
         }
     }
 }
@@ -147,16 +148,16 @@ impl Store {
 }
 
 /// Pages of a put that go the same way together.
-struct Batch<'b> {
+pub(super) struct Batch<'b> {
     guest: &'b Guest,
     number: u32,
-    keys: &'b [Key],
+    pub(super) keys: &'b [Key],
     /// What the pages came to.
     contents: &'b mut [Encoded],
     /// The checks of those that are in slots, where such are wanted.
     checks: [Option<Check>; BATCH],
     /// The entries that they got.
-    pages: &'b mut [Result<PageId, Refusal>],
+    pub(super) pages: &'b mut [Result<PageId, Refusal>],
 }
 
 impl Inner {
@@ -168,6 +169,10 @@ impl Inner {
     ) -> Result<([Body; BATCH], PoolKind), PoolError> {
         let slot = self.require_pool(batch.guest, batch.number)?;
         let mut bodies = [Body::Nothing; BATCH];
+        if self.has_frozen(batch.guest) {
+            self.refuse_batch(batch, slot);
+            return Ok((bodies, self.pool(slot).kind));
+        }
         let (mut over_quota, mut no_memory) = (0, 0);
         self.index.fetch_pages(slot, batch.keys);
         for (n, key) in batch.keys.iter().enumerate() {
@@ -193,7 +198,7 @@ impl Inner {
             match reserved {
                 Ok(id) => bodies[n] = self.index.pages[id.index()].body(),
                 Err(Refusal::OverQuota) => over_quota += 1,
-                Err(Refusal::NoMemory) => no_memory += 1,
+                Err(Refusal::NoMemory | Refusal::Frozen) => no_memory += 1,
             }
             batch.pages[n] = reserved;
         }

@@ -5,6 +5,8 @@
 //! What is to be done is [planned](crate::config::plan). What can fail of it is done first, and undone
 //! if something fails; the rest cannot fail. So all of it happens, or nothing.
 
+mod operations;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::unix::net::UnixListener,

@@ -2,6 +2,7 @@
 
 //! Where front-ends' connections and the worker meet.
 
+mod frozen;
 mod members;
 
 use std::{
@@ -61,6 +62,8 @@ struct Guest {
     leaves: bool,
     /// There is to be no such guest any more.
     goes: bool,
+    /// Nothing more is taken of it.
+    frozen: bool,
 }
 
 impl Guest {
@@ -71,6 +74,7 @@ impl Guest {
             connection,
             leaves: false,
             goes: false,
+            frozen: false,
         }
     }
 }
@@ -422,13 +426,14 @@ impl Hub {
         self.inner().broken.take()
     }
 
-    /// Asks the worker whether it is there.
-    pub(super) fn ask(&self) {
+    /// Asks the worker whether it is there, by a question of the number that is returned.
+    pub(super) fn ask(&self) -> u64 {
         let mut inner = self.inner();
         inner.asked += 1;
         let token = inner.asked;
         let sent = inner.tell(&ToWorker::Ping { token }, &[]);
         self.check(&mut inner, sent);
+        token
     }
 
     /// Has the worker say in the log what there is.
@@ -577,6 +582,7 @@ impl Inner {
             let before = known.iter().find(|(of, _)| *of == guest);
             let now = self.state(guest).map(GuestState::epoch);
             self.tell_window(guest, now)?;
+            self.tell_frozen(guest)?;
             match before {
                 // It has let go of everybody else's pages.
                 None => self.removed(guest),

@@ -29,6 +29,8 @@ pub(super) enum Name {
     Roster,
     /// The file with what operators changed.
     Edits,
+    /// The file with the guests of whom nothing more is taken.
+    Frozen,
     /// Memory of the store, of this number.
     Store(u32),
     /// The operator's socket.
@@ -52,6 +54,7 @@ impl Name {
         match self {
             Self::Roster => "roster".to_owned(),
             Self::Edits => "edits".to_owned(),
+            Self::Frozen => "frozen".to_owned(),
             Self::Store(n) => format!("store.{n}"),
             Self::Control => "control".to_owned(),
             Self::Listener(guest) => format!("listener.{guest}"),
@@ -68,7 +71,7 @@ impl Name {
     /// Returns the guest whose it is.
     pub(super) fn guest(self) -> Option<GuestId> {
         match self {
-            Self::Roster | Self::Edits | Self::Store(_) | Self::Control => None,
+            Self::Roster | Self::Edits | Self::Frozen | Self::Store(_) | Self::Control => None,
             Self::Listener(guest)
             | Self::Connection(guest)
             | Self::State(guest)
@@ -86,6 +89,7 @@ impl Name {
         Some(match (kind, &numbers[..]) {
             ("roster", []) => Self::Roster,
             ("edits", []) => Self::Edits,
+            ("frozen", []) => Self::Frozen,
             ("store", [n]) => Self::Store(*n),
             ("control", []) => Self::Control,
             ("listener", [guest]) => Self::Listener(GuestId(*guest)),
@@ -221,6 +225,7 @@ impl Keeper {
             // These do not go with the connection.
             Name::Roster
             | Name::Edits
+            | Name::Frozen
             | Name::Store(_)
             | Name::Control
             | Name::Listener(_)
@@ -358,6 +363,7 @@ mod tests {
             Name::Store(3),
             Name::Roster,
             Name::Edits,
+            Name::Frozen,
             Name::Control,
             Name::Listener(guest),
             Name::Connection(guest),

@@ -20,6 +20,7 @@ use super::{
     process::{Process, StartError},
     program::Program,
     service,
+    settling::Settling,
     watched::Watched,
 };
 use crate::{
@@ -92,6 +93,8 @@ pub(super) struct Manager {
     watched: Option<Watched>,
     /// What operators asked for and was not done yet.
     asked: VecDeque<Demand>,
+    /// Operators who wait for a worker to have done what they asked for.
+    settling: Settling,
 }
 
 impl Manager {
@@ -120,6 +123,7 @@ impl Manager {
                 directory.map(Watched::new).transpose()?
             },
             asked: VecDeque::new(),
+            settling: Settling::default(),
             persistent: 0,
             told: false,
             needs,
@@ -235,6 +239,9 @@ impl Manager {
             .hub
             .attach(worker.number(), Arc::clone(worker.link()));
         attached.map_err(|error| StartError::Died(error.to_string()))?;
+        if !self.settling.is_empty() {
+            self.settling.asked_again(self.needs.hub.ask());
+        }
         self.restarts.began();
         self.told = false;
         tracing::debug!(
@@ -300,8 +307,9 @@ impl Manager {
             self.needs.hub.heard(worker.number(), &message);
         }
         match message {
-            FromWorker::Pong { persistent, .. } => {
+            FromWorker::Pong { persistent, token } => {
                 self.persistent = persistent;
+                self.settling.answered(token);
                 self.watch.answered();
             }
             FromWorker::Removed { guest, dropped } => {
@@ -343,10 +351,25 @@ impl Manager {
                 let done = self.needs.changes.edit(&edit);
                 self.tell_guests();
                 done
+            OperatorRequest::Freeze { guest, frozen } => {
+                let done = self.needs.changes.freeze(guest.as_deref(), frozen);
+                return self.settle(asked.operator, done);
             }
         };
         if let Some(operator) = asked.operator {
             answer_passed(operator.as_fd(), done);
+        }
+        false
+    }
+
+    /// Answers an operator: where something was done, once the worker knows of it.
+    fn settle(&mut self, operator: Option<OwnedFd>, done: Result<String, String>) -> bool {
+        let Some(operator) = operator else {
+            return false;
+        };
+        match done {
+            Ok(done) => self.settling.add(self.needs.hub.ask(), operator, done),
+            Err(_) => answer_passed(operator.as_fd(), done),
         }
         false
     }
@@ -412,7 +435,9 @@ impl Manager {
         let threads = (0..BlamePage::THREADS).map(|thread| self.page.serving(thread));
         match self.watch.look(threads) {
             Look::Well => {}
-            Look::Ask => self.needs.hub.ask(),
+            Look::Ask => {
+                self.needs.hub.ask();
+            }
             Look::ThreadHangs(guest) => {
                 let name = self.needs.hub.name(guest);
                 self.replace(Some(&format!("hangs at guest {name:?}")), Some(guest));

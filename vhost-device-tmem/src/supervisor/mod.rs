@@ -33,6 +33,7 @@ mod policy;
 mod process;
 mod program;
 mod service;
+mod settling;
 mod takeover;
 mod watched;
 
@@ -162,6 +163,9 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
     let metrics = setup.metrics.as_ref().and_then(Listener::address);
     let outlived = inherited.keeper.keeps();
     let hub = Arc::new(Hub::new(guests, inherited.keeper)?);
+    if !inherited.frozen.is_empty() {
+        hub.freeze(&inherited.frozen, true);
+    }
     let limits = setup.settings.config.limits;
     let acceptor = Acceptor::new(Arc::clone(&hub), limits, listeners, resumed)?;
     let acceptor = Arc::new(acceptor);

@@ -41,6 +41,7 @@ pub struct Inherited {
     of_units: BTreeSet<Name>,
     roster: Vec<(String, GuestId)>,
     edits: Edits,
+    pub(super) frozen: Vec<GuestId>,
     pub(super) connections: BTreeMap<GuestId, Connection>,
     pub(super) keeper: Keeper,
 }
@@ -78,6 +79,15 @@ impl Inherited {
                     this.keeper.has_value(Name::Edits, file);
                 }
                 Err(error) => tracing::error!("what tmemctl changed of guests is lost: {error}"),
+            }
+        }
+        if let Some(file) = this.things.remove(&Name::Frozen) {
+            match StateFile::open(file) {
+                Ok((file, frozen)) => {
+                    this.frozen = frozen;
+                    this.keeper.has_value(Name::Frozen, file);
+                }
+                Err(error) => tracing::error!("which guests were frozen is lost: {error}"),
             }
         }
         let guests = this.things.keys().filter_map(|name| match name {

@@ -93,8 +93,14 @@ impl Daemon {
         self.share();
     }
 
+    /// Nothing more is taken of a guest, or pages are taken again.
+    pub(super) fn freeze(&self, guest: GuestId, frozen: bool) {
+        self.store.set_frozen(guest.0, frozen);
+    }
+
     /// There is no such guest any more.
     pub(super) fn forget(&self, guest: GuestId) {
+        self.freeze(guest, false);
         let slots = self.slots.write();
         let mut slots = slots.unwrap_or_else(PoisonError::into_inner);
         slots.retain(|(of, _)| *of != guest);
@@ -154,8 +160,9 @@ impl Operated for Daemon {
         let places = slots.iter().map(|(_, slot)| &**slot);
         let mut stat = stat(&self.store, self.worker_starts, places);
         let parts = self.sharing.parts();
-        for (guest, (number, _)) in stat.guests.iter_mut().zip(&slots) {
-            guest.part = parts.get(&number.0).copied();
+        for (told, (guest, _)) in stat.guests.iter_mut().zip(&slots) {
+            told.part = parts.get(&guest.0).copied();
+            told.frozen = self.store.is_frozen(guest.0);
         }
         stat
     }
@@ -182,6 +189,10 @@ impl Operated for Daemon {
         let request = match request {
             Request::Reload { force } => OperatorRequest::Reload { force: *force },
             Request::Guest(edit) => OperatorRequest::Guest(edit.clone()),
+            Request::Freeze { guest, frozen } => OperatorRequest::Freeze {
+                guest: guest.clone(),
+                frozen: *frozen,
+            },
             _ => return Err("the supervisor knows nothing of that".to_owned()),
         };
         let sent = self.link.send(&FromWorker::Operator(request), &[operator]);

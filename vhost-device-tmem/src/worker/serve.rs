@@ -123,6 +123,7 @@ impl Worker {
                 self.set_window(guest, epoch, descriptors);
             }
             ToWorker::NameGuest { guest, name } => self.daemon.name_guest(engine, guest, &name),
+            ToWorker::FreezeGuest { guest, frozen } => self.daemon.freeze(guest, frozen),
             ToWorker::ForgetGuest { guest } => {
                 let dropped = engine.forget_guest(guest);
                 self.daemon.forget(guest);
@@ -210,6 +211,7 @@ fn guest_of(message: &ToWorker) -> Option<GuestId> {
     match message {
         ToWorker::SetWindow { guest, .. }
         | ToWorker::NameGuest { guest, .. }
+        | ToWorker::FreezeGuest { guest, .. }
         | ToWorker::ForgetGuest { guest }
         | ToWorker::AddGuest { guest, .. }
         | ToWorker::RemoveGuest { guest }

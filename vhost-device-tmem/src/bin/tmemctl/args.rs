@@ -11,7 +11,7 @@ use vhost_device_tmem::{
     control::{Request, DEFAULT_PATH},
 };
 
-use crate::{failure::EXIT_CODES, manual::Program, top};
+use crate::{failure::EXIT_CODES, manual::Program, operations::Operation, top};
 
 /// Talks to vhost-device-tmem.
 #[derive(Debug, Parser)]
@@ -96,6 +96,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         output: Output,
     },
+    #[command(flatten)]
+    Operation(Operation),
     /// Print a script that has a shell complete command lines.
     Completions {
         /// The shell.
@@ -124,6 +126,7 @@ impl Command {
             | Self::Guest { output, .. }
             | Self::Set { output, .. }
             | Self::Upgrade { output } => *output,
+            Self::Operation(operation) => operation.output(),
             Self::Completions { .. } | Self::Man { .. } => Output::default(),
         }
     }

@@ -37,6 +37,8 @@ impl State {
 pub(crate) struct Listed<'s> {
     pub(crate) name: &'s str,
     pub(crate) state: State,
+    /// Nothing more is taken of it.
+    pub(crate) frozen: bool,
     #[serde(flatten)]
     pub(crate) usage: Usage,
     /// From 0 to 1, of the pages looked for.
@@ -51,6 +53,7 @@ impl<'s> Listed<'s> {
         Self {
             name: &guest.name,
             state: State::of(guest),
+            frozen: guest.frozen,
             usage,
             hit_rate: usage.hit_rate(),
             refused_rate: usage.refused_rate(),

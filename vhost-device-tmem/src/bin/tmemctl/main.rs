@@ -6,6 +6,7 @@ mod args;
 mod failure;
 mod figures;
 mod manual;
+mod operations;
 mod tables;
 mod top;
 
@@ -84,6 +85,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             };
             demand(path, Request::Guest(set), output.json)
         }
+        Command::Operation(operation) => operation.run(path),
         Command::Completions { shell, of } => print(manual::completions(*of, *shell)),
         Command::Man { directory } => Ok(manual::write_pages(directory)?),
     }

@@ -41,7 +41,7 @@ pub(crate) fn list(stat: &Stat) -> String {
         let usage = guest.usage;
         vec![
             guest.name.to_owned(),
-            guest.state.words().to_owned(),
+            state(&guest),
             mib(usage.memory_bytes),
             percent(part(usage.memory_bytes, whole)),
             usage.persistent_pages.to_string(),
@@ -53,6 +53,11 @@ pub(crate) fn list(stat: &Stat) -> String {
         ]
     });
     table(&columns, rows)
+}
+
+fn state(guest: &Listed<'_>) -> String {
+    let frozen = if guest.frozen { ", frozen" } else { "" };
+    guest.state.words().to_owned() + frozen
 }
 
 /// Returns all that there is: the store, the guests, their virtqueues, windows and pools.

@@ -120,6 +120,7 @@ impl Hub {
             return;
         };
         entry.goes = true;
+        let was_frozen = std::mem::take(&mut entry.frozen);
         entry.window = None;
         if let Some(connection) = &entry.connection {
             // Its thread sees that, and says so.
@@ -127,6 +128,9 @@ impl Hub {
         }
         for name in [Name::Listener, Name::Window, Name::WindowBook] {
             inner.keeper.take_back(name(guest));
+        }
+        if was_frozen {
+            inner.keep_frozen();
         }
         if inner.is_gone(guest) {
             let told = inner.tell(&ToWorker::ForgetGuest { guest }, &[]);
