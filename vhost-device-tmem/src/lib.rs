@@ -13,7 +13,8 @@
 //! ```
 //!
 //! The store knows nothing of virtqueues, and the device nothing of the operator. The [`policy`]
-//! says how guests share memory, and knows nothing but figures. The [`supervisor`] looks into none
+//! says how guests share memory, and knows nothing but figures. What is [`saved`] of a guest is a
+//! stream of its pages. The [`supervisor`] looks into none
 //! of the memory that it holds; a [`worker`] has a device, a store, and the operator's socket.
 //!
 //! Around them is [`pressure`] (how short of memory the host is), and what a process needs: [`args`]
@@ -35,6 +36,7 @@ pub mod policy;
 mod prefetch;
 pub mod pressure;
 pub mod sandbox;
+pub mod saved;
 pub mod serving;
 pub mod signals;
 pub mod size;

@@ -12,6 +12,7 @@ pub use vhost_device_tmem::{
     control::fuzzing::control,
     device::fuzzing::{requests, rings},
     metrics::fuzzing::metrics,
+    saved::saved,
 };
 pub use vhost_user::vhost_user;
 
@@ -19,10 +20,11 @@ pub use vhost_user::vhost_user;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// The targets.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("control", control),
     ("metrics", metrics),
     ("requests", requests),
     ("rings", rings),
+    ("saved", saved),
     ("vhost_user", vhost_user),
 ];
