@@ -112,6 +112,11 @@ impl Index {
         self.vacancies.taken() + self.page_buckets.taken() + self.object_buckets.taken()
     }
 
+    /// Returns below which place entries of pages are.
+    pub(super) fn places(&self) -> usize {
+        self.vacancies.granted()
+    }
+
     /// Returns how many entries of pages are in use.
     pub(super) fn used_pages(&self) -> usize {
         self.vacancies.granted() - self.vacancies.free()

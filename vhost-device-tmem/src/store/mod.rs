@@ -85,6 +85,7 @@ mod ranges;
 mod records;
 mod recover;
 mod room;
+mod scan;
 mod share;
 mod slots;
 mod spans;
