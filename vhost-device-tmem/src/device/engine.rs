@@ -516,6 +516,30 @@ impl Engine {
         Ok(())
     }
 
+    /// Tells a guest of its epoch by an event: its driver may know another one.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::NoGuest`].
+    pub fn tell_epoch(&self, guest: GuestId) -> Result<(), EngineError> {
+        let it = self.guest(guest)?;
+        let session = Arc::clone(&lock(&it).session);
+        session.tell_epoch();
+        Ok(())
+    }
+
+    /// A guest goes on in another epoch. None of its virtqueues runs.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::NoGuest`].
+    pub fn set_epoch(&self, guest: GuestId, epoch: u64) -> Result<(), EngineError> {
+        let it = self.guest(guest)?;
+        let session = Arc::clone(&lock(&it).session);
+        session.set_epoch(epoch);
+        Ok(())
+    }
+
     /// The device was reset: stops a guest's virtqueues, and frees the pools that this releases.
     ///
     /// # Errors

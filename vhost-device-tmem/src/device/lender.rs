@@ -17,6 +17,9 @@ use crate::{
     window::{Counts, Mode, Window, CHUNK, CHUNK_SLOTS, OVERHEAD},
 };
 
+/// The most chunks that are taken back under one hold of the lock where there is no hurry.
+const AT_ONCE: usize = 16;
+
 fn kind_of(kind: ChunkKind) -> PoolKind {
     match kind {
         ChunkKind::Ephemeral => PoolKind::Ephemeral,
@@ -299,13 +302,29 @@ impl Lender {
         }
     }
 
-    /// The guest seems to have forgotten its device: takes back what it may lose.
-    pub(super) fn abandon(&self) {
+    /// Takes back what the guest may lose, of what it has now. Returns how many chunks those were.
+    pub(super) fn abandon(&self) -> u64 {
+        let (mut left, mut taken) = (self.window.counts().ephemeral as usize, 0);
+        while left > 0 {
+            // A few at a time, for the guest not to wait long.
+            let _acting = self.acting();
+            let mut held = self.window.held(Some(ChunkKind::Ephemeral));
+            held.truncate(left.min(AT_ONCE));
+            if held.is_empty() {
+                break;
+            }
+            left -= held.len();
+            taken += self.take_back(held);
+        }
+        self.taken.fetch_add(taken, Ordering::Relaxed);
         let _acting = self.acting();
-        let held = self.window.held(Some(ChunkKind::Ephemeral));
-        self.taken
-            .fetch_add(self.take_back(held), Ordering::Relaxed);
         while self.unready() {}
+        taken
+    }
+
+    /// Returns how many persistent chunks the guest has.
+    pub(super) fn persistent(&self) -> u32 {
+        self.window.counts().persistent
     }
 
     /// Takes everything back: what there was is the guest's no more.

@@ -28,12 +28,15 @@ mod lending;
 mod loglimit;
 mod memory;
 mod meter;
+mod operate;
 mod pages;
 mod place;
 mod polling;
 mod pools;
 mod request;
+mod restoring;
 mod ring;
+mod saving;
 mod session;
 mod slot;
 #[cfg(test)]
@@ -52,7 +55,10 @@ pub use lender::WindowState;
 pub use lenders::Lenders;
 pub(crate) use memory::check as check_memory;
 pub use memory::{MemoryError, MemoryRegion, MAX_REGIONS};
+pub use operate::{Destruction, Flushed, OperateError};
+pub use restoring::{RestoreError, Restored};
 pub use ring::{RingError, RingLayout};
+pub use saving::{SaveError, Saving};
 pub use session::{Counter, Counters, Session};
 pub use slot::{Slot, SlotState};
 

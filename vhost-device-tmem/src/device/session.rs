@@ -4,7 +4,7 @@
 
 use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc, Mutex, MutexGuard, PoisonError, TryLockError,
 };
 
 use virtio_tmem_abi::{Event, EventKind, PageResult};
@@ -17,7 +17,7 @@ use super::{
     Limits, WindowState,
 };
 use crate::{
-    store::{CreditWatcher, Credits, Dropped, PoolKind, PoolReport, Store, Walk, PAGE_SIZE},
+    store::{CreditWatcher, Credits, Dropped, PoolReport, Store, PAGE_SIZE},
     window::CHUNK,
 };
 
@@ -78,11 +78,12 @@ pub struct Session {
     /// What happened on the connection.
     pub counters: Counters,
     log: Arc<LogLimit>,
-    epoch: u64,
+    epoch: AtomicU64,
     /// Wakes the thread that sends events, while there is one.
     waker: Mutex<Option<Waker>>,
     /// The store was asked to tell of credits.
     watching: AtomicBool,
+    epoch_due: AtomicBool,
     credits_due: AtomicBool,
     /// Slots in persistent chunks that the guest is to be asked for.
     recall_due: AtomicU64,
@@ -92,6 +93,12 @@ pub struct Session {
     failure: Mutex<Option<String>>,
     /// Virtqueues that run.
     running: AtomicU64,
+    /// Times that one was started.
+    starts: AtomicU64,
+    /// The connection ended.
+    ended: AtomicBool,
+    /// Held while pages of a stream are given to the guest.
+    restoring: Mutex<()>,
     /// The driver created a pool since its virtqueues run.
     driven: AtomicBool,
     /// The log told of a refusal.
@@ -117,14 +124,18 @@ impl Session {
             lender,
             counters: Counters::default(),
             log,
-            epoch,
+            epoch: AtomicU64::new(epoch),
             waker: Mutex::default(),
             watching: AtomicBool::new(false),
+            epoch_due: AtomicBool::new(false),
             credits_due: AtomicBool::new(false),
             recall_due: AtomicU64::new(0),
             shrink_due: AtomicU64::new(0),
             failure: Mutex::default(),
             running: AtomicU64::new(0),
+            starts: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+            restoring: Mutex::default(),
             driven: AtomicBool::new(false),
             refused: AtomicBool::new(false),
         })
@@ -132,14 +143,44 @@ impl Session {
 
     /// Returns the epoch, never zero and never [`EPOCH_NONE`](virtio_tmem_abi::EPOCH_NONE).
     pub fn epoch(&self) -> u64 {
-        self.epoch
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// The guest, of which no virtqueue runs, goes on in another epoch.
+    pub(super) fn set_epoch(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::Release);
+    }
+
+    /// Returns whether a virtqueue runs.
+    pub fn runs(&self) -> bool {
+        self.running.load(Ordering::SeqCst) > 0
+    }
+
+    /// Returns how often a virtqueue was started.
+    pub(super) fn starts(&self) -> u64 {
+        self.starts.load(Ordering::SeqCst)
+    }
+
+    /// Returns whether all that the guest put was forgotten with its connection.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Takes it on to give the guest the pages of a stream, until the guard is dropped. [`None`] if
+    /// somebody else does so.
+    pub(super) fn begin_restore(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.restoring.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Returns what its device has.
     pub(super) fn offer(&self) -> Offer<'_> {
         Offer {
             limits: &self.limits,
-            epoch: self.epoch,
+            epoch: self.epoch(),
             window: self.lender.is_some(),
         }
     }
@@ -194,21 +235,13 @@ impl Session {
 
     /// Forgets the guest's ephemeral pages.
     pub(super) fn abandon(&self) {
-        let pools = self.pools().into_iter();
-        for pool in pools.filter(|pool| pool.kind == PoolKind::Ephemeral) {
-            // One that was destroyed meanwhile has no pages.
-            let walk = Walk::flush_pool(&*self.store, self.pools.guest(), pool.pool);
-            if let Ok(mut walk) = walk {
-                walk.finish();
-            }
-        }
-        if let Some(lender) = &self.lender {
-            lender.abandon();
-        }
+        // Of all pools, so that none can be missing.
+        let _ = self.flush_ephemeral(None);
     }
 
     /// Forgets all that the guest put. No virtqueue of it runs.
     pub(super) fn end(&self) -> Dropped {
+        self.ended.store(true, Ordering::SeqCst);
         // Before there is no such guest to lend anything.
         if let Some(lender) = &self.lender {
             lender.end();
@@ -238,7 +271,9 @@ impl Session {
 
     /// Returns the event that is due, if any; it is not due any more then.
     pub(super) fn take_event(self: &Arc<Self>) -> Option<Event> {
-        let (kind, pages) = if self.credits_due.swap(false, Ordering::SeqCst) {
+        let (kind, pages) = if self.epoch_due.swap(false, Ordering::SeqCst) {
+            (EventKind::Epoch, 0)
+        } else if self.credits_due.swap(false, Ordering::SeqCst) {
             (EventKind::Credits, 0)
         } else {
             match self.recall_due.swap(0, Ordering::SeqCst) {
@@ -255,16 +290,23 @@ impl Session {
             reserved: [0; 6],
             persistent_credits: credits.persistent.into(),
             ephemeral_credits: credits.ephemeral.into(),
-            epoch: self.epoch.into(),
+            epoch: self.epoch().into(),
             pages: pages.into(),
         })
     }
 
     /// Returns whether an event is due.
     pub(super) fn event_due(&self) -> bool {
+        let due = [&self.epoch_due, &self.credits_due];
         let asked = [&self.recall_due, &self.shrink_due];
         let mut asked = asked.into_iter().map(|due| due.load(Ordering::SeqCst));
-        self.credits_due.load(Ordering::SeqCst) || asked.any(|due| due > 0)
+        due.iter().any(|due| due.load(Ordering::SeqCst)) || asked.any(|due| due > 0)
+    }
+
+    /// Tells the guest of its epoch.
+    pub(super) fn tell_epoch(&self) {
+        self.epoch_due.store(true, Ordering::SeqCst);
+        self.wake();
     }
 
     /// Asks the guest for so many persistent chunks of its window.
@@ -361,12 +403,13 @@ impl Session {
 
     /// A virtqueue runs.
     pub(super) fn note_started(&self) {
-        self.running.fetch_add(1, Ordering::Relaxed);
+        self.running.fetch_add(1, Ordering::SeqCst);
+        self.starts.fetch_add(1, Ordering::SeqCst);
     }
 
     /// A virtqueue does not run any more. With the last one, the driver is gone, or rests.
     pub(super) fn note_stopped(&self) {
-        if self.running.fetch_sub(1, Ordering::Relaxed) == 1
+        if self.running.fetch_sub(1, Ordering::SeqCst) == 1
             && self.driven.swap(false, Ordering::Relaxed)
             && self.log.may_tell_life()
         {
@@ -423,7 +466,7 @@ impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session")
             .field("name", &self.name)
-            .field("epoch", &self.epoch)
+            .field("epoch", &self.epoch())
             .finish_non_exhaustive()
     }
 }

@@ -351,6 +351,7 @@ impl Manager {
                 let done = self.needs.changes.edit(&edit);
                 self.tell_guests();
                 done
+            }
             OperatorRequest::Freeze { guest, frozen } => {
                 let done = self.needs.changes.freeze(guest.as_deref(), frozen);
                 return self.settle(asked.operator, done);
