@@ -66,6 +66,9 @@ pub enum ToWorker {
         name: String,
         /// The epoch, new with each connection.
         epoch: u64,
+        /// Whether the driver may know another one, and is to be told.
+        #[serde(default)]
+        renewed: bool,
         /// The virtio features that the driver accepted.
         features: u64,
     },
@@ -148,6 +151,14 @@ pub enum ToWorker {
     ResetGuest {
         /// The guest.
         guest: GuestId,
+    },
+    /// A guest of which no virtqueue runs was given the pages of another time, and goes on in the epoch
+    /// of that.
+    SetEpoch {
+        /// The guest.
+        guest: GuestId,
+        /// The epoch.
+        epoch: u64,
     },
     /// The guest has had no virtqueue for so long that it seems not to want its pages any more.
     /// Ephemeral pages go.
@@ -260,5 +271,22 @@ pub enum OperatorRequest {
         guest: Option<String>,
         /// Whether nothing more is taken.
         frozen: bool,
+    },
+    /// What a guest has stored is of a former life: drop it, and begin another epoch. A guest that is
+    /// connected loses persistent pages by that only with `force`. Answered.
+    Epoch {
+        /// The guest's name.
+        guest: String,
+        /// See above.
+        force: bool,
+    },
+    /// A guest was given pages that were saved: it goes on in the epoch that they are of. Answered.
+    Resume {
+        /// The guest's name.
+        guest: String,
+        /// The epoch.
+        epoch: u64,
+        /// What was done, for the answer.
+        done: String,
     },
 }

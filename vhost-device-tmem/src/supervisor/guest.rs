@@ -136,6 +136,9 @@ pub(super) struct GuestState {
     guest: GuestId,
     name: String,
     epoch: u64,
+    /// The epoch is not the one that the connection began with.
+    #[serde(default)]
+    renewed: bool,
     features: u64,
     /// The protocol's own features that the front-end accepted.
     protocol: u64,
@@ -157,6 +160,7 @@ impl GuestState {
             guest,
             name: name.to_owned(),
             epoch,
+            renewed: false,
             features: 0,
             protocol: 0,
             regions: Vec::new(),
@@ -201,6 +205,7 @@ impl GuestState {
     /// What the guest has stored cannot be vouched for: it is to forget it, by a new epoch.
     pub(super) fn set_epoch(&mut self, epoch: u64) {
         self.epoch = epoch;
+        self.renewed = true;
     }
 
     /// Returns the features that were accepted: virtio's, and the protocol's own.
@@ -241,6 +246,7 @@ impl GuestState {
             guest: self.guest,
             name: self.name.clone(),
             epoch: self.epoch,
+            renewed: self.renewed,
             features: self.features,
         })];
         orders.extend(self.memory_order());

@@ -2,6 +2,7 @@
 
 //! Where front-ends' connections and the worker meet.
 
+mod epochs;
 mod frozen;
 mod members;
 
@@ -58,8 +59,10 @@ struct Guest {
     name: String,
     window: Option<WindowFiles>,
     connection: Option<Connection>,
-    /// A connection ended whose pages may still be there.
-    leaves: bool,
+    /// Connections, or epochs of one, that ended and whose pages may still be there.
+    leaves: u32,
+    /// An epoch ended, and not the connection.
+    renewed: bool,
     /// There is to be no such guest any more.
     goes: bool,
     /// Nothing more is taken of it.
@@ -72,7 +75,8 @@ impl Guest {
             name,
             window,
             connection,
-            leaves: false,
+            leaves: 0,
+            renewed: false,
             goes: false,
             frozen: false,
         }
@@ -196,7 +200,7 @@ impl Hub {
         if entry.connection.is_some() || entry.goes {
             return false;
         }
-        connection.state.set_unclean(entry.leaves);
+        connection.state.set_unclean(entry.leaves > 0);
         let orders = connection.state.bring_up();
         entry.connection = Some(connection);
         inner.keep(guest);
@@ -230,7 +234,7 @@ impl Hub {
             return;
         };
         entry.connection = None;
-        entry.leaves = true;
+        entry.leaves += 1;
         let goes = entry.goes;
         inner.keep(guest);
         let order = if goes {
@@ -368,9 +372,19 @@ impl Hub {
         }
     }
 
-    /// The pages of the connection that ended last are gone.
-    pub(super) fn removed(&self, guest: GuestId) {
-        self.inner().removed(guest);
+    /// The pages of a connection that ended, or of an epoch of one, are gone. Returns whether it was
+    /// an epoch.
+    pub(super) fn removed(&self, guest: GuestId) -> bool {
+        let mut inner = self.inner();
+        let Some(entry) = inner.guests.get_mut(&guest) else {
+            return false;
+        };
+        entry.leaves = entry.leaves.saturating_sub(1);
+        let (left, renewed) = (entry.leaves, std::mem::take(&mut entry.renewed));
+        if left == 0 {
+            inner.removed(guest);
+        }
+        renewed
     }
 
     /// Returns the guests whose pages are still wanted, for a worker that begins.
@@ -562,7 +576,7 @@ impl Inner {
         let Some(entry) = self.guests.get_mut(&guest) else {
             return;
         };
-        entry.leaves = false;
+        entry.leaves = 0;
         if let Some(connection) = &mut entry.connection {
             connection.state.set_unclean(false);
             self.keep(guest);

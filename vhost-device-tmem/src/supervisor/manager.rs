@@ -313,10 +313,15 @@ impl Manager {
                 self.watch.answered();
             }
             FromWorker::Removed { guest, dropped } => {
-                self.needs.hub.removed(guest);
+                let renewed = self.needs.hub.removed(guest);
+                let what = if renewed {
+                    "begins another epoch"
+                } else {
+                    "disconnected"
+                };
                 let (persistent, ephemeral) = (dropped.persistent.pages, dropped.ephemeral.pages);
                 tracing::info!(
-                    "guest {:?} disconnected: {persistent} persistent and {ephemeral} ephemeral \
+                    "guest {:?} {what}: {persistent} persistent and {ephemeral} ephemeral \
                      pages dropped",
                     self.needs.hub.name(guest)
                 );
@@ -354,6 +359,14 @@ impl Manager {
             }
             OperatorRequest::Freeze { guest, frozen } => {
                 let done = self.needs.changes.freeze(guest.as_deref(), frozen);
+                return self.settle(asked.operator, done);
+            }
+            OperatorRequest::Resume { guest, epoch, done } => {
+                let resumed = self.needs.changes.resume_epoch(&guest, epoch);
+                return self.settle(asked.operator, resumed.map(|()| done));
+            }
+            OperatorRequest::Epoch { guest, force } => {
+                let done = self.needs.changes.begin_epoch(&guest, force);
                 return self.settle(asked.operator, done);
             }
         };

@@ -133,10 +133,14 @@ impl Worker {
                 guest,
                 name,
                 epoch,
+                renewed,
                 features,
             } => {
                 engine.add_guest(guest, &name, epoch, features)?;
                 self.daemon.share();
+                if renewed {
+                    engine.tell_epoch(guest)?;
+                }
             }
             ToWorker::RemoveGuest { guest } => {
                 let dropped = engine.remove_guest(guest);
@@ -165,6 +169,7 @@ impl Worker {
                 let base = engine.stop_ring(guest, ring)?.unwrap_or(0);
                 return Ok(Some(FromWorker::RingStopped { guest, ring, base }));
             }
+            ToWorker::SetEpoch { guest, epoch } => engine.set_epoch(guest, epoch)?,
             ToWorker::ResetGuest { guest } => engine.reset_guest(guest)?,
             ToWorker::AbandonGuest { guest } => engine.abandon_guest(guest)?,
             // These are not about a guest.
@@ -220,6 +225,7 @@ fn guest_of(message: &ToWorker) -> Option<GuestId> {
         | ToWorker::StartRing { guest, .. }
         | ToWorker::SetCall { guest, .. }
         | ToWorker::StopRing { guest, .. }
+        | ToWorker::SetEpoch { guest, .. }
         | ToWorker::ResetGuest { guest }
         | ToWorker::AbandonGuest { guest } => Some(*guest),
         ToWorker::Start { .. }

@@ -3,7 +3,7 @@
 //! What operators do to guests by their names, beside changing which there are.
 
 use super::Changes;
-use crate::link::GuestId;
+use crate::{device::random_epoch, link::GuestId};
 
 impl Changes {
     fn guest(&self, name: &str) -> Result<GuestId, String> {
@@ -48,5 +48,53 @@ impl Changes {
                      passes the daemon";
         }
         Ok(said)
+    }
+
+    /// Drops all that a guest has stored, which is of a former life, and tells its driver by another
+    /// epoch. Returns what happens now.
+    ///
+    /// # Errors
+    ///
+    /// There is no such guest, or it is connected and not to be forced.
+    pub(in crate::supervisor) fn begin_epoch(
+        &self,
+        name: &str,
+        force: bool,
+    ) -> Result<String, String> {
+        let guest = self.guest(name)?;
+        let connected = self.hub.connected().contains(&guest);
+        if connected && !force {
+            return Err(format!(
+                "guest {name:?} is connected: its driver would take all swapped pages for lost, and \
+                 who needs them gets I/O errors; stop the machine before its disk is set back, or \
+                 --force it"
+            ));
+        }
+        if !connected || !self.hub.begin_epoch(guest, random_epoch()) {
+            return Ok(format!(
+                "guest {name:?} is not connected: it has nothing stored, and its next connection \
+                 has an epoch of its own"
+            ));
+        }
+        let said = format!("guest {name:?} begins another epoch: all that it stored is dropped");
+        tracing::warn!("{said}, as an operator asked");
+        Ok(said
+            + ". Its driver forgets its clean pages, and takes swapped ones for lost: who needs one \
+               gets an I/O error. Where the disk was set back beneath a machine that runs, reset that \
+               machine")
+    }
+
+    /// Has a guest go on in the epoch of pages that it was given.
+    ///
+    /// # Errors
+    ///
+    /// It cannot.
+    pub(in crate::supervisor) fn resume_epoch(&self, name: &str, epoch: u64) -> Result<(), String> {
+        let guest = self.guest(name)?;
+        if !self.hub.resume_epoch(guest, epoch) {
+            let why = "was started, or went, before it could go on in the epoch of its pages";
+            return Err(format!("guest {name:?} {why}: it is not restored"));
+        }
+        Ok(())
     }
 }

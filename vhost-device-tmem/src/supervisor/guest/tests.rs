@@ -96,6 +96,7 @@ fn a_new_worker_is_told_all_and_begins_where_the_ring_is() {
         guest: GUEST,
         name: "a".to_owned(),
         epoch: EPOCH,
+        renewed: false,
         features: FEATURES,
     });
     let memory = Order {
