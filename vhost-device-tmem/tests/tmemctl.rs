@@ -261,7 +261,7 @@ fn exit_codes_are_documented() {
         let row = format!("| {code} | {meaning} |");
         assert!(readme.contains(&row), "README.md has no {row:?}");
     }
-    assert_eq!(codes.lines().count(), 7);
+    assert_eq!(codes.lines().count(), 8);
 }
 
 #[test]
@@ -327,6 +327,14 @@ fn the_manual_explains_every_option() {
         "top",
         "stop",
         "upgrade",
+        "freeze",
+        "thaw",
+        "flush",
+        "freeable",
+        "destroy",
+        "epoch",
+        "save",
+        "restore",
         "completions",
         "man",
     ] {

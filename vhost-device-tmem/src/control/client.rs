@@ -3,7 +3,8 @@
 //! The operator's end of the operator's socket.
 
 use std::{
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Read, Write},
+    net::Shutdown,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::Duration,
@@ -14,6 +15,9 @@ use crate::socket;
 
 /// How long the daemon may take to answer, unless somebody is less patient.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long an operation on a guest's pages may take: some go over all of them.
+const OPERATION: Duration = Duration::from_secs(10 * 60);
 
 /// Why the daemon did not answer as it should.
 #[derive(Debug, thiserror::Error)]
@@ -136,7 +140,7 @@ impl Client {
         match self.ask(Request::Stat)? {
             Reply::Stat(stat) => Ok(stat),
             Reply::Error { message, .. } => Err(ClientError::Refused(message)),
-            Reply::Done { .. } => Err(ClientError::OtherAnswer),
+            Reply::Done { .. } | Reply::Ready { .. } => Err(ClientError::OtherAnswer),
         }
     }
 
@@ -146,10 +150,61 @@ impl Client {
     ///
     /// [`ClientError`].
     pub fn demand(&mut self, request: Request) -> Result<String, ClientError> {
+        if matches!(request, Request::Flush { .. } | Request::Destroy { .. }) {
+            let stream = self.stream.get_ref();
+            stream.set_read_timeout(Some(OPERATION))?;
+            self.patience = OPERATION;
+        }
         match self.ask(request)? {
             Reply::Done { message, .. } => Ok(message),
             Reply::Error { message, .. } => Err(ClientError::Refused(message)),
-            Reply::Stat(_) => Err(ClientError::OtherAnswer),
+            Reply::Stat(_) | Reply::Ready { .. } => Err(ClientError::OtherAnswer),
+        }
+    }
+
+    /// Has a guest saved, and returns the [stream](crate::saved) that comes. A guest that runs is waited
+    /// for without end.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub fn save(mut self, guest: &str, live: bool) -> Result<impl Read, ClientError> {
+        let guest = guest.to_owned();
+        self.be_ready(Request::Save { guest, live })?;
+        let patience = (!live).then_some(OPERATION);
+        self.stream.get_ref().set_read_timeout(patience)?;
+        Ok(self.stream)
+    }
+
+    /// Gives a guest what is in a [stream](crate::saved), and returns what was done.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub fn restore(mut self, guest: &str, stream: &mut impl Read) -> Result<String, ClientError> {
+        let guest = guest.to_owned();
+        self.be_ready(Request::Restore { guest })?;
+        let socket = self.stream.get_mut();
+        socket.set_read_timeout(Some(OPERATION))?;
+        socket.set_write_timeout(Some(OPERATION))?;
+        self.patience = OPERATION;
+        let sent = io::copy(stream, socket);
+        // Where something is missing, nobody is to wait for it.
+        let _ = socket.shutdown(Shutdown::Write);
+        // Who does not want to have all of it has said why.
+        let reply = self.hear(|_| sent.map(drop))?;
+        match reply {
+            Reply::Done { message, .. } => Ok(message),
+            Reply::Error { message, .. } => Err(ClientError::Refused(message)),
+            Reply::Stat(_) | Reply::Ready { .. } => Err(ClientError::OtherAnswer),
+        }
+    }
+
+    fn be_ready(&mut self, request: Request) -> Result<(), ClientError> {
+        match self.ask(request)? {
+            Reply::Ready { .. } => Ok(()),
+            Reply::Error { message, .. } => Err(ClientError::Refused(message)),
+            Reply::Stat(_) | Reply::Done { .. } => Err(ClientError::OtherAnswer),
         }
     }
 
@@ -159,10 +214,18 @@ impl Client {
             request,
         })?;
         line.push(b'\n');
+        // Who does not want to listen may have said why.
+        self.hear(|stream| stream.write_all(&line))
+    }
+
+    /// Says something, and returns what is answered, whether it was said to its end or not.
+    fn hear(
+        &mut self,
+        say: impl FnOnce(&mut UnixStream) -> io::Result<()>,
+    ) -> Result<Reply, ClientError> {
         let mut reply = String::new();
-        let mut exchange = |stream: &mut BufReader<UnixStream>| {
-            // Who does not want to listen may have said why.
-            let sent = stream.get_mut().write_all(&line);
+        let exchange = |stream: &mut BufReader<UnixStream>| {
+            let sent = say(stream.get_mut());
             match stream.read_line(&mut reply)? {
                 0 => sent.and(Ok(0)),
                 len => Ok(len),

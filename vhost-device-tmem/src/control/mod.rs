@@ -3,6 +3,7 @@
 //! The operator's socket: lines of JSON, one answer for each request.
 
 mod client;
+mod freeable;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod passed;
@@ -13,7 +14,8 @@ mod server;
 mod usage;
 
 pub use client::{Client, ClientError};
-pub use passed::answer as answer_passed;
+pub use freeable::Freeable;
+pub use passed::{answer as answer_passed, say_ready};
 pub use peer::Admitted;
 pub use protocol::{GuestStat, KindState, PartState, Reply, Request, Stat, VERSION};
 pub use report::stat;

@@ -2,7 +2,13 @@
 
 //! Requests that somebody else answers than who has heard them.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::{
+    io::{self, Write},
+    os::{
+        fd::{AsRawFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+};
 
 use nix::sys::socket::{send, MsgFlags};
 
@@ -25,9 +31,18 @@ pub fn answer(operator: BorrowedFd<'_>, result: Result<String, String>) {
     }
 }
 
+/// Says that a stream follows, or may come, on a connection.
+///
+/// # Errors
+///
+/// The operating system's.
+pub fn say_ready(mut operator: &UnixStream) -> io::Result<()> {
+    operator.write_all(&encode(&Reply::Ready { version: VERSION }))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{io::Read, os::fd::AsFd, os::unix::net::UnixStream};
+    use std::{io::Read, os::fd::AsFd};
 
     use super::*;
 

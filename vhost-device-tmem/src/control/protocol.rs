@@ -65,6 +65,49 @@ pub enum Request {
         /// Whether nothing more is taken.
         frozen: bool,
     },
+    /// To drop a guest's ephemeral pages. The connection ends with the answer.
+    Flush {
+        /// The guest's name.
+        guest: String,
+        /// Those of one pool.
+        #[serde(default)]
+        pool: Option<u32>,
+    },
+    /// To drop all that a guest has put. The connection ends with the answer.
+    Destroy {
+        /// The guest's name.
+        guest: String,
+        /// What is in one pool.
+        #[serde(default)]
+        pool: Option<u32>,
+        /// Persistent pages, too.
+        #[serde(default)]
+        force: bool,
+    },
+    /// To drop all that a guest has put since it is of a former life. The connection ends with the
+    /// answer.
+    Epoch {
+        /// The guest's name.
+        guest: String,
+        /// Though it is connected.
+        #[serde(default)]
+        force: bool,
+    },
+    /// To save a guest's persistent pages. After [`Reply::Ready`] the connection ends with the
+    /// [stream](crate::saved).
+    Save {
+        /// The guest's name.
+        guest: String,
+        /// To begin while it runs.
+        #[serde(default)]
+        live: bool,
+    },
+    /// To give a guest the pages of a [stream](crate::saved), which is sent after [`Reply::Ready`]. The
+    /// connection ends with the answer.
+    Restore {
+        /// The guest's name.
+        guest: String,
+    },
 }
 
 /// The replies.
@@ -73,6 +116,12 @@ pub enum Request {
 pub enum Reply {
     /// To [`Request::Stat`].
     Stat(Stat),
+    /// To [`Request::Save`], of which the stream follows, and to [`Request::Restore`], for which it may
+    /// come.
+    Ready {
+        /// [`VERSION`].
+        version: u32,
+    },
     /// To another request that is carried out.
     Done {
         /// [`VERSION`].

@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use crate::{
-    control::{GuestStat, KindState, Stat, Usage},
+    control::{Freeable, GuestStat, KindState, Stat, Usage},
     device::WindowState,
     store::{PoolCounters, PoolKind},
     window::CHUNK,
@@ -295,6 +295,13 @@ pub(super) const METRICS: &[Metric] = &[
         BYTES,
         "Persistent memory that the guest is to give back.",
         Values::Guest(|guest| guest.part.unwrap_or_default().drain_bytes),
+    ),
+    gauge(
+        "guest_freeable",
+        BYTES,
+        "Memory of the guest's that could be had at once: what ephemeral pages take, and chunks of its \
+         window for such.",
+        Values::Guest(|guest| Freeable::of(guest).bytes()),
     ),
     gauge(
         "guest_stored",

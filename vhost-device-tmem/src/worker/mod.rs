@@ -11,11 +11,13 @@
 mod figures;
 mod lend;
 mod operated;
+mod operations;
 mod parts;
 mod serve;
 mod share;
 mod sharing;
 mod tidy;
+mod transfer;
 mod watched;
 
 use std::{

@@ -3,14 +3,18 @@
 //! What operators ask the daemon for.
 
 use std::{
-    os::fd::BorrowedFd,
+    os::fd::{AsFd, BorrowedFd},
     sync::{Arc, PoisonError, RwLock},
 };
 
-use super::sharing::Sharing;
+use super::{
+    operations::{emptied, flush, Operations},
+    sharing::Sharing,
+    transfer,
+};
 use crate::{
-    control::{stat, Operated, Request, Stat},
-    device::{Engine, Slot},
+    control::{answer_passed, stat, Operated, Request, Stat},
+    device::{Destruction, Engine, Session, Slot},
     link::{FromWorker, GuestId, Link, OperatorRequest},
     policy::Terms,
     size::Bytes,
@@ -24,6 +28,7 @@ pub(super) struct Daemon {
     sharing: Sharing,
     slots: RwLock<Vec<(GuestId, Arc<Slot>)>>,
     worker_starts: u64,
+    operations: Operations,
 }
 
 impl Daemon {
@@ -46,6 +51,7 @@ impl Daemon {
             sharing,
             slots: RwLock::new(slots.collect()),
             worker_starts,
+            operations: Operations::default(),
         };
         this.share();
         this
@@ -148,6 +154,80 @@ impl Daemon {
         );
     }
 
+    /// Returns a guest that is connected.
+    fn session(&self, name: &str) -> Result<Arc<Session>, String> {
+        let slots = self.slots();
+        let slot = slots.iter().find(|(_, slot)| slot.name() == name);
+        let (_, slot) = slot.ok_or_else(|| format!("there is no guest {name:?}"))?;
+        let state = slot.state();
+        let missing = || format!("guest {name:?} is not connected, so that it has no pages");
+        state.connected_session().cloned().ok_or_else(missing)
+    }
+
+    /// Drops ephemeral pages of a guest, for an operator.
+    fn flush(&self, name: &str, pool: Option<u32>, operator: BorrowedFd<'_>) -> Result<(), String> {
+        let (session, name) = (self.session(name)?, name.to_owned());
+        let work = move || flush(&name, &session, pool);
+        self.operations.answer(operator, work)
+    }
+
+    /// Drops all that a guest has put, for an operator: persistent pages by a new epoch, which the
+    /// supervisor gives.
+    fn destroy(
+        &self,
+        name: &str,
+        pool: Option<u32>,
+        force: bool,
+        operator: BorrowedFd<'_>,
+    ) -> Result<(), String> {
+        let (session, name) = (self.session(name)?, name.to_owned());
+        let link = Arc::clone(&self.link);
+        self.operations.begin(operator, move |operator| {
+            let done = match session.destroy_pools(pool, force) {
+                Ok(Destruction::Emptied(flushed)) => Ok(emptied(&name, flushed)),
+                Ok(Destruction::TakesEpoch { .. }) => {
+                    let request = OperatorRequest::Epoch { guest: name, force };
+                    match ask(&link, request, operator.as_fd()) {
+                        Ok(()) => return,
+                        Err(error) => Err(error),
+                    }
+                }
+                Err(error) => Err(format!("guest {name:?}: {error}")),
+            };
+            answer_passed(operator.as_fd(), done);
+        })
+    }
+
+    /// Saves a guest to an operator.
+    fn save(&self, name: &str, live: bool, operator: BorrowedFd<'_>) -> Result<(), String> {
+        let (session, name) = (self.session(name)?, name.to_owned());
+        let work = move |operator| transfer::save(&name, &session, live, operator);
+        self.operations.begin(operator, work)
+    }
+
+    /// Gives a guest pages that an operator sends. The supervisor has it go on with them.
+    fn restore(&self, name: &str, operator: BorrowedFd<'_>) -> Result<(), String> {
+        let (session, name) = (self.session(name)?, name.to_owned());
+        let link = Arc::clone(&self.link);
+        self.operations.begin(operator, move |operator| {
+            let restored = transfer::restore(&name, &session, operator);
+            let Some((restored, stream)) = restored else {
+                return;
+            };
+            let done = format!(
+                "guest {name:?} has {} pages that were saved of guest {:?}, and goes on in their \
+                 epoch; start the machine that was saved with them (QEMU: cont)",
+                session.persistent_pages(),
+                restored.head.name
+            );
+            let (guest, epoch) = (name, restored.head.epoch);
+            let request = OperatorRequest::Resume { guest, epoch, done };
+            if let Err(error) = ask(&link, request, stream.as_fd()) {
+                answer_passed(stream.as_fd(), Err(error));
+            }
+        })
+    }
+
     fn request(&self, request: OperatorRequest) -> Result<(), String> {
         let sent = self.link.send(&FromWorker::Operator(request), &[]);
         sent.map_err(|error| format!("the supervisor cannot be told: {error}"))
@@ -187,6 +267,16 @@ impl Operated for Daemon {
 
     fn pass_on(&self, request: &Request, operator: BorrowedFd<'_>) -> Result<(), String> {
         let request = match request {
+            Request::Flush { guest, pool } => return self.flush(guest, *pool, operator),
+            Request::Destroy { guest, pool, force } => {
+                return self.destroy(guest, *pool, *force, operator);
+            }
+            Request::Save { guest, live } => return self.save(guest, *live, operator),
+            Request::Restore { guest } => return self.restore(guest, operator),
+            Request::Epoch { guest, force } => OperatorRequest::Epoch {
+                guest: guest.clone(),
+                force: *force,
+            },
             Request::Reload { force } => OperatorRequest::Reload { force: *force },
             Request::Guest(edit) => OperatorRequest::Guest(edit.clone()),
             Request::Freeze { guest, frozen } => OperatorRequest::Freeze {
@@ -195,7 +285,12 @@ impl Operated for Daemon {
             },
             _ => return Err("the supervisor knows nothing of that".to_owned()),
         };
-        let sent = self.link.send(&FromWorker::Operator(request), &[operator]);
-        sent.map_err(|error| format!("the supervisor cannot be told: {error}"))
+        ask(&self.link, request, operator)
     }
+}
+
+/// Has the supervisor carry a request out, and answer it on the operator's connection.
+fn ask(link: &Link, request: OperatorRequest, operator: BorrowedFd<'_>) -> Result<(), String> {
+    let sent = link.send(&FromWorker::Operator(request), &[operator]);
+    sent.map_err(|error| format!("the supervisor cannot be told: {error}"))
 }

@@ -2,10 +2,10 @@
 
 //! Why a command failed, for people and for programs.
 
-use std::{io, process::ExitCode};
+use std::{io, path::PathBuf, process::ExitCode};
 
 use serde_json::json;
-use vhost_device_tmem::control::ClientError;
+use vhost_device_tmem::{control::ClientError, saved::StreamError};
 
 /// The exit codes, which programs can depend on.
 pub(crate) const EXIT_CODES: &str = "\
@@ -16,7 +16,8 @@ Exit codes:
   3  the daemon cannot be reached, or went away
   4  the daemon's answer is not understood
   5  there is no guest of that name
-  6  the output cannot be written";
+  6  the output cannot be written
+  7  the file cannot be read, or is no whole saved guest";
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +28,14 @@ pub(crate) enum Failure {
     NoGuest { name: String, names: Vec<String> },
     #[error("cannot write: {0}")]
     Write(#[from] io::Error),
+    #[error("what the daemon sends cannot be used: {0}")]
+    Stream(#[source] StreamError),
+    #[error("{}: {error}", .path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        error: StreamError,
+    },
     #[error("this is no terminal; --once prints one frame, and --json figures for programs")]
     NoTerminal,
 }
@@ -47,6 +56,9 @@ impl Failure {
                 ClientError::Answer(_) | ClientError::OtherAnswer => 4,
             },
             Self::NoGuest { .. } => 5,
+            Self::Stream(StreamError::CutOff(_) | StreamError::Io(_)) => 3,
+            Self::Stream(_) => 4,
+            Self::File { .. } => 7,
             Self::Write(_) | Self::NoTerminal => 6,
         }
     }

@@ -9,6 +9,7 @@ mod manual;
 mod operations;
 mod tables;
 mod top;
+mod transfer;
 
 use std::{
     io::{self, Write},
@@ -107,6 +108,11 @@ fn only(mut stat: Stat, guest: Option<&str>) -> Result<Stat, Failure> {
 
 fn demand(path: &Path, request: Request, json: bool) -> Result<(), Failure> {
     let message = Client::connect(path)?.demand(request)?;
+    done(message, json)
+}
+
+/// Says what was done.
+fn done(message: String, json: bool) -> Result<(), Failure> {
     if json {
         print_json(&Reply::Done {
             version: VERSION,

@@ -5,7 +5,7 @@
 
 use comfy_table::{presets::NOTHING, CellAlignment, Table};
 use vhost_device_tmem::{
-    control::{part, GuestStat, Stat},
+    control::{part, Freeable, GuestStat, Stat},
     store::{Compression, Contents, PoolCounters, PoolKind},
     window::CHUNK,
 };
@@ -52,6 +52,34 @@ pub(crate) fn list(stat: &Stat) -> String {
             percent(guest.hit_rate),
         ]
     });
+    table(&columns, rows)
+}
+
+/// Returns what could be had of each guest at once, and of all together.
+pub(crate) fn freeable(stat: &Stat) -> String {
+    let columns = [
+        ("GUEST", WORDS),
+        ("FREEABLE", "MiB"),
+        ("STORE", "MiB"),
+        ("WINDOW", "MiB"),
+    ];
+    let row = |name: &str, of: Freeable| {
+        let parts = [of.bytes(), of.store_bytes, of.window_bytes];
+        let mut row = vec![name.to_owned()];
+        row.extend(parts.map(mib));
+        row
+    };
+    let mut all = Freeable::default();
+    let mut rows = Vec::new();
+    for guest in &stat.guests {
+        let freeable = Freeable::of(guest);
+        all.store_bytes += freeable.store_bytes;
+        all.window_bytes += freeable.window_bytes;
+        rows.push(row(&guest.name, freeable));
+    }
+    if stat.guests.len() > 1 {
+        rows.push(row("(all)", all));
+    }
     table(&columns, rows)
 }
 
