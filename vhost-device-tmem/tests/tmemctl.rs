@@ -8,12 +8,12 @@ use std::{
     fs::{self, File},
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixListener,
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 
 use clap::{CommandFactory, ValueEnum};
 use serde_json::Value;
-use support::{key, Daemon, Guest, Place};
+use support::{key, tmemctl_command, Daemon, Guest, Place, Said};
 use vhost_device_tmem::args::Args;
 use virtio_tmem_abi::pool_flags;
 
@@ -47,53 +47,7 @@ impl Operated {
     }
 
     fn run(&self, args: &[&str]) -> Said {
-        Said::by(tmemctl(args).env("TMEMCTL_CONTROL_PATH", self.place.path("control.sock")))
-    }
-}
-
-fn tmemctl(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tmemctl"));
-    command.args(args).env_remove("TMEMCTL_CONTROL_PATH");
-    command
-}
-
-#[derive(Debug)]
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Said {
-    fn by(command: &mut Command) -> Self {
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = command.output().unwrap();
-        Self {
-            code: status.code().expect("it exits"),
-            out: String::from_utf8(stdout).unwrap(),
-            err: String::from_utf8(stderr).unwrap(),
-        }
-    }
-
-    /// What was printed, one line of JSON.
-    fn json(&self) -> Value {
-        assert_eq!(
-            (self.code, &*self.err, self.out.matches('\n').count()),
-            (0, "", 1),
-            "{self:?}"
-        );
-        serde_json::from_str(&self.out).unwrap()
-    }
-
-    /// The words of the line that begins with one.
-    fn words(&self, first: &str) -> Vec<&str> {
-        let mut lines = self.out.lines();
-        let line = lines.find(|line| line.split_whitespace().next() == Some(first));
-        let line = line.unwrap_or_else(|| panic!("no line of {first}: {self:?}"));
-        line.split_whitespace().collect()
+        Said::by(tmemctl_command(args).env("TMEMCTL_CONTROL_PATH", self.place.path("control.sock")))
     }
 }
 
@@ -174,7 +128,7 @@ fn the_exit_code_says_what_went_wrong() {
         "tmemctl: no guest is named \"mail\"; there are: web, db\n"
     );
     let full = File::options().write(true).open("/dev/full").unwrap();
-    let mut command = tmemctl(&["--control-path", &place.arg("control.sock"), "list"]);
+    let mut command = tmemctl_command(&["--control-path", &place.arg("control.sock"), "list"]);
     let unprinted = command.stdout(full).stderr(Stdio::null()).status();
     assert_eq!(unprinted.unwrap().code(), Some(6));
 }
@@ -197,7 +151,7 @@ fn answers_that_are_none_are_told_apart() {
         }
     });
     for _ in answers {
-        let said = Said::by(&mut tmemctl(&[
+        let said = Said::by(&mut tmemctl_command(&[
             "list",
             "--control-path",
             &place.arg("strange.sock"),
@@ -229,7 +183,7 @@ fn errors_are_json_where_answers_would_be() {
 fn the_path_is_where_the_documentation_has_it() {
     let place = Place::new();
     let path = place.arg("nobody.sock");
-    let said = Said::by(tmemctl(&["list"]).env("TMEMCTL_CONTROL_PATH", &path));
+    let said = Said::by(tmemctl_command(&["list"]).env("TMEMCTL_CONTROL_PATH", &path));
     assert!(said.err.contains(&path), "{said:?}");
     // What is given counts more than what is in the environment.
     let other = place.arg("other.sock");
@@ -237,10 +191,10 @@ fn the_path_is_where_the_documentation_has_it() {
         ["--control-path", &other, "list"],
         ["list", "--control-path", &other],
     ] {
-        let said = Said::by(tmemctl(&args).env("TMEMCTL_CONTROL_PATH", &path));
+        let said = Said::by(tmemctl_command(&args).env("TMEMCTL_CONTROL_PATH", &path));
         assert!(said.err.contains(&other), "{said:?}");
     }
-    let help = Said::by(&mut tmemctl(&["--help"])).out;
+    let help = Said::by(&mut tmemctl_command(&["--help"])).out;
     let readme = include_str!("../README.md");
     for text in [
         vhost_device_tmem::control::DEFAULT_PATH,
@@ -253,7 +207,7 @@ fn the_path_is_where_the_documentation_has_it() {
 
 #[test]
 fn exit_codes_are_documented() {
-    let help = Said::by(&mut tmemctl(&["--help"])).out;
+    let help = Said::by(&mut tmemctl_command(&["--help"])).out;
     let (_, codes) = help.split_once("Exit codes:\n").expect("they are in help");
     let readme = include_str!("../README.md");
     for line in codes.lines() {
@@ -267,7 +221,7 @@ fn exit_codes_are_documented() {
 #[test]
 fn shells_complete_what_there_is() {
     let said = |args: &[&str]| {
-        let said = Said::by(&mut tmemctl(args));
+        let said = Said::by(&mut tmemctl_command(args));
         assert_eq!((said.code, &*said.err), (0, ""), "{args:?}");
         said.out
     };
@@ -305,7 +259,7 @@ fn options(command: &clap::Command) -> Vec<String> {
 #[test]
 fn the_manual_explains_every_option() {
     let place = Place::new();
-    let said = Said::by(&mut tmemctl(&["man", &place.arg("man")]));
+    let said = Said::by(&mut tmemctl_command(&["man", &place.arg("man")]));
     assert_eq!((said.code, &*said.out, &*said.err), (0, "", ""));
     let read = |name: &str| {
         let page = fs::read_to_string(place.path("man").join(name)).unwrap();
@@ -350,6 +304,6 @@ fn the_manual_explains_every_option() {
     // Nobody is meant to know what is for tests.
     assert!(!read("tmemctl-top.8").contains("fault-panic"));
     let file = place.arg("man/tmemctl.8");
-    let said = Said::by(&mut tmemctl(&["man", &file]));
+    let said = Said::by(&mut tmemctl_command(&["man", &file]));
     assert_eq!(said.code, 6, "{said:?}");
 }

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test uses what it needs")]
 #![allow(missing_docs, reason = "tests")]
 
+pub(crate) mod operated;
 pub(crate) mod systemd;
 pub(crate) mod window;
 
@@ -12,7 +13,7 @@ use std::{
     io::{BufRead, BufReader},
     ops::{Deref, DerefMut},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::{atomic::Ordering, PoisonError, RwLock, RwLockReadGuard},
     time::{Duration, Instant},
 };
@@ -163,10 +164,56 @@ pub(crate) fn stat(control: &Path) -> serde_json::Value {
 
 /// Runs tmemctl, and returns whether it succeeded, and what it said.
 pub(crate) fn tmemctl(args: &[&str]) -> (bool, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tmemctl"));
-    let output = command.args(args).output().unwrap();
+    let output = tmemctl_command(args).output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8(said).unwrap())
+}
+
+pub(crate) fn tmemctl_command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tmemctl"));
+    command.args(args).env_remove("TMEMCTL_CONTROL_PATH");
+    command
+}
+
+/// What a program printed, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Said {
+    pub(crate) fn by(command: &mut Command) -> Self {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = command.output().unwrap();
+        Self {
+            code: status.code().expect("it exits"),
+            out: String::from_utf8(stdout).unwrap(),
+            err: String::from_utf8(stderr).unwrap(),
+        }
+    }
+
+    /// What was printed, one line of JSON.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        assert_eq!(
+            (self.code, &*self.err, self.out.matches('\n').count()),
+            (0, "", 1),
+            "{self:?}"
+        );
+        serde_json::from_str(&self.out).unwrap()
+    }
+
+    /// The words of the line that begins with one.
+    pub(crate) fn words(&self, first: &str) -> Vec<&str> {
+        let mut lines = self.out.lines();
+        let line = lines.find(|line| line.split_whitespace().next() == Some(first));
+        let line = line.unwrap_or_else(|| panic!("no line of {first}: {self:?}"));
+        line.split_whitespace().collect()
+    }
 }
 
 /// A guest whose memory is a memfd, connected to the daemon.
