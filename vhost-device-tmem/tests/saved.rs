@@ -173,8 +173,9 @@ fn what_does_not_belong_together_is_refused() {
         }],
     };
     let live = |pages| Record::Live { pages };
-    assert!(read(&written(&[head(), pool(1), gone(1), live(0)])).is_ok());
-    let wrong: [&[Record]; 8] = [
+    let damaged = |pages| Record::Damaged { pages };
+    assert!(read(&written(&[head(), pool(1), gone(1), live(0), damaged(2)])).is_ok());
+    let wrong: [&[Record]; 11] = [
         &[],
         &[pool(1)],
         &[head(), head()],
@@ -183,6 +184,9 @@ fn what_does_not_belong_together_is_refused() {
         &[head(), pool(1), gone(1), pool(2)],
         &[head(), pool(1), live(7)],
         &[head(), pool(1), live(0), live(0)],
+        &[damaged(1)],
+        &[head(), pool(1), damaged(0)],
+        &[head(), pool(1), damaged(1), damaged(1)],
     ];
     for records in wrong {
         let refused = read(&written(records)).unwrap_err().to_string();

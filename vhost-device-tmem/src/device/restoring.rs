@@ -126,7 +126,10 @@ impl Session {
                 }
                 Record::Gone { pool, keys } => self.forget(pool, &keys)?,
                 Record::End(totals) => return Ok(Restored { head, totals }),
-                Record::Guest(_) | Record::Live { .. } | Record::Failed(_) => {}
+                Record::Guest(_)
+                | Record::Live { .. }
+                | Record::Damaged { .. }
+                | Record::Failed(_) => {}
             }
         }
     }

@@ -146,18 +146,14 @@ impl<'s, W: Write> Saving<'s, W> {
         !self.session.runs()
     }
 
-    /// Writes the rest. Returns how much there is in the stream, and how many pages are not since they
-    /// cannot be read back.
+    /// Writes the rest. Returns how much there is in the stream, and how many pages are missing there.
     ///
     /// # Errors
     ///
     /// [`SaveError`], and the stream says that it has no end.
-    pub fn finish(mut self) -> Result<(Totals, u64), SaveError> {
+    pub fn finish(mut self) -> Result<Totals, SaveError> {
         match self.write_rest() {
-            Ok(()) => {
-                let damaged = self.damaged;
-                Ok((self.output.end()?, damaged))
-            }
+            Ok(()) => Ok(self.output.end()?),
             Err(error) => {
                 self.fail(&error.to_string());
                 Err(error)
@@ -185,6 +181,10 @@ impl<'s, W: Write> Saving<'s, W> {
         let chunks = self.session.lender.as_ref().map_or(0, |it| it.persistent());
         if chunks > 0 {
             return Err(SaveError::Window(chunks));
+        }
+        if self.damaged > 0 {
+            let pages = self.damaged;
+            self.output.write(&Record::Damaged { pages })?;
         }
         Ok(())
     }

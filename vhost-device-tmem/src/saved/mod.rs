@@ -12,8 +12,9 @@
 //!                                           │ key │ 1 u8 │ page )
 //! Gone     pool le32 │ key…                         pages that came before and are no more
 //! Live     pages le64                               so many came while the guest ran
-//! End      pages le64 │ gone le64                   of all records; nothing follows
+//! End      pages le64 │ gone le64 │ damaged le64    of all records; nothing follows
 //! Failed   text                                     why there is no end
+//! Damaged  pages le64                               so many are missing: they could not be read back
 //! ```
 //!
 //! The check of a record is a CRC32C of its kind, its length and its payload, begun with the check of

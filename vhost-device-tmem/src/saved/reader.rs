@@ -153,6 +153,7 @@ impl<R: Read> Reader<R> {
                 let first = !std::mem::replace(&mut self.live, true);
                 self.goes_on() && first && *pages == self.totals.pages
             }
+            Record::Damaged { pages } => self.goes_on() && self.totals.damaged == 0 && *pages > 0,
             Record::End(totals) => self.goes_on() && *totals == self.totals,
             Record::Failed(_) => true,
         };

@@ -46,6 +46,11 @@ pub enum Record {
     End(Totals),
     /// It could not be brought to its end.
     Failed(String),
+    /// Pages that the guest had and the stream has not, since they could not be read back.
+    Damaged {
+        /// How many those were.
+        pages: u64,
+    },
 }
 
 /// Whose pages a stream has.
@@ -117,6 +122,8 @@ pub struct Totals {
     pub pages: u64,
     /// Keys of pages that are gone.
     pub gone: u64,
+    /// Pages that are missing.
+    pub damaged: u64,
 }
 
 impl Totals {
@@ -125,6 +132,7 @@ impl Totals {
         match record {
             Record::Pages { pages, .. } => self.pages += pages.len() as u64,
             Record::Gone { keys, .. } => self.gone += keys.len() as u64,
+            Record::Damaged { pages } => self.damaged = *pages,
             _ => {}
         }
     }
@@ -141,6 +149,7 @@ impl Record {
             Self::Live { .. } => 5,
             Self::End(_) => 6,
             Self::Failed(_) => 7,
+            Self::Damaged { .. } => 8,
         }
     }
 
@@ -178,10 +187,11 @@ impl Record {
                 bytes.extend(pool.to_le_bytes());
                 bytes.extend(keys.as_slice().as_bytes());
             }
-            Self::Live { pages } => bytes.extend(pages.to_le_bytes()),
+            Self::Live { pages } | Self::Damaged { pages } => bytes.extend(pages.to_le_bytes()),
             Self::End(totals) => {
                 bytes.extend(totals.pages.to_le_bytes());
                 bytes.extend(totals.gone.to_le_bytes());
+                bytes.extend(totals.damaged.to_le_bytes());
             }
             Self::Failed(why) => bytes.extend(text(why)),
         }
@@ -227,8 +237,12 @@ impl Record {
             6 => Self::End(Totals {
                 pages: input.u64()?,
                 gone: input.u64()?,
+                damaged: input.u64()?,
             }),
             7 => Self::Failed(input.text()?),
+            8 => Self::Damaged {
+                pages: input.u64()?,
+            },
             _ => return None,
         };
         input.0.is_empty().then_some(record)

@@ -214,12 +214,18 @@ impl Daemon {
             let Some((restored, stream)) = restored else {
                 return;
             };
-            let done = format!(
+            let mut done = format!(
                 "guest {name:?} has {} pages that were saved of guest {:?}, and goes on in their \
                  epoch; start the machine that was saved with them (QEMU: cont)",
                 session.persistent_pages(),
                 restored.head.name
             );
+            if restored.totals.damaged > 0 {
+                done += &format!(
+                    "; {} pages were damaged when it was saved, and are missing",
+                    restored.totals.damaged
+                );
+            }
             let (guest, epoch) = (name, restored.head.epoch);
             let request = OperatorRequest::Resume { guest, epoch, done };
             if let Err(error) = ask(&link, request, stream.as_fd()) {

@@ -19,6 +19,7 @@ use nix::{
 use crate::{
     control::{answer_passed, say_ready},
     device::{Restored, SaveError, Saving, Session},
+    saved::Totals,
 };
 
 /// How long the other side may take for a piece of the stream.
@@ -53,7 +54,7 @@ pub(super) fn save(name: &str, session: &Session, live: bool, operator: OwnedFd)
         }
     };
     match go_on(saving, live, &stream) {
-        Ok((pages, damaged)) => {
+        Ok(Totals { pages, damaged, .. }) => {
             tracing::info!("guest {name:?} saved: {pages} pages");
             if damaged > 0 {
                 tracing::error!("{damaged} pages of guest {name:?} cannot be read, nor saved");
@@ -67,7 +68,7 @@ fn go_on<W: Write>(
     mut saving: Saving<'_, W>,
     live: bool,
     stream: &UnixStream,
-) -> Result<(u64, u64), SaveError> {
+) -> Result<Totals, SaveError> {
     if live {
         saving.write_live()?;
         saving.flush()?;
@@ -79,8 +80,7 @@ fn go_on<W: Write>(
             }
         }
     }
-    let (totals, damaged) = saving.finish()?;
-    Ok((totals.pages, damaged))
+    saving.finish()
 }
 
 /// Reads a guest's pages from an operator's connection, after having said that they may come. Returns

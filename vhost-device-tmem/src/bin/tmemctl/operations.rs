@@ -202,14 +202,18 @@ fn save(path: &Path, guest: &str, file: &Path, live: bool, json: bool) -> Result
     };
     let live = live.then_some(&waits as &dyn Fn(u64));
     let totals = transfer::save(path, guest, file, live)?;
-    done(
-        format!(
-            "guest {guest:?} saved to {}: {} pages",
-            file.display(),
-            totals.pages
-        ),
-        json,
-    )
+    let mut said = format!(
+        "guest {guest:?} saved to {}: {} pages",
+        file.display(),
+        totals.pages
+    );
+    if totals.damaged > 0 {
+        said += &format!(
+            "; {} more are not in it, since the daemon could not read them back",
+            totals.damaged
+        );
+    }
+    done(said, json)
 }
 
 fn freeable(path: &Path, guest: Option<&str>, json: bool) -> Result<(), Failure> {

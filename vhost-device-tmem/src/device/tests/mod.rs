@@ -7,6 +7,7 @@ mod framing;
 mod groups;
 mod memory;
 mod rules;
+mod saving;
 mod steps;
 
 use std::{
