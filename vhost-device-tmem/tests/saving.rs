@@ -15,9 +15,10 @@ use support::{
     key,
     operated::{get, put, Operated, DATA, SWAP},
     stat, wait_until,
+    window::slot,
     Guest,
 };
-use virtio_tmem_abi::{pool_flags, ChunkKind, PageResult, Status};
+use virtio_tmem_abi::{pool_flags, ChunkKind, EventKind, PageResult, Status};
 
 /// Puts pages of a few sorts.
 fn put_many(guest: &mut Guest, count: u64) {
@@ -243,13 +244,63 @@ fn pages_in_a_window_are_not_left_behind() {
     let it = Operated::new();
     let mut web = it.connect("web");
     assert_eq!(web.open_window(0), Status::Ok);
-    assert_eq!(web.grant(ChunkKind::Persistent, 2, 1).len(), 2);
+    let chunks = web.grant(ChunkKind::Persistent, 2, 1);
+    assert_eq!(chunks.len(), 2);
+    it.place.window("web").fill(slot(chunks[0], 3), 0x77);
     let file = it.place.sockets.arg("web.tmem");
+    let refused = || {
+        for more in [None, Some("--live")] {
+            let args: Vec<_> = ["save", "web", &file].into_iter().chain(more).collect();
+            let words = "2 persistent chunks of its window";
+            it.refused(&args, 1, &[words]);
+        }
+        assert!(!it.path("web.tmem").exists() && !it.path("web.tmem.partial").exists());
+    };
+    // A driver that does not run can be asked for nothing.
     web.stop();
-    it.refused(
-        &["save", "web", &file],
-        1,
-        &["2 persistent chunks of its window"],
+    refused();
+    web.start_anew();
+
+    // One that runs is asked for what is there, and gets nothing more of it meanwhile.
+    web.offer_event();
+    let mut saving = Live::begin(&it, &file);
+    let event = web.wait_event();
+    let kind = EventKind::from_wire(event.kind.get());
+    assert_eq!(
+        (kind, event.pages.get()),
+        (Some(EventKind::Recall), 2 * 512)
     );
-    assert!(!it.path("web.tmem").exists());
+    assert_eq!(web.grant(ChunkKind::Persistent, 1, 2), []);
+    assert_eq!(web.grant(ChunkKind::Ephemeral, 1, 3).len(), 1);
+    let moved = [(key(1, 7, 1), slot(chunks[0], 3), chunks[0].1)];
+    assert_eq!(web.put_slots(DATA, SWAP, &moved), [PageResult::Stored]);
+    assert_eq!(web.give_back(&chunks).status, Status::Ok);
+    saving.wait_for("1 pages");
+    assert_eq!(web.grant(ChunkKind::Persistent, 1, 4), []);
+    let epoch = web.epoch();
+    web.stop();
+    saving.succeeds();
+
+    let mut db = Guest::connect(&it.path("db.sock"));
+    db.stop();
+    it.ok(&["restore", "db", &file]);
+    resume(&mut db, epoch);
+    assert_eq!(get(&mut db, SWAP, 7), Some(0x77));
+}
+
+#[test]
+fn a_guest_has_its_window_again_once_nobody_saves_it() {
+    let it = Operated::new();
+    let mut web = it.connect("web");
+    assert_eq!(web.open_window(0), Status::Ok);
+    let mut saving = Live::begin(&it, &it.place.sockets.arg("web.tmem"));
+    saving.wait_for("0 pages");
+    assert_eq!(web.grant(ChunkKind::Persistent, 1, 1), []);
+    saving.child.kill().unwrap();
+    saving.child.wait().unwrap();
+    let mut tickets = 2..;
+    wait_until("chunks are granted again", || {
+        let ticket = tickets.next().unwrap();
+        web.grant(ChunkKind::Persistent, 1, ticket).len() == 1
+    });
 }

@@ -43,6 +43,8 @@ pub(super) struct Lender {
     guest: Guest,
     window: Window,
     acting: Mutex<()>,
+    /// How many want the guest to be granted no persistent chunk. It changes while somebody acts.
+    emptying: AtomicU32,
     /// Persistent chunks that were asked for in vain.
     unserved: AtomicU32,
     /// All that were since the window was set.
@@ -102,6 +104,7 @@ impl Lender {
             store,
             window,
             acting: Mutex::default(),
+            emptying: AtomicU32::new(0),
             unserved: AtomicU32::new(0),
             refused: AtomicU64::new(0),
             taken: AtomicU64::new(0),
@@ -209,16 +212,30 @@ impl Lender {
     /// Grants one chunk more. False if there is none.
     pub(super) fn grant(&self, kind: ChunkKind) -> bool {
         let _acting = self.acting();
-        !self.is_frozen() && self.have_ready(kind) && self.window.grant(kind)
+        self.may_grant(kind) && self.have_ready(kind) && self.window.grant(kind)
     }
 
     /// So many chunks were asked for in vain.
     pub(super) fn refused(&self, kind: ChunkKind, count: u32) {
         // What is not to be had is not taken from others either.
-        if kind == ChunkKind::Persistent && !self.is_frozen() {
+        if kind == ChunkKind::Persistent && self.may_grant(kind) {
             self.unserved.fetch_add(count, Ordering::Relaxed);
             self.refused.fetch_add(count.into(), Ordering::Relaxed);
         }
+    }
+
+    /// Returns whether the guest may be granted chunks of this kind.
+    fn may_grant(&self, kind: ChunkKind) -> bool {
+        let emptied = kind == ChunkKind::Persistent && self.emptying.load(Ordering::Relaxed) > 0;
+        !emptied && !self.is_frozen()
+    }
+
+    /// Grants no persistent chunk until the guard is dropped, so that those that the guest returns
+    /// become fewer.
+    pub(super) fn grant_no_persistent(&self) -> NoPersistent<'_> {
+        let _acting = self.acting();
+        self.emptying.fetch_add(1, Ordering::Relaxed);
+        NoPersistent(self)
     }
 
     /// Returns whether the guest is to have nothing more.
@@ -428,6 +445,17 @@ impl Lender {
             window: &self.window,
             entries,
         }
+    }
+}
+
+/// While there is one, the guest is granted no persistent chunk.
+#[derive(Debug)]
+pub(super) struct NoPersistent<'l>(&'l Lender);
+
+impl Drop for NoPersistent<'_> {
+    fn drop(&mut self) {
+        let _acting = self.0.acting();
+        self.0.emptying.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use virtio_tmem_abi::{Key, PageResult};
 
-use super::session::Session;
+use super::{lender::NoPersistent, session::Session};
 use crate::{
     saved::{Contents, GuestHead, Page, PoolHead, Record, Totals, Writer, MAX_PAGES},
     store::{PageBytes, PageSink, PoolKind, PAGE_SHIFT},
@@ -33,13 +33,32 @@ pub enum SaveError {
     Ended,
     /// There are pages of which nobody but the guest knows what they are.
     #[error(
-        "it was granted {0} persistent chunks of its window, which cannot be saved yet: have its driver \
-         drain them"
+        "it has {0} persistent chunks of its window, and only its driver knows what is in them: save \
+         --live while the machine runs, which asks the driver to move that to the store"
     )]
     Window(u32),
+    /// The driver was asked for them, and keeps them.
+    #[error(
+        "its driver did not move what is in {0} persistent chunks of its window to the store, where \
+         there may be no room, or the guest is frozen"
+    )]
+    NotReturned(u32),
     /// Whoever takes the stream does so no more.
     #[error("it cannot be written: {0}")]
     Io(#[from] io::Error),
+}
+
+/// Returns how many persistent chunks of its window a guest has.
+fn window_chunks(session: &Session) -> u32 {
+    session.lender.as_ref().map_or(0, |it| it.persistent())
+}
+
+/// Looks whether the store has all persistent pages of a guest.
+fn may_save(session: &Session) -> Result<(), SaveError> {
+    match window_chunks(session) {
+        0 => Ok(()),
+        chunks => Err(SaveError::Window(chunks)),
+    }
 }
 
 /// A key without its version: pool, object and index.
@@ -69,6 +88,8 @@ struct Sent {
 #[derive(Debug)]
 pub struct Saving<'s, W> {
     session: &'s Session,
+    /// Where there is a window, nothing more of it comes to hold pages that the store does not have.
+    _no_persistent: Option<NoPersistent<'s>>,
     output: Writer<W>,
     /// What was written while the guest ran; nothing where it does not.
     sent: Option<HashMap<Place, Sent>>,
@@ -94,9 +115,9 @@ impl<'s, W: Write> Saving<'s, W> {
         if !live && session.runs() {
             return Err(SaveError::Runs);
         }
-        let chunks = session.lender.as_ref().map_or(0, |it| it.persistent());
-        if chunks > 0 {
-            return Err(SaveError::Window(chunks));
+        let no_persistent = session.lender.as_ref().map(|it| it.grant_no_persistent());
+        if !live {
+            may_save(session)?;
         }
         let mut output = Writer::new(output()?)?;
         output.write(&Record::Guest(GuestHead {
@@ -113,11 +134,29 @@ impl<'s, W: Write> Saving<'s, W> {
         }
         Ok(Self {
             session,
+            _no_persistent: no_persistent,
             output,
             sent: live.then(HashMap::new),
             starts,
             damaged: 0,
         })
+    }
+
+    /// Asks the guest for the persistent chunks of its window, of which its driver moves the pages to
+    /// the store. Returns how many it still has. It is to be asked again until it has none.
+    ///
+    /// # Errors
+    ///
+    /// [`SaveError::Window`]: it does not run, and so cannot hear of that.
+    pub fn recall(&self) -> Result<u32, SaveError> {
+        let chunks = window_chunks(self.session);
+        if chunks > 0 {
+            if !self.session.runs() {
+                return Err(SaveError::Window(chunks));
+            }
+            self.session.recall(chunks);
+        }
+        Ok(chunks)
     }
 
     /// Writes what there is while the guest runs.
@@ -178,10 +217,7 @@ impl<'s, W: Write> Saving<'s, W> {
         if self.session.runs() || self.session.starts() != self.starts {
             return Err(SaveError::RanAgain);
         }
-        let chunks = self.session.lender.as_ref().map_or(0, |it| it.persistent());
-        if chunks > 0 {
-            return Err(SaveError::Window(chunks));
-        }
+        may_save(self.session)?;
         if self.damaged > 0 {
             let pages = self.damaged;
             self.output.write(&Record::Damaged { pages })?;

@@ -8,7 +8,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -70,17 +70,41 @@ fn go_on<W: Write>(
     stream: &UnixStream,
 ) -> Result<Totals, SaveError> {
     if live {
+        if let Err(error) = empty_window(&saving, stream) {
+            saving.fail(&error.to_string());
+            return Err(error);
+        }
         saving.write_live()?;
         saving.flush()?;
         while !saving.may_finish() {
-            // Nothing is said on that side any more, so that it can only go.
-            let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut fds, PollTimeout::from(LOOK)).map_err(io::Error::from)? > 0 {
-                return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
-            }
+            wait(stream)?;
         }
     }
     saving.finish()
+}
+
+/// Has the guest return the persistent chunks of its window, as long as there come to be fewer.
+fn empty_window(saving: &Saving<'_, impl Write>, stream: &UnixStream) -> Result<(), SaveError> {
+    let (mut least, mut since) = (u32::MAX, Instant::now());
+    loop {
+        match saving.recall()? {
+            0 => return Ok(()),
+            chunks if chunks < least => (least, since) = (chunks, Instant::now()),
+            chunks if since.elapsed() > PATIENCE => return Err(SaveError::NotReturned(chunks)),
+            _ => {}
+        }
+        wait(stream)?;
+    }
+}
+
+/// Waits until it is time for another look. The other side says nothing any more, so that it can only
+/// go.
+fn wait(stream: &UnixStream) -> io::Result<()> {
+    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut fds, PollTimeout::from(LOOK))? {
+        0 => Ok(()),
+        _ => Err(io::ErrorKind::BrokenPipe.into()),
+    }
 }
 
 /// Reads a guest's pages from an operator's connection, after having said that they may come. Returns
