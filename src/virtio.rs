@@ -313,6 +313,16 @@ pub(crate) trait Driver {
     }
 }
 
+/// A range of physical memory that a device shares with its driver.
+///
+/// What is there, and whether anything is, is up to the device at any time.
+pub(crate) struct SharedMemory {
+    /// Where it begins.
+    pub(crate) start: u64,
+    /// How many bytes it has.
+    pub(crate) len: u64,
+}
+
 /// The virtio device representation.
 ///
 /// # Invariants
@@ -418,6 +428,19 @@ impl Device<device::Bound> {
             )
         };
         config
+    }
+
+    /// Returns where the device's shared memory region of this number is, if it has one. May sleep.
+    pub(crate) fn shared_memory(&self, id: u8) -> Option<SharedMemory> {
+        let mut region = bindings::virtio_shm_region::default();
+
+        // SAFETY: `self` is a bound device, and `region` is valid for writes.
+        unsafe { bindings::tmem_virtio_get_shm_region(self.as_raw(), &mut region, id) }.then_some(
+            SharedMemory {
+                start: region.addr,
+                len: region.len,
+            },
+        )
     }
 
     /// Returns whether the feature `bit` was negotiated. Any context.

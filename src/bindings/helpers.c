@@ -86,6 +86,12 @@ void tmem_virtio_cread_bytes(struct virtio_device *vdev, unsigned int offset,
 	virtio_cread_bytes(vdev, offset, buf, len);
 }
 
+bool tmem_virtio_get_shm_region(struct virtio_device *vdev,
+				struct virtio_shm_region *region, u8 id)
+{
+	return virtio_get_shm_region(vdev, region, id);
+}
+
 /*
  * Adds the first entries of a table of scatterlists, of which some are for the
  * device to read and the rest for it to write. The ends are marked only

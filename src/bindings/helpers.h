@@ -29,6 +29,8 @@ bool tmem_virtio_is_broken(struct virtio_device *vdev);
 const u16 *tmem_virtqueue_used_index(const struct virtqueue *vq);
 void tmem_virtio_cread_bytes(struct virtio_device *vdev, unsigned int offset,
 			     void *buf, size_t len);
+bool tmem_virtio_get_shm_region(struct virtio_device *vdev,
+				struct virtio_shm_region *region, u8 id);
 int tmem_virtqueue_add(struct virtqueue *vq, struct scatterlist *table,
 		       unsigned int readable, unsigned int writable,
 		       void *data, gfp_t gfp);
