@@ -49,6 +49,7 @@ use crate::{
         self,
         VIRTIO_F_VERSION_1, //
     },
+    window, //
 };
 
 /// More data virtqueues than this are of no use.
@@ -69,6 +70,7 @@ pub(crate) struct TmemData<'bound> {
     _works: Works,
     _attached: Attached,
     client: Arc<Client>,
+    _window: Option<window::Lent>,
 }
 
 /// Waits, when there is nobody any more who has work done, until it has been.
@@ -165,6 +167,7 @@ fn bind<'bound>(vdev: &'bound virtio::Device<Core<'_>>) -> Result<TmemData<'boun
     )?;
     let pump = Thread::new(c"virtio_tmem", client.clone())?;
 
+    let window = window::shared::lend(vdev);
     let attached = Attached(client.clone());
     Client::attach(&client, vdev)?;
     client.begin_pools()?;
@@ -201,6 +204,7 @@ fn bind<'bound>(vdev: &'bound virtio::Device<Core<'_>>) -> Result<TmemData<'boun
         _works: works,
         _attached: attached,
         client,
+        _window: window,
     })
 }
 

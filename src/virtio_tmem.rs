@@ -105,7 +105,7 @@ module! {
         },
         window: bool {
             default: true,
-            description: "Use memory that the host lends by ivshmem-plain devices (default: on)",
+            description: "Use memory that the host lends, by ivshmem-plain devices or by the tmem device itself (default: on)",
         },
         verify: bool {
             default: false,

@@ -2,31 +2,21 @@
 
 //! Where windows come from: memory of the host that the guest reaches by itself.
 //!
-//! QEMU's `ivshmem-plain` is a PCI device whose BAR 2 is a file in the host's memory. What it is
-//! for, nobody but the file says: so the driver leaves each alone in which there is no header of a
-//! tmem device's, and looks again when a tmem device says that it has written one.
+//! It is in a device [of its own](ivshmem), or in the [tmem device itself](shared). Whichever it is,
+//! there is a header in it that says whose it is, once the host has written that.
+
+mod ivshmem;
+pub(crate) mod shared;
 
 use core::pin::Pin;
 
 use kernel::{
-    device::Core,
-    device_id::IdArray,
-    driver,
+    fmt,
     new_mutex,
-    page::{
-        PAGE_SHIFT,
-        PAGE_SIZE, //
-    },
-    pci,
+    page::PAGE_SHIFT,
     prelude::*,
     revocable::Revocable,
-    sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
-        Arc, //
-    }, //
+    sync::Arc, //
 };
 use virtio_tmem_abi::{
     WindowHeader,
@@ -42,21 +32,11 @@ use zerocopy::{
 
 use crate::{
     bindings::{
-        self,
-        mapping::{
-            self,
-            Mapping, //
-        },
+        mapping::Mapping,
         static_mutex::StaticMutex, //
     },
     params, //
 };
-
-/// The device ID of `ivshmem-plain`, and of `ivshmem-doorbell`, whose BAR 2 is the same.
-const IVSHMEM: u32 = 0x1110;
-
-/// The BAR that is the memory.
-const BAR: u32 = 2;
 
 /// The most devices that are looked at: a guest has one window, or a few.
 const MAX_REGIONS: usize = 16;
@@ -64,12 +44,28 @@ const MAX_REGIONS: usize = 16;
 /// The memory of the devices that are bound.
 static REGIONS: StaticMutex<[Option<Arc<Region>>; MAX_REGIONS]> = StaticMutex::new();
 
-/// How many devices there were without a header when they were looked at last.
-static WITHOUT_HEADER: Atomic<i32> = Atomic::new(0);
+/// By what a window is had.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// By a shared memory region of the tmem device.
+    Device,
+    /// By an `ivshmem-plain` device.
+    Ivshmem,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Device => "the tmem device itself",
+            Self::Ivshmem => "an ivshmem device",
+        })
+    }
+}
 
 /// The memory of a device, for as long as it is bound.
 #[pin_data]
 struct Region {
+    origin: Origin,
     #[pin]
     mapping: Revocable<Mapping>,
 }
@@ -102,12 +98,18 @@ impl Source {
 pub(crate) fn find(identity: &[u8; 16]) -> Option<Arc<Source>> {
     let regions = REGIONS.get()?;
 
-    WITHOUT_HEADER.store(0, Relaxed);
-    bindings::pci::offer_devices(<crate::TmemModule as kernel::ModuleMetadata>::NAME);
+    ivshmem::look_again();
 
     let regions = regions.lock();
+    // The device's own comes first, where both are given.
+    let of = |origin| {
+        regions
+            .iter()
+            .flatten()
+            .filter(move |region| region.origin == origin)
+    };
     let mut found: Option<Source> = None;
-    for region in regions.iter().flatten() {
+    for region in [Origin::Device, Origin::Ivshmem].into_iter().flat_map(of) {
         let Some(header) = region.mapping.try_access_with(header).flatten() else {
             continue;
         };
@@ -116,20 +118,29 @@ pub(crate) fn find(identity: &[u8; 16]) -> Option<Arc<Source>> {
         }
         if found.is_some() {
             pr_warn!(
-                "two windows have the same identity, the first is taken: give each guest's QEMU one \
-                 ivshmem-plain device for the file that the daemon made\n"
+                "two windows have the same identity, the first is taken: give each guest's QEMU the \
+                 window that the daemon made once\n"
             );
             break;
         }
         found = usable(region, &header);
     }
-    if found.is_none() {
-        pr_notice!(
+    match &found {
+        Some(source) => pr_info!(
+            "the window is memory of {}, {} chunks of 2 MiB\n",
+            source.region.origin,
+            source.chunks
+        ),
+        None if of(Origin::Device).next().is_some() => pr_notice!(
+            "no window: the device has a memory region for it, in which the host has put nothing; \
+             its log says why\n"
+        ),
+        None => pr_notice!(
             "no window: of the ivshmem-plain devices that no other driver has, {} are without a tmem \
              header and none has this device's identity: give QEMU the file that the daemon made, as \
              memory-backend-file,share=on and ivshmem-plain\n",
-            WITHOUT_HEADER.load(Relaxed)
-        );
+            ivshmem::without_header()
+        ),
     }
     Arc::new(found?, GFP_KERNEL).ok()
 }
@@ -190,18 +201,8 @@ fn usable(region: &Arc<Region>, header: &WindowHeader) -> Option<Source> {
     })
 }
 
-/// The driver of devices that lend memory.
-pub(crate) struct WindowDriver;
-
-/// Without an alias: what the module is for is the tmem device, and udev does not load it for each
-/// ivshmem device.
-static IVSHMEM_TABLE: IdArray<pci::DeviceId, (), 1> =
-    IdArray::new_without_index([pci::DeviceId::from_id(
-        pci::Vendor::REDHAT_QUMRANET,
-        IVSHMEM,
-    )]);
-
-/// What there is for a device that is bound.
+/// What there is for a device that lends memory. Dropping it takes the memory back from all who use
+/// it.
 pub(crate) struct Lent(Arc<Region>);
 
 impl Drop for Lent {
@@ -220,40 +221,12 @@ impl Drop for Lent {
     }
 }
 
-impl pci::Driver for WindowDriver {
-    type IdInfo = ();
-    type Data<'bound> = Lent;
-    const ID_TABLE: pci::IdTable<Self::IdInfo> = &IVSHMEM_TABLE;
-
-    fn probe<'bound>(
-        pdev: &'bound pci::Device<Core<'_>>,
-        _info: Option<&'bound Self::IdInfo>,
-    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
-        lend(pdev)
-    }
-}
-
-/// Takes a device, if there is a header in its memory.
-fn lend(pdev: &pci::Device<Core<'_>>) -> Result<Lent> {
-    let start = pdev.resource_start(BAR)?;
-    let len = usize::try_from(pdev.resource_len(BAR)?)?;
-    if len < PAGE_SIZE {
-        return Err(ENODEV);
-    }
-
-    bindings::pci::enable(pdev)?;
-
-    // Before it is claimed: most ivshmem devices are somebody else's, and are left alone.
-    let mut header = WindowHeader::new_zeroed();
-    mapping::peek(start, header.as_mut_bytes())?;
-    if header.magic.get() != WINDOW_MAGIC {
-        WITHOUT_HEADER.fetch_add(1, Relaxed);
-        return Err(ENODEV);
-    }
-
+/// Maps the memory of a device, for windows to be looked for in it. May sleep.
+fn lend(start: u64, len: usize, origin: Origin) -> Result<Lent> {
     let mapping = Mapping::new(start, len)?;
     let region = Arc::pin_init(
         try_pin_init!(Region {
+            origin,
             mapping <- Revocable::new(mapping),
         }),
         GFP_KERNEL,
@@ -268,10 +241,10 @@ fn lend(pdev: &pci::Device<Core<'_>>) -> Result<Lent> {
     Ok(Lent(region))
 }
 
-/// The registration of the driver.
-pub(crate) type Registration = driver::Registration<pci::Adapter<WindowDriver>>;
+/// The registration of the driver of devices that are windows.
+pub(crate) type Registration = ivshmem::Registration;
 
-/// Registers the driver, if windows are wanted. May sleep.
+/// Gets ready for windows, if they are wanted. May sleep.
 pub(crate) fn register(module: &'static ThisModule) -> Result<Option<Pin<KBox<Registration>>>> {
     if !params::window() {
         return Ok(None);
@@ -280,9 +253,5 @@ pub(crate) fn register(module: &'static ThisModule) -> Result<Option<Pin<KBox<Re
         [const { None }; MAX_REGIONS],
         "virtio_tmem::REGIONS"
     ));
-    KBox::pin_init(
-        driver::Registration::new(<crate::TmemModule as kernel::ModuleMetadata>::NAME, module),
-        GFP_KERNEL,
-    )
-    .map(Some)
+    ivshmem::register(module).map(Some)
 }
