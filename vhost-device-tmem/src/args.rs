@@ -23,6 +23,7 @@ use crate::{
     sandbox::Sandbox,
     socket,
     store::{self, Compression, Faults, HugePages},
+    window::WindowSource,
 };
 
 /// The most threads.
@@ -127,6 +128,11 @@ pub struct Args {
     /// by itself, as the file NAME.window. Without it there are none.
     #[arg(long, value_name = "DIR")]
     pub window_dir: Option<PathBuf>,
+
+    /// By which device of QEMU's guests reach their windows: an ivshmem-plain device beside the tmem
+    /// device unless given, or by the tmem device itself, as a shared memory region of virtio.
+    #[arg(long, value_name = "DEVICE", value_enum)]
+    pub window_source: Option<WindowSource>,
 
     /// Size of a guest's window, a power of two such as 4GiB, which is the most that the guest can
     /// take by it; repeat it for each guest that has one. Without NAME it is for all that are not
@@ -295,6 +301,7 @@ impl Args {
             lock_memory: self.lock_memory.or(other.lock_memory),
             check_contents: self.check_contents.or(other.check_contents),
             window_dir: self.window_dir.or(other.window_dir),
+            window_source: self.window_source.or(other.window_source),
             window_sizes: if self.window_sizes.is_empty() {
                 other.window_sizes
             } else {
@@ -363,6 +370,8 @@ pub struct Config {
     pub check_contents: bool,
     /// Where windows are made.
     pub window_dir: Option<PathBuf>,
+    /// By which device guests reach them.
+    pub window_source: WindowSource,
     /// Where guests' files are.
     pub guests_dir: Option<PathBuf>,
     /// The operator's socket.

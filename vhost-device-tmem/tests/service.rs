@@ -19,6 +19,7 @@ use std::{
     thread,
 };
 
+use nix::sys::socket::MsgFlags;
 use support::{key, systemd::Systemd, tmemctl, wait_until, Guest, Place};
 use virtio_tmem_abi::{cap, pool_flags, PageResult, Status};
 
@@ -247,4 +248,40 @@ fn lines_for_the_journal_have_priorities() {
     );
     let why = logged(&["-s", &socket, "-c", "1"], false);
     assert!(why.starts_with("vhost-device-tmem: "), "{why}");
+}
+
+#[test]
+fn a_front_end_that_was_being_asked_to_map_a_window_is_let_go_of() {
+    let place = Place::new();
+    let windows = tempfile::tempdir_in("/dev/shm").unwrap();
+    let systemd = Systemd::new(&place);
+    let socket = place.arg("a.sock");
+    let args = [
+        "-s",
+        &socket,
+        "-c",
+        "64MiB",
+        "--window-dir",
+        windows.path().to_str().unwrap(),
+        "--window-size",
+        "8MiB",
+        "--window-source",
+        "virtio",
+    ];
+    let mut daemon = systemd.start(&args);
+    let (mut channel, theirs) = UnixStream::pair().unwrap();
+    let mut guest = Guest::connect_sharing(&place.path("a.sock"), &theirs);
+    drop(theirs);
+    let mut byte = [0];
+    let flags = MsgFlags::MSG_PEEK;
+    let asked = nix::sys::socket::recv(channel.as_raw_fd(), &mut byte, flags);
+    assert_eq!(asked, Ok(1));
+    daemon.signal(libc::SIGKILL);
+    daemon.child.wait().unwrap();
+    let _daemon = systemd.start(&args);
+    // Half of what is asked is all that it ever hears.
+    let mut heard = Vec::new();
+    channel.read_to_end(&mut heard).unwrap();
+    assert_eq!(heard.len(), 12);
+    assert_eq!(guest.create_pool(0, 0), Status::Ok);
 }

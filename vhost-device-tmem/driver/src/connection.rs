@@ -2,7 +2,12 @@
 
 //! The connection to a device.
 
-use std::{io, path::Path};
+use std::{
+    fs::File,
+    io,
+    os::{fd::AsRawFd, unix::net::UnixStream},
+    path::Path,
+};
 
 use vhost::{
     vhost_user::{
@@ -28,6 +33,9 @@ pub const FEATURES: u64 = (1 << VIRTIO_F_VERSION_1)
     | EVENT_IDX
     | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
+/// Where a front-end has what it maps of a device's own memory.
+const MAPPED_AT: u64 = 1 << 40;
+
 /// The most virtqueues that a device may have.
 const MAX_QUEUES: u64 = 64;
 
@@ -36,6 +44,8 @@ pub struct Connection {
     frontend: Frontend,
     mem: GuestMemoryMmap,
     features: u64,
+    /// What is mapped of the device's own memory, and its size.
+    mapped: Option<(File, u64)>,
 }
 
 impl Connection {
@@ -45,23 +55,57 @@ impl Connection {
     ///
     /// What the operating system or the protocol says.
     pub fn open(socket: &Path, mem: &GuestMemoryMmap, known: u64) -> io::Result<Self> {
+        Self::negotiate(socket, mem, known, None)
+    }
+
+    /// As [`Self::open`], as a front-end that maps memory of the device's own where it is asked to, on
+    /// the other end of `channel`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`], and where the device has no such memory.
+    pub fn open_sharing(
+        socket: &Path,
+        mem: &GuestMemoryMmap,
+        known: u64,
+        channel: &UnixStream,
+    ) -> io::Result<Self> {
+        Self::negotiate(socket, mem, known, Some(channel))
+    }
+
+    fn negotiate(
+        socket: &Path,
+        mem: &GuestMemoryMmap,
+        known: u64,
+        channel: Option<&UnixStream>,
+    ) -> io::Result<Self> {
         let mut frontend = Frontend::connect(socket, MAX_QUEUES).map_err(io::Error::other)?;
         frontend.set_owner().map_err(io::Error::other)?;
         let features = frontend.get_features().map_err(io::Error::other)? & known & FEATURES;
         let protocol = frontend.get_protocol_features().map_err(io::Error::other)?;
         // Memory slots would change how memory is told.
-        let wanted = VhostUserProtocolFeatures::CONFIG
+        let mut wanted = VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::RESET_DEVICE
             | VhostUserProtocolFeatures::REPLY_ACK;
+        if channel.is_some() {
+            wanted |= VhostUserProtocolFeatures::BACKEND_REQ
+                | VhostUserProtocolFeatures::BACKEND_SEND_FD
+                | VhostUserProtocolFeatures::SHMEM;
+        }
         frontend
             .set_protocol_features(protocol & wanted)
             .map_err(io::Error::other)?;
+        if let Some(channel) = channel {
+            let handed = frontend.set_backend_request_fd(channel);
+            handed.map_err(io::Error::other)?;
+        }
         frontend.set_features(features).map_err(io::Error::other)?;
         let mut this = Self {
             frontend,
             mem: mem.clone(),
             features,
+            mapped: None,
         };
         this.tell_memory()?;
         Ok(this)
@@ -100,8 +144,30 @@ impl Connection {
             .iter()
             .map(VhostUserMemoryRegionInfo::from_guest_region)
             .collect();
-        let told = regions.and_then(|regions| self.frontend.set_mem_table(&regions));
+        let mut regions = regions.map_err(io::Error::other)?;
+        regions.extend(
+            self.mapped
+                .as_ref()
+                .map(|(file, size)| VhostUserMemoryRegionInfo {
+                    guest_phys_addr: MAPPED_AT,
+                    memory_size: *size,
+                    userspace_addr: MAPPED_AT,
+                    mmap_offset: 0,
+                    mmap_handle: file.as_raw_fd(),
+                }),
+        );
+        let told = self.frontend.set_mem_table(&regions);
         told.map(|_| ()).map_err(io::Error::other)
+    }
+
+    /// Has memory of the device's own be mapped, of a size, or nothing, and tells the device.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::tell_memory`].
+    pub fn map(&mut self, memory: Option<(File, u64)>) -> io::Result<()> {
+        self.mapped = memory;
+        self.tell_memory()
     }
 
     /// Sets a virtqueue up at the device, and enables it.

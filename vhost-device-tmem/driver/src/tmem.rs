@@ -85,7 +85,15 @@ impl TmemDevice {
         size: u16,
         base: u64,
     ) -> io::Result<Self> {
-        let mut connection = Connection::open(socket, mem, known)?;
+        Self::start(Connection::open(socket, mem, known)?, size, base)
+    }
+
+    /// As [`Self::connect`], with a connection that there is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::connect`].
+    pub fn start(mut connection: Connection, size: u16, base: u64) -> io::Result<Self> {
         let config = connection.read_config(0, size_of::<Config>() as u32)?;
         let config = Config::read_from_bytes(&config)
             .map_err(|_| io::Error::other("the configuration space is too short"))?;

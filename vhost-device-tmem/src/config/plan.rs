@@ -148,6 +148,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<(Key, String)> {
         ("lock-memory", old.lock_memory != new.lock_memory),
         ("check-contents", old.check_contents != new.check_contents),
         ("window-dir", old.window_dir != new.window_dir),
+        ("window-source", old.window_source != new.window_source),
         ("guests-dir", old.guests_dir != new.guests_dir),
         ("socket-dir", old.socket_dirs != new.socket_dirs),
         ("control-path", old.control_path != new.control_path),

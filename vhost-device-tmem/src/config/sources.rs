@@ -499,6 +499,7 @@ fn settings(options: &Args, memory: &Memory, found: &mut Found<'_>) -> Option<Co
         lock_memory: options.lock_memory.unwrap_or(false),
         check_contents: options.check_contents.unwrap_or(false),
         window_dir: options.window_dir.clone(),
+        window_source: options.window_source.unwrap_or_default(),
         guests_dir: options.guests_dir.clone(),
         control_path: options.control_path.clone(),
         metrics_listen: options.metrics_listen.clone(),

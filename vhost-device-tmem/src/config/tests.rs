@@ -10,6 +10,7 @@ use crate::{
     args::{Args, Config, GuestConfig},
     limits::{Memory, MemoryOf},
     store::Compression,
+    window::WindowSource,
 };
 
 mod plans;
@@ -234,6 +235,7 @@ huge-pages = "off"
 lock-memory = true
 check-contents = true
 window-dir = "/dev/shm"
+window-source = "virtio"
 guests-dir = "/etc/tmem/guests"
 window-size = "8MiB"
 control-path = "/run/control.sock"
@@ -281,6 +283,7 @@ fn a_file_can_say_all_that_the_command_line_can() {
     );
     assert!(config.lock_memory && config.stop_loses_pages && config.remove_connected);
     assert_eq!((config.socket_mode, config.threads), (0o640, 3));
+    assert_eq!(config.window_source, WindowSource::Virtio);
     let metrics = config.metrics_listen.map(|address| address.to_string());
     assert_eq!(metrics.as_deref(), Some("127.0.0.1:9752"));
     // Each option that the command line has is there, and no other.

@@ -31,11 +31,20 @@ pub const FEATURES: u64 = (1 << VIRTIO_F_VERSION_1)
 /// is not shared it tells nothing and starts the virtqueues all the same, so that nobody learns of
 /// it. Without it QEMU refuses to start the device, and says what is missing. The price is that it
 /// shares no more than eight pieces of memory.
-pub fn protocol_features() -> VhostUserProtocolFeatures {
-    VhostUserProtocolFeatures::MQ
+///
+/// `shares`: the window is a memory region of the device, for which the front-end is asked on a
+/// socket of its own to map it.
+pub fn protocol_features(shares: bool) -> VhostUserProtocolFeatures {
+    let all = VhostUserProtocolFeatures::MQ
         | VhostUserProtocolFeatures::CONFIG
         | VhostUserProtocolFeatures::REPLY_ACK
-        | VhostUserProtocolFeatures::RESET_DEVICE
+        | VhostUserProtocolFeatures::RESET_DEVICE;
+    if !shares {
+        return all;
+    }
+    all | VhostUserProtocolFeatures::BACKEND_REQ
+        | VhostUserProtocolFeatures::BACKEND_SEND_FD
+        | VhostUserProtocolFeatures::SHMEM
 }
 
 /// Returns how many virtqueues a device has.

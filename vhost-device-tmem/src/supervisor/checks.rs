@@ -2,7 +2,11 @@
 
 //! Looking at what a front-end hands over, before anybody uses it.
 
-use std::{fs::File, io, os::fd::AsFd};
+use std::{
+    fs::File,
+    io,
+    os::{fd::AsFd, unix::fs::MetadataExt},
+};
 
 use crate::{
     device::{check_eventfd, check_memory, never_wait, EventFdError, MemoryError, MAX_REGIONS},
@@ -39,6 +43,25 @@ pub(super) enum CheckError {
 /// [`CheckError`].
 pub(super) fn memory(regions: &[MemoryRegion], files: &[File]) -> Result<(), CheckError> {
     Ok(check_memory(regions, files)?)
+}
+
+/// Takes a guest's window, by what its file is told from others, out of its memory: it is no place
+/// for requests, and what there is of it is counted elsewhere. Returns the rest, and whether there
+/// was one.
+pub(super) fn without_window(
+    window: Option<(u64, u64)>,
+    regions: Vec<MemoryRegion>,
+    files: Vec<File>,
+) -> (Vec<MemoryRegion>, Vec<File>, bool) {
+    let is_window = |file: &File| {
+        let metadata = file.metadata().ok();
+        window.is_some() && window == metadata.map(|metadata| (metadata.dev(), metadata.ino()))
+    };
+    let count = regions.len();
+    let pieces = regions.into_iter().zip(files);
+    let (regions, files): (Vec<_>, Vec<_>) = pieces.filter(|(_, file)| !is_window(file)).unzip();
+    let mapped = regions.len() < count;
+    (regions, files, mapped)
 }
 
 /// Checks that a descriptor is an eventfd, and makes it one that nobody has to wait for.
@@ -111,6 +134,23 @@ mod tests {
             Err(CheckError::Memory(MemoryError::TooMany(33)))
         ));
         memory(&many[1..], &files[1..]).unwrap();
+    }
+
+    #[test]
+    fn a_window_is_no_memory_for_requests() {
+        let window = file(1 << 20);
+        let metadata = window.metadata().unwrap();
+        let node = (metadata.dev(), metadata.ino());
+        let regions = || vec![region(0x1000, 0), region(1 << 20, 0), region(0x2000, 0)];
+        let files = || vec![file(0x1000), window.try_clone().unwrap(), file(0x2000)];
+        let (rest, left, mapped) = without_window(Some(node), regions(), files());
+        assert!(mapped);
+        assert_eq!(rest, [region(0x1000, 0), region(0x2000, 0)]);
+        memory(&rest, &left).unwrap();
+        let (rest, _, mapped) = without_window(Some((node.0, node.1 + 1)), regions(), files());
+        assert_eq!((rest, mapped), (regions(), false));
+        let (rest, _, mapped) = without_window(None, regions(), files());
+        assert_eq!((rest, mapped), (regions(), false));
     }
 
     #[test]

@@ -7,9 +7,9 @@
 //! at the beginning of a message.
 
 use std::{
-    io,
+    io::{self, IoSliceMut},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::net::UnixStream,
     },
     sync::{
@@ -22,14 +22,14 @@ use std::{
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags},
-    sys::socket::{recv, MsgFlags},
+    sys::socket::{recv, recvmsg, ControlMessageOwned, MsgFlags},
 };
 use vhost::vhost_user::{
     message::{FrontendReq, VhostUserVirtioFeatures},
     BackendReqHandler, Error,
 };
 
-use super::{frontend::FrontEnd, hub::Hub};
+use super::{frontend::FrontEnd, guest::Slot, hub::Hub};
 use crate::{
     device::Limits,
     link::GuestId,
@@ -41,6 +41,9 @@ const HEADER: usize = 12;
 
 /// The longest message that the framework takes, without its header.
 const LONGEST: usize = 0x1000;
+
+/// The most descriptors that the framework takes of one message.
+const MAX_DESCRIPTORS: usize = 32;
 
 /// The longest time between two looks at a message that comes in pieces.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -120,6 +123,7 @@ impl Header {
 
 struct Handler {
     hub: Arc<Hub>,
+    guest: GuestId,
     framework: BackendReqHandler<Mutex<FrontEnd>>,
     lines: u32,
     since: Instant,
@@ -143,6 +147,7 @@ impl Handler {
         replayed.store(false, Ordering::Relaxed);
         Ok(Self {
             hub: Arc::clone(hub),
+            guest,
             framework,
             lines: 0,
             since: Instant::now(),
@@ -174,7 +179,11 @@ impl Handler {
                 self.hub.busy(false);
                 return Ok(false);
             }
+            let channel = self.channel(header);
             let handled = self.framework.handle_request();
+            if let (Ok(()), Some(channel)) = (&handled, channel) {
+                self.set_channel(channel);
+            }
             self.hub.busy(false);
             match handled {
                 Ok(()) => {}
@@ -193,6 +202,8 @@ impl Handler {
         let count = match FrontendReq::try_from(header.request) {
             // Two numbers, and four for each piece of memory.
             Ok(FrontendReq::SET_MEM_TABLE) => header.size as usize / 32,
+            // The framework's, and ours.
+            Ok(FrontendReq::SET_BACKEND_REQ_FD) => 2,
             Ok(
                 FrontendReq::SET_VRING_KICK
                 | FrontendReq::SET_VRING_CALL
@@ -213,6 +224,41 @@ impl Handler {
                 return false;
             }
         }
+    }
+
+    /// Returns the socket on which the front-end can be asked for things, if that is what the next
+    /// message brings. The framework takes the message, and has no descriptor to give that could be
+    /// kept, nor waited for.
+    fn channel(&self, header: Header) -> Option<OwnedFd> {
+        if !matches!(
+            FrontendReq::try_from(header.request),
+            Ok(FrontendReq::SET_BACKEND_REQ_FD)
+        ) {
+            return None;
+        }
+        let mut bytes = [0; HEADER];
+        let mut pieces = [IoSliceMut::new(&mut bytes)];
+        let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+        let socket = self.socket().as_raw_fd();
+        let message = recvmsg::<()>(socket, &mut pieces, Some(&mut space), flags).ok()?;
+        let mut copies = Vec::new();
+        for control in message.cmsgs().ok()? {
+            if let ControlMessageOwned::ScmRights(descriptors) = control {
+                // SAFETY: The kernel has just made them, and nobody else knows of them.
+                let owned = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+                copies.extend(descriptors.into_iter().map(owned));
+            }
+        }
+        copies.into_iter().next()
+    }
+
+    fn set_channel(&self, channel: OwnedFd) {
+        self.hub.change(self.guest, |connection| {
+            connection.files.insert(Slot::Channel, channel.into());
+            connection.state.set_channel();
+            Ok((Vec::new(), ()))
+        });
     }
 
     /// Waits until all of the next message is there; [`None`] if the connection has ended, or it is

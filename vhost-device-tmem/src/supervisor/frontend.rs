@@ -28,6 +28,7 @@ use super::{
     checks,
     guest::{GuestError, Order, RingAddress, Slot},
     hub::{Connection, Hub},
+    share,
 };
 use crate::{
     device::{protocol_features, queue_count, read_config, Limits, FEATURES},
@@ -95,7 +96,11 @@ impl FrontEnd {
         change: impl FnOnce(&mut Connection) -> std::result::Result<(Vec<Order>, R), GuestError>,
     ) -> Result<R> {
         let changed = self.hub.change(self.guest, change);
-        changed.ok_or(Error::Disconnected)?.map_err(refuse)
+        let changed = changed.ok_or(Error::Disconnected)?.map_err(refuse);
+        if let Some(asking) = self.hub.begin_sharing(self.guest) {
+            share::start(&self.hub, asking);
+        }
+        changed
     }
 
     /// Changes something that the worker is not told of at once.
@@ -152,8 +157,8 @@ impl VhostUserBackendReqHandlerMut for FrontEnd {
             self.hub.stop_ring(self.guest, ring);
         }
         self.order(|connection| {
-            let events = |slot: &Slot| matches!(slot, Slot::Memory(_));
-            connection.files.retain(|slot, _| events(slot));
+            let events = |slot: &Slot| matches!(slot, Slot::Kick(_) | Slot::Call(_));
+            connection.files.retain(|slot, _| !events(slot));
             Ok(connection.state.reset())
         })?;
         self.hub.settle();
@@ -191,13 +196,15 @@ impl VhostUserBackendReqHandlerMut for FrontEnd {
             })
             .collect();
         checks::memory(&regions, &files).map_err(refuse)?;
+        let window = self.hub.window_node(self.guest);
+        let (regions, files, mapped) = checks::without_window(window, regions, files);
         self.order(|connection| {
             connection
                 .files
                 .retain(|slot, _| !matches!(slot, Slot::Memory(_)));
             let slots = (0..).map(Slot::Memory);
             connection.files.extend(slots.zip(files));
-            Ok(connection.state.set_memory(regions))
+            Ok(connection.state.set_memory(regions, mapped))
         })?;
         // The driver may use memory that was just plugged in once it is answered.
         self.hub.settle();
@@ -271,7 +278,8 @@ impl VhostUserBackendReqHandlerMut for FrontEnd {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(protocol_features())
+        let shares = self.hub.shared_size(self.guest).is_some();
+        Ok(protocol_features(shares))
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
@@ -378,7 +386,11 @@ impl VhostUserBackendReqHandlerMut for FrontEnd {
     }
 
     fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
-        not_offered("this device has no memory of its own")
+        let size = self.hub.shared_size(self.guest);
+        let size = size.ok_or(Error::InvalidOperation(
+            "this device has no memory of its own",
+        ))?;
+        Ok(VhostUserShMemConfig::new(1, &[size]))
     }
 
     fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {

@@ -22,6 +22,7 @@ use crate::{
     device::{queue_count, random_epoch, Limits},
     link::{FromWorker, GuestId, Link, ToWorker},
     stop::StopToken,
+    window::WindowSource,
 };
 
 const GUEST: GuestId = GuestId(0);
@@ -44,6 +45,7 @@ impl FuzzedSupervisor {
     pub fn start() -> io::Result<Self> {
         let hub = Hub::new(
             vec![(GUEST, "fuzz".to_owned(), None, None)],
+            WindowSource::default(),
             Keeper::default(),
         )?;
         let hub = Arc::new(hub);

@@ -6,10 +6,15 @@
 //! and at any time it yields the orders that bring a new worker to where the one before was. It can
 //! be written down and read by another process, which then goes on with the connection.
 
+mod sharing;
+
 use serde::{Deserialize, Serialize};
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
+use virtio_tmem_abi::QUEUE_CONTROL;
 
 use crate::link::{GuestId, MemoryRegion, RingLayout, ToWorker};
+
+use sharing::Sharing;
 
 /// A descriptor that the front-end handed over, by what it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -20,6 +25,8 @@ pub(super) enum Slot {
     Kick(u16),
     /// What interrupts the driver on behalf of a virtqueue.
     Call(u16),
+    /// The socket on which the front-end is asked for things.
+    Channel,
 }
 
 /// A message for the worker, and the descriptors that go with it.
@@ -74,6 +81,13 @@ struct Ring {
     enabled: bool,
     /// A worker is at it, or will be as soon as there is one.
     runs: bool,
+}
+
+impl Ring {
+    /// Returns whether the front-end has said all that a start takes.
+    fn is_ready(&self) -> bool {
+        self.enabled && self.kick != Kick::Unknown && self.size > 0 && self.address.is_some()
+    }
 }
 
 /// What a message of the front-end asks for that cannot be.
@@ -151,6 +165,8 @@ pub(super) struct GuestState {
     abandoned: bool,
     /// Pages of an earlier connection may still be there.
     unclean: bool,
+    #[serde(default)]
+    sharing: Sharing,
 }
 
 impl GuestState {
@@ -169,6 +185,7 @@ impl GuestState {
             had_rings: false,
             abandoned: false,
             unclean: false,
+            sharing: Sharing::default(),
         }
     }
 
@@ -298,10 +315,16 @@ impl GuestState {
         self.protocol = features;
     }
 
-    /// `SET_MEM_TABLE`. The files are in the slots of the pieces.
-    pub(super) fn set_memory(&mut self, regions: Vec<MemoryRegion>) -> Vec<Order> {
+    /// `SET_MEM_TABLE`, without the window, which the front-end has `mapped` or not. The files are in
+    /// the slots of the pieces.
+    pub(super) fn set_memory(&mut self, regions: Vec<MemoryRegion>, mapped: bool) -> Vec<Order> {
         self.regions = regions;
         let mut orders: Vec<_> = self.memory_order().into_iter().collect();
+        self.sharing.told(mapped, self.has_running_ring());
+        if mapped {
+            // It may have waited for that.
+            orders.extend(self.start(QUEUE_CONTROL));
+        }
         // The driver starts anew, or memory was plugged in.
         if matches!(self.outage, Some(Outage::Failed(_))) {
             self.outage = None;
@@ -509,8 +532,10 @@ impl GuestState {
     /// Starts a virtqueue if all is known of it.
     fn start(&mut self, ring: u16) -> Option<Order> {
         let state = self.rings.get(usize::from(ring))?;
-        let ready = state.enabled && state.kick != Kick::Unknown && state.size > 0;
-        if state.runs || !ready || state.address.is_none() || self.outage.is_some() {
+        if state.runs || !state.is_ready() || self.outage.is_some() {
+            return None;
+        }
+        if self.sharing.holds(ring, self.protocol) {
             return None;
         }
         self.rings[usize::from(ring)].runs = true;

@@ -5,6 +5,7 @@
 mod epochs;
 mod frozen;
 mod members;
+mod sharing;
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     device::random_epoch,
     link::{FromWorker, GuestId, Link, LinkError, ToWorker},
-    window::WindowFiles,
+    window::{WindowFiles, WindowSource},
 };
 
 /// How long a worker may take for an answer before it is replaced by another one.
@@ -114,6 +115,8 @@ pub(super) struct Hub {
     changed: Condvar,
     /// Wakes the supervisor's own thread.
     wake: EventFd,
+    /// Whether windows are memory regions of the devices.
+    shares: bool,
 }
 
 impl Hub {
@@ -125,6 +128,7 @@ impl Hub {
     /// The operating system's, where it has no descriptor left.
     pub(super) fn new(
         guests: Vec<(GuestId, String, Option<WindowFiles>, Option<Connection>)>,
+        source: WindowSource,
         keeper: Keeper,
     ) -> std::io::Result<Self> {
         let guests = guests.into_iter().map(|(guest, name, window, connection)| {
@@ -147,6 +151,7 @@ impl Hub {
             }),
             changed: Condvar::new(),
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+            shares: source == WindowSource::Virtio,
         })
     }
 
@@ -178,8 +183,13 @@ impl Hub {
 
     /// Waits until no message is being carried out; false if that takes longer.
     pub(super) fn wait_quiet(&self, until: Instant) -> bool {
+        self.wait_for(|inner| inner.busy == 0, until)
+    }
+
+    /// Waits until something is so; false if it is not by then.
+    fn wait_for(&self, done: impl Fn(&mut Inner) -> bool, until: Instant) -> bool {
         let mut inner = self.inner();
-        while inner.busy > 0 {
+        while !done(&mut inner) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -271,6 +281,8 @@ impl Hub {
         };
         inner.keep(guest);
         self.send(&mut inner, guest, orders);
+        drop(inner);
+        self.changed.notify_all();
         Some(Ok(result))
     }
 

@@ -65,6 +65,7 @@ impl Name {
             Self::Handed(guest, Slot::Memory(n)) => format!("memory.{guest}.{n}"),
             Self::Handed(guest, Slot::Kick(n)) => format!("kick.{guest}.{n}"),
             Self::Handed(guest, Slot::Call(n)) => format!("call.{guest}.{n}"),
+            Self::Handed(guest, Slot::Channel) => format!("channel.{guest}"),
         }
     }
 
@@ -97,6 +98,7 @@ impl Name {
             ("state", [guest]) => Self::State(GuestId(*guest)),
             ("window", [guest]) => Self::Window(GuestId(*guest)),
             ("window-book", [guest]) => Self::WindowBook(GuestId(*guest)),
+            ("channel", [guest]) => Self::Handed(GuestId(*guest), Slot::Channel),
             ("memory", [guest, n]) => Self::Handed(GuestId(*guest), Slot::Memory(slot(*n)?)),
             ("kick", [guest, n]) => Self::Handed(GuestId(*guest), Slot::Kick(slot(*n)?)),
             ("call", [guest, n]) => Self::Handed(GuestId(*guest), Slot::Call(slot(*n)?)),
@@ -373,6 +375,7 @@ mod tests {
             Name::Handed(guest, Slot::Memory(0)),
             Name::Handed(guest, Slot::Kick(63)),
             Name::Handed(guest, Slot::Call(1)),
+            Name::Handed(guest, Slot::Channel),
         ];
         for name in names {
             assert_eq!(Name::parse(&name.to_text()), Some(name));

@@ -7,6 +7,7 @@
 //!                                                                   ├── hub ── link ── worker
 //! signals ──────────────── manager (workers' lives) ────────────────┘
 //!                             └── policy (decides)        guest (what is known of each)
+//!                                                         share (asks front-ends for windows)
 //! ```
 //!
 //! It holds the connections, and everything that front-ends handed over, and the memory of the
@@ -34,6 +35,7 @@ mod process;
 mod program;
 mod service;
 mod settling;
+mod share;
 mod takeover;
 mod watched;
 
@@ -162,7 +164,11 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
         .and_then(|control| control.local_addr().ok());
     let metrics = setup.metrics.as_ref().and_then(Listener::address);
     let outlived = inherited.keeper.keeps();
-    let hub = Arc::new(Hub::new(guests, inherited.keeper)?);
+    let hub = Arc::new(Hub::new(
+        guests,
+        setup.settings.config.window_source,
+        inherited.keeper,
+    )?);
     if !inherited.frozen.is_empty() {
         hub.freeze(&inherited.frozen, true);
     }

@@ -15,10 +15,10 @@ use std::{
 use super::{
     activated::{Activated, Purpose},
     connection::Past,
-    guest::GuestState,
+    guest::{GuestState, Slot},
     hub::Connection,
     keep::{received, Keeper, Name, StateFile},
-    GuestSetup,
+    share, GuestSetup,
 };
 use crate::{config::Edits, link::GuestId, socket::SocketError, window::WindowFiles};
 
@@ -126,6 +126,12 @@ impl Inherited {
                 self.keeper.has(name, &file);
                 files.insert(slot, file.into());
             }
+        }
+        if state.is_sharing() {
+            let channel = files.remove(&Slot::Channel);
+            channel.iter().for_each(share::abort);
+            // It is among what is told to the next worker.
+            state.give_up_sharing(true);
         }
         self.keeper.has(Name::Connection(guest), &socket);
         self.keeper.has_value(Name::State(guest), file);

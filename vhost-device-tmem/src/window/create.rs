@@ -104,6 +104,18 @@ impl WindowFiles {
         self.identity
     }
 
+    /// Returns the size of the window in bytes, if it can be had.
+    pub fn size(&self) -> Option<u64> {
+        let file = rustix::fs::fstat(&self.file).ok()?;
+        u64::try_from(file.st_size).ok()
+    }
+
+    /// Returns by what the file is told from others, which are its device and inode.
+    pub fn node(&self) -> Option<(u64, u64)> {
+        let file = rustix::fs::fstat(&self.file).ok()?;
+        Some((file.st_dev, file.st_ino))
+    }
+
     /// Returns the descriptors that [`Self::adopt`] takes, in its order.
     pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         [self.file.as_fd(), self.book.as_fd()]
@@ -124,10 +136,9 @@ impl OwnedPath {
     /// is not there any more.
     pub fn adopt(directory: &Path, guest: &str, window: &WindowFiles) -> Option<Self> {
         let path = path_of(directory, guest);
-        let file = rustix::fs::fstat(&window.file).ok()?;
         let metadata = fs::symlink_metadata(&path).ok()?;
         let node = (metadata.dev(), metadata.ino());
-        (node == (file.st_dev, file.st_ino)).then_some(Self { path, node })
+        (window.node() == Some(node)).then_some(Self { path, node })
     }
 
     /// Gives the file the name that it has for another guest's name, unless a file has that.

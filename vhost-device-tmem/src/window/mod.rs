@@ -23,6 +23,7 @@ mod entry;
 mod huge;
 mod ledger;
 mod mapping;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -44,6 +45,7 @@ pub use book::Mode;
 pub use create::{create, OwnedPath, WindowError, WindowFiles};
 pub use huge::small_pages;
 pub use ledger::Counts;
+pub use source::WindowSource;
 
 use book::{Book, Record};
 use choice::coldest;

@@ -12,13 +12,14 @@ pub(crate) mod window;
 use std::{
     io::{BufRead, BufReader},
     ops::{Deref, DerefMut},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{atomic::Ordering, PoisonError, RwLock, RwLockReadGuard},
     time::{Duration, Instant},
 };
 
-use tmem_driver::{Part, Queue, Response, TmemDevice, EVENT_IDX, FEATURES};
+use tmem_driver::{Connection, Part, Queue, Response, TmemDevice, EVENT_IDX, FEATURES};
 use virtio_tmem_abi::{Event, Key, ObjectId, Opcode, PoolStats, Status, QUEUE_EVENT};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
@@ -244,6 +245,14 @@ impl Guest {
         let mem = tmem_driver::memory(MEMORY).unwrap();
         let known = FEATURES & !left_out;
         Self(TmemDevice::connect(socket, &mem, known, QUEUE_SIZE, 0).unwrap())
+    }
+
+    /// Connects by a front-end that can be asked to map the window, on the other end of `channel`.
+    pub(crate) fn connect_sharing(socket: &Path, channel: &UnixStream) -> Self {
+        let mem = tmem_driver::memory(MEMORY).unwrap();
+        let known = FEATURES & !EVENT_IDX;
+        let connection = Connection::open_sharing(socket, &mem, known, channel).unwrap();
+        Self(TmemDevice::start(connection, QUEUE_SIZE, 0).unwrap())
     }
 
     /// Tells the device where the memory is.

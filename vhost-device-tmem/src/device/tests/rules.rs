@@ -496,7 +496,10 @@ fn a_pool_that_was_destroyed_is_not_kept() {
 /// See there for why.
 #[test]
 fn memory_is_told_in_one_piece_and_resets_are_told() {
-    let features = protocol_features();
-    assert!(!features.contains(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS));
-    assert!(features.contains(VhostUserProtocolFeatures::RESET_DEVICE));
+    for shares in [false, true] {
+        let features = protocol_features(shares);
+        assert!(!features.contains(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS));
+        assert!(features.contains(VhostUserProtocolFeatures::RESET_DEVICE));
+        assert_eq!(features.contains(VhostUserProtocolFeatures::SHMEM), shares);
+    }
 }

@@ -44,7 +44,7 @@ fn set_up(state: &mut GuestState, ring: u32, base: u32) -> Vec<Order> {
 fn running() -> GuestState {
     let mut state = state();
     state.set_features(FEATURES);
-    state.set_memory(vec![region(1 << 20)]);
+    state.set_memory(vec![region(1 << 20)], false);
     set_up(&mut state, 2, 5);
     state
 }
@@ -169,14 +169,14 @@ fn a_guest_that_cannot_be_served_may_try_again_and_one_to_blame_may_not() {
     assert_eq!(state.enable(2).unwrap(), []);
     // The worker keeps its pages nevertheless.
     assert_eq!(state.bring_up().len(), 2);
-    let orders = state.set_memory(vec![region(1 << 20)]);
+    let orders = state.set_memory(vec![region(1 << 20)], false);
     assert_eq!(orders.len(), 2);
     assert_eq!(orders[1], start(Some(5)));
     state.blamed();
-    assert_eq!(state.set_memory(vec![region(1 << 20)]).len(), 1);
+    assert_eq!(state.set_memory(vec![region(1 << 20)], false).len(), 1);
     assert_eq!(set_up(&mut state, 1, 0), []);
     state.failed("memory".to_owned());
-    assert_eq!(state.set_memory(vec![region(1 << 20)]).len(), 1);
+    assert_eq!(state.set_memory(vec![region(1 << 20)], false).len(), 1);
 }
 
 #[test]
@@ -302,7 +302,7 @@ proptest! {
                     stop(&mut state, &mut old, ring);
                     state.end_ring(ring).map(|_| vec![])
                 }
-                Said::Memory => Ok(state.set_memory(vec![region(1 << 20)])),
+                Said::Memory => Ok(state.set_memory(vec![region(1 << 20)], false)),
                 Said::Features(features) => Ok(state.set_features(features)),
                 Said::Reset => {
                     for ring in 0..u32::from(RINGS) {
