@@ -185,9 +185,11 @@ class Device:
 class Window:
     """Memory of the host's that a guest copies pages to and from by itself."""
 
-    def __init__(self, folder: Path, name: str, size: str) -> None:
+    def __init__(self, folder: Path, name: str, size: str, source: str = "ivshmem") -> None:
         self.name = name
         self._size = size
+        # By which device the guest has it: `ivshmem`, or the `virtio` device itself.
+        self._source = source
         # A place where memory comes in huge pages; there is one for each daemon.
         self.folder = folder / f"{name}.windows"
         self.file = self.folder / f"{name}.window"
@@ -212,10 +214,13 @@ class Window:
 
     def options(self) -> list[str | Path]:
         """What the daemon has to be told."""
-        return ["--window-dir", self.folder, "--window-size", self._size]
+        options: list[str | Path] = ["--window-dir", self.folder, "--window-size", self._size]
+        return options if self._source == "ivshmem" else [*options, "--window-source", self._source]
 
     def qemu_options(self, number: int = 0) -> list[str]:
         """What QEMU has to be told, if it is to lend it once more with another number."""
+        if self._source != "ivshmem":
+            return []
         size = self.file.stat().st_size if self.size is None else self.size
         name = f"{self.name}-window{number or ''}"
         memory = f"memory-backend-file,id={name},mem-path={self.file}"
@@ -241,12 +246,14 @@ class Daemon(Device):
         options: Sequence[str] = (),
         others: Sequence[str] = (),
         window: str | None = None,
+        window_source: str | None = None,
         **properties: str | int,
     ) -> None:
         super().__init__(folder, name, data_queues, slot, **properties)
         # Memory that the guest reaches by itself, if it is to have some.
         window = window or os.environ.get("TMEM_TEST_WINDOW") or None
-        self.window = None if window is None else Window(folder, name, window)
+        source = window_source or os.environ.get("TMEM_TEST_WINDOW_SOURCE") or "ivshmem"
+        self.window = None if window is None else Window(folder, name, window, source)
         self._options = options
         # Where further guests find it; nothing of their own is to be started.
         self.others = [Device(folder, other, data_queues) for other in others]

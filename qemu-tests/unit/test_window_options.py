@@ -35,3 +35,10 @@ def test_qemu_is_told_of_what_the_daemon_makes(tmp_path: Path) -> None:
     assert {f"size={64 << 20}", "share=on", "align=2M"} <= set(backend)
     (name,) = (word.removeprefix("id=") for word in backend if word.startswith("id="))
     assert f"ivshmem-plain,memdev={name}" in options
+
+
+def test_the_device_lends_its_own_by_nothing_that_qemu_is_told(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, window="64MiB", window_source="virtio")
+    command = [str(word) for word in daemon.command()]
+    assert command[command.index("--window-source") + 1] == "virtio"
+    assert not any("ivshmem" in word for word in daemon.qemu_options())
