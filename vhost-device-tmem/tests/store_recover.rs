@@ -7,70 +7,27 @@
 //! was begun and what each was answered.
 
 mod pages;
+mod places;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     env,
     fs::{self, File},
     io::Write,
-    os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::fs::FileExt,
-    },
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     path::Path,
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
 };
 
-use pages::{config, contents, COMPRESSIONS};
-use proptest::prelude::*;
+use pages::{config, COMPRESSIONS};
+use places::{create, get, key, Place, Stamps, Versions, CAPACITY, EPHEMERAL, PERSISTENT, POOLS};
 use rustix::io::{fcntl_setfd, FdFlags};
-use vhost_device_tmem::store::{
-    Compression, Config, Guest, Hold, HugePages, Memory, PageBytes, PageSink, PageSource, PoolKind,
-    Recovered, Store, StoreError, PAGE_SIZE,
-};
-use virtio_tmem_abi::{Key, ObjectId, PageResult, Range};
+use vhost_device_tmem::store::{Guest, Hold, Memory, Store};
+use virtio_tmem_abi::{PageResult, Range};
 
-/// Small, so that pages are evicted and moved.
-const CAPACITY: u64 = 1 << 20;
 const THREADS: u32 = 2;
-const PERSISTENT: u32 = 0;
-const EPHEMERAL: u32 = 1;
-const POOLS: [(u32, PoolKind); 2] = [
-    (PERSISTENT, PoolKind::Persistent),
-    (EPHEMERAL, PoolKind::Ephemeral),
-];
-
-/// A pool, an object and an index.
-type Place = (u32, u64, u64);
-
-fn key((_, object, index): Place, version: u64) -> Key {
-    Key {
-        object: ObjectId([object.into(), 0.into(), 7.into()]),
-        index: index.into(),
-        version: version.into(),
-    }
-}
-
-struct Stamps<'s>(&'s [u64]);
-
-impl PageSource for Stamps<'_> {
-    fn read_page(&mut self, n: usize, frame: &mut PageBytes) -> bool {
-        *frame = contents(self.0[n]);
-        true
-    }
-}
-
-/// Takes pages whose number has to be that of their version.
-struct Versions<'s>(&'s [u64]);
-
-impl PageSink for Versions<'_> {
-    fn write_page(&mut self, n: usize, page: &PageBytes) -> bool {
-        assert!(*page == contents(self.0[n]), "contents of another page");
-        true
-    }
-}
 
 /// What a thread does at a time. Versions are the numbers of contents.
 #[derive(Clone, Debug)]
@@ -222,16 +179,6 @@ fn carry_out(store: &Store, guest: &Guest, model: &Model, op: &Op) -> Vec<u8> {
     results.into_iter().map(PageResult::to_wire).collect()
 }
 
-fn create(store: &Store, guest: &Guest, pool: u32) {
-    let kind = POOLS[pool as usize].1;
-    let hold = if pool == PERSISTENT {
-        Hold::Kept
-    } else {
-        Hold::Held
-    };
-    store.create_pool_with(guest, pool, kind, hold).unwrap();
-}
-
 /// Runs in a process of its own until it is killed. Does nothing where no parent asked for it.
 #[test]
 fn child() {
@@ -329,17 +276,6 @@ fn read_journal(path: &Path, round: u64, thread: u32) -> (Vec<(Op, Vec<u8>)>, Op
         answered.push((op, bytes.by_ref().take(count.into()).collect()));
     }
     unreachable!()
-}
-
-/// Asks for a page in a version.
-fn get(store: &Store, guest: &Guest, place: Place, version: u64) -> PageResult {
-    let mut result = [PageResult::Absent];
-    let keys = [key(place, version)];
-    let versions = [version];
-    let mut sink = Versions(&versions);
-    let got = store.get(guest, place.0, false, &keys, &mut sink, &mut result);
-    drop(got.unwrap());
-    result[0]
 }
 
 /// Compares what a guest finds with what it was answered, and makes the model what it found.
@@ -453,287 +389,4 @@ fn a_killed_store_has_all_that_it_said_it_has() {
 fn so_has_one_that_compresses() {
     kill_at_random(1, 40);
     kill_at_random(2, 20);
-}
-
-/// Puts a page of each kind of contents, more than once, and returns what there is.
-fn filled(config: &Config) -> (Memory, Vec<(Place, u64)>) {
-    let memory = Memory::create(config, None).unwrap();
-    let (store, _) = Store::recover(config, memory.try_clone().unwrap()).unwrap();
-    let guest = store.guest(3);
-    let mut put = Vec::new();
-    for (pool, _) in POOLS {
-        create(&store, &guest, pool);
-        for n in 0..48 {
-            let place = (pool, n % 5, n);
-            put.push((place, 1000 * u64::from(pool) + n));
-        }
-    }
-    for (place, version) in &put {
-        let mut result = [PageResult::Absent];
-        let keys = [key(*place, *version)];
-        let mut source = Stamps(std::slice::from_ref(version));
-        store
-            .put(&guest, place.0, &keys, &mut source, &mut result)
-            .unwrap();
-        assert_eq!(result, [PageResult::Stored]);
-    }
-    (memory, put)
-}
-
-#[test]
-fn what_is_recovered_is_said() {
-    for compression in COMPRESSIONS {
-        let config = config(CAPACITY, compression);
-        let (memory, put) = filled(&config);
-        for _ in 0..2 {
-            let (store, recovered) = Store::recover(&config, memory.try_clone().unwrap()).unwrap();
-            let [guest] = recovered.guests[..] else {
-                panic!("{recovered:?}");
-            };
-            let all = put.len() as u64;
-            assert_eq!((guest.guest, guest.pools, guest.pages), (3, 2, all));
-            assert_eq!(
-                (recovered.pages, recovered.damaged, recovered.lost),
-                (all, 0, 0)
-            );
-            let report = store.report();
-            assert_eq!((report.used_pages, report.objects), (all, 10));
-            assert_eq!(report.ephemeral_pages, all / 2);
-            assert!(store.credits().persistent > 0);
-        }
-    }
-}
-
-#[test]
-fn memory_that_is_not_the_stores_is_refused() {
-    let config = config(CAPACITY, Compression::Lz4);
-    let refused = |memory: Memory, config: &Config, why: &str| {
-        let error = Store::recover(config, memory).expect_err(why);
-        assert!(matches!(error, StoreError::Foreign { .. }), "{error}");
-        assert!(error.to_string().contains(why), "{error}");
-    };
-    let memory = || Memory::create(&config, None).unwrap();
-    let other = |capacity, compression| Config {
-        compression,
-        ..Config::new(capacity)
-    };
-    refused(memory(), &other(CAPACITY * 2, Compression::Lz4), "capacity");
-    refused(
-        memory(),
-        &other(CAPACITY, Compression::Zstd),
-        "--compression",
-    );
-    let take = |memory: Memory| {
-        memory
-            .descriptors()
-            .map(|fd| fd.try_clone_to_owned().unwrap())
-    };
-    let ([index, _], [_, pages]) = (take(memory()), take(memory()));
-    refused(
-        Memory::from_descriptors([index, pages]),
-        &config,
-        "another index",
-    );
-    let [index, pages] = take(memory());
-    refused(
-        Memory::from_descriptors([pages, index]),
-        &config,
-        "not made by",
-    );
-    let file = || OwnedFd::from(tempfile::tempfile().unwrap());
-    refused(
-        Memory::from_descriptors([file(), file()]),
-        &config,
-        "cannot be read",
-    );
-    // Another format, and a header of which a bit is wrong.
-    for (at, byte, why) in [(8, 9, "format 9"), (40, 1, "damaged")] {
-        let memory = memory();
-        let index = memory.descriptors()[0].try_clone_to_owned().unwrap();
-        File::from(index).write_all_at(&[byte], at).unwrap();
-        refused(memory, &config, why);
-    }
-    // A file that could become shorter.
-    let copy = tempfile::tempfile().unwrap();
-    let [index, pages] = take(memory());
-    let mut from = File::from(index);
-    std::io::copy(&mut from, &mut &copy).unwrap();
-    refused(
-        Memory::from_descriptors([copy.into(), pages]),
-        &config,
-        "sealed",
-    );
-}
-
-#[test]
-fn a_store_for_which_there_is_no_address_space_says_so() {
-    let error = Store::new(&Config::new(1 << 62)).expect_err("there is no such machine");
-    assert!(matches!(error, StoreError::Map(..)), "{error}");
-    let error = Store::new(&Config::new(1 << 19)).expect_err("that is no capacity");
-    assert!(matches!(error, StoreError::TooSmall(_)), "{error}");
-}
-
-#[test]
-fn a_store_that_cannot_be_locked_says_so() {
-    // SAFETY: The limit is that of this process, in which no other test locks memory.
-    let limit = unsafe {
-        let limit = libc::rlimit {
-            rlim_cur: 0,
-            rlim_max: 0,
-        };
-        libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit)
-    };
-    assert_eq!(limit, 0);
-    let locked = Store::new(&Config {
-        lock_memory: true,
-        huge_pages: HugePages::Off,
-        ..Config::new(CAPACITY)
-    });
-    // Who is privileged may lock all the same.
-    match locked {
-        Ok(store) => assert_eq!(store.report().used_pages, 0),
-        Err(error) => assert!(error.to_string().contains("RLIMIT_MEMLOCK"), "{error}"),
-    }
-}
-
-/// Takes damaged memory over, and sees that no page has contents other than its own.
-fn damaged(config: &Config, memory: Memory, put: &[(Place, u64)]) -> Recovered {
-    let (store, recovered) = Store::recover(config, memory).unwrap();
-    let guest = store.guest(3);
-    let (mut missing, mut damaged) = (0, 0);
-    for (place, version) in put {
-        if store.pool_kind(&guest, place.0).is_err() {
-            missing += 1;
-            continue;
-        }
-        match get(&store, &guest, *place, *version) {
-            PageResult::Hit => {}
-            PageResult::Damaged => {
-                assert_eq!(place.0, PERSISTENT);
-                assert_eq!(get(&store, &guest, *place, *version), PageResult::Damaged);
-                damaged += 1;
-                // Until it is flushed, or put anew.
-                let keys = [key(*place, *version)];
-                let mut result = [PageResult::Absent];
-                store
-                    .flush_pages(&guest, place.0, &keys, &mut result)
-                    .unwrap();
-                assert_eq!(result, [PageResult::Flushed]);
-                assert_eq!(get(&store, &guest, *place, *version), PageResult::Miss);
-            }
-            PageResult::Miss => missing += 1,
-            other => panic!("{other:?}"),
-        }
-    }
-    // Pages of which nothing is known any more are known to be some. (One whose contents do not
-    // come to its check is found out by who asks for it.)
-    assert!(
-        missing == 0 || recovered.lost > 0,
-        "{missing} {recovered:?}"
-    );
-    assert!(
-        damaged >= recovered.damaged || missing > 0,
-        "{damaged} {recovered:?}"
-    );
-    recovered
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
-
-    #[test]
-    fn a_damaged_description_is_never_another_page(
-        compression in 0..3usize,
-        flips in prop::collection::vec((any::<prop::sample::Index>(), 0..8u32), 1..4),
-    ) {
-        let config = config(CAPACITY, COMPRESSIONS[compression]);
-        let (memory, put) = filled(&config);
-        let index = File::from(memory.descriptors()[0].try_clone_to_owned().unwrap());
-        let len = index.metadata().unwrap().len() as usize;
-        // Bits of what was written, but for the header.
-        let mut bytes = vec![0; len];
-        index.read_exact_at(&mut bytes, 0).unwrap();
-        let written: Vec<_> = (PAGE_SIZE..len).filter(|at| bytes[*at] != 0).collect();
-        for (at, bit) in flips {
-            let at = *at.get(&written);
-            index.write_all_at(&[bytes[at] ^ (1 << bit)], at as u64).unwrap();
-        }
-        damaged(&config, memory, &put);
-    }
-}
-
-#[test]
-fn contents_that_are_damaged_are_never_returned() {
-    for compression in COMPRESSIONS {
-        let config = Config {
-            check_contents: true,
-            ..config(CAPACITY, compression)
-        };
-        let (memory, put) = filled(&config);
-        let pages = File::from(memory.descriptors()[1].try_clone_to_owned().unwrap());
-        // A bit of each slot of pages as they are, and of some of the others.
-        let mut bytes = vec![0; CAPACITY as usize / 2];
-        pages.read_exact_at(&mut bytes, 0).unwrap();
-        for at in (100..bytes.len()).step_by(512) {
-            bytes[at] ^= 4;
-        }
-        pages.write_all_at(&bytes, 0).unwrap();
-        let (store, recovered) = Store::recover(&config, memory).unwrap();
-        // That is found out by who reads them.
-        assert_eq!((recovered.damaged, recovered.lost), (0, 0));
-        let guest = store.guest(3);
-        let mut damaged = 0;
-        for (place, version) in put.iter().filter(|(place, _)| place.0 == PERSISTENT) {
-            let once = get(&store, &guest, *place, *version);
-            assert_eq!(get(&store, &guest, *place, *version), once);
-            match once {
-                PageResult::Hit => assert_ne!(compression, Compression::None),
-                PageResult::Damaged => damaged += 1,
-                other => panic!("{other:?}"),
-            }
-            // What is put over it is a page as any other.
-            let mut result = [PageResult::Absent];
-            let keys = [key(*place, 5)];
-            store
-                .put(&guest, place.0, &keys, &mut Stamps(&[5]), &mut result)
-                .unwrap();
-            assert_eq!(get(&store, &guest, *place, 5), PageResult::Hit);
-        }
-        assert!(damaged > 10, "{damaged}");
-    }
-}
-
-/// A process that wants checks takes over pages that have none, and the other way round.
-#[test]
-fn contents_with_and_without_checks_are_read_by_either() {
-    for compression in COMPRESSIONS {
-        let [with, without] = [true, false].map(|check_contents| Config {
-            check_contents,
-            ..config(CAPACITY, compression)
-        });
-        for (one, other) in [(&with, &without), (&without, &with)] {
-            let (memory, put) = filled(one);
-            for config in [other, one, other] {
-                let (store, _) = Store::recover(config, memory.try_clone().unwrap()).unwrap();
-                let guest = store.guest(3);
-                for (place, version) in &put {
-                    assert_eq!(get(&store, &guest, *place, *version), PageResult::Hit);
-                    // Both pools' entries are used by turns.
-                    let (keys, mut result) = ([key(*place, *version)], [PageResult::Absent]);
-                    store
-                        .flush_pages(&guest, place.0, &keys, &mut result)
-                        .unwrap();
-                }
-                for (place, version) in put.iter().rev() {
-                    let mut result = [PageResult::Absent];
-                    let keys = [key(*place, *version)];
-                    let mut source = Stamps(std::slice::from_ref(version));
-                    store
-                        .put(&guest, place.0, &keys, &mut source, &mut result)
-                        .unwrap();
-                    assert_eq!(result, [PageResult::Stored]);
-                }
-            }
-        }
-    }
 }
