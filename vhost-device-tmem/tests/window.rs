@@ -5,13 +5,13 @@
 mod support;
 
 use support::{
-    key, kill, stat, wait_until,
+    key, kill, wait_until,
     window::{slot, Window, WindowPlace, CHUNK},
     Daemon, Guest, PAGE,
 };
 use virtio_tmem_abi::{
-    cap, pool_flags, window_flags, ChunkKind, EventKind, Malformed, Opcode, PageResult, Status,
-    FIRST_CHUNK, WINDOW_MAGIC, WINDOW_VERSION,
+    cap, pool_flags, window_flags, ChunkKind, Malformed, PageResult, Status, FIRST_CHUNK,
+    WINDOW_MAGIC, WINDOW_VERSION,
 };
 
 const DATA: usize = 2;
@@ -22,33 +22,14 @@ const PERSISTENT: ChunkKind = ChunkKind::Persistent;
 /// What a window takes that is open and of which nothing is granted.
 const OVERHEAD: u64 = 2 * CHUNK;
 
-fn start(place: &WindowPlace, guests: &[&str], more: &[&str]) -> Daemon {
-    let control = place.sockets.arg("control.sock");
-    let sockets: Vec<_> = guests
-        .iter()
-        .map(|name| place.sockets.arg(&format!("{name}.sock")))
-        .collect();
-    let directory = place.directory().to_str().unwrap();
-    let mut args = vec!["--control-path", &control, "--window-dir", directory];
-    args.extend(sockets.iter().flat_map(|socket| ["--socket-path", socket]));
-    args.extend(more);
-    let mut daemon = Daemon::start(&args);
-    daemon.wait_for("waiting for operators");
-    daemon
-}
-
 /// A daemon with a guest `a` that has a window of 32 MiB, open, and a persistent pool 0.
 fn one_guest(place: &WindowPlace, more: &[&str]) -> (Daemon, Guest, Window) {
     let args = [&["-c", "64MiB", "--window-size", "32MiB"], more].concat();
-    let daemon = start(place, &["a"], &args);
+    let daemon = place.start(&["a"], &args);
     let mut guest = Guest::connect(&place.sockets.path("a.sock"));
     assert_eq!(guest.create_pool(0, pool_flags::PERSISTENT), Status::Ok);
     assert_eq!(guest.open_window(0), Status::Ok);
     (daemon, guest, place.window("a"))
-}
-
-fn window_stat(place: &WindowPlace, guest: usize) -> serde_json::Value {
-    stat(&place.sockets.path("control.sock"))["guests"][guest]["window"].clone()
 }
 
 #[test]
@@ -82,12 +63,12 @@ fn a_guest_finds_its_window_and_gets_chunks_of_it() {
     assert_eq!(all, (FIRST_CHUNK..16).collect());
     assert_eq!(guest.grant(EPHEMERAL, 1, 3), []);
     assert_eq!(window.allocated(), OVERHEAD + 14 * CHUNK);
-    let told = window_stat(&place, 0);
+    let told = place.window_stat(0);
     assert_eq!(told["open"], true);
     assert_eq!(told["chunks"]["persistent"], 3);
     assert_eq!(told["chunks"]["ephemeral"], 11);
     assert_eq!(told["allocated"], OVERHEAD + 14 * CHUNK);
-    let lent = &stat(&place.sockets.path("control.sock"))["lent_bytes"];
+    let lent = &place.stat()["lent_bytes"];
     assert_eq!(*lent, OVERHEAD + 14 * CHUNK);
 }
 
@@ -114,7 +95,7 @@ fn a_chunk_that_is_returned_is_gone_and_may_be_granted_again() {
         assert_eq!(window.generation(chunk.0), chunk.1);
         assert_eq!(window.read(slot(*chunk, 7)), [0; PAGE]);
     }
-    assert_eq!(window_stat(&place, 0)["chunks"]["ephemeral"], 2);
+    assert_eq!(place.window_stat(0)["chunks"]["ephemeral"], 2);
     assert_eq!(window.read(slot(chunks[0], 7)), [0x77; PAGE]);
 }
 
@@ -218,15 +199,15 @@ fn requests_that_break_a_rule_are_refused() {
     let count = (Status::Malformed, Some(Malformed::Count));
     assert_eq!((answer.status, answer.detail), count);
     assert_eq!(guest.open_window(2), Status::Malformed);
-    assert_eq!(window_stat(&place, 0)["chunks"]["persistent"], 2);
+    assert_eq!(place.window_stat(0)["chunks"]["persistent"], 2);
     assert_eq!(guest.give_back(&vec![chunks[0]; 62]).status, Status::Ok);
-    assert_eq!(window_stat(&place, 0)["chunks"]["persistent"], 1);
+    assert_eq!(place.window_stat(0)["chunks"]["persistent"], 1);
 }
 
 #[test]
 fn who_has_not_opened_the_window_gets_nothing() {
     let place = WindowPlace::new();
-    let _daemon = start(&place, &["a"], &["-c", "64MiB", "--window-size", "32MiB"]);
+    let _daemon = place.start(&["a"], &["-c", "64MiB", "--window-size", "32MiB"]);
     let mut guest = Guest::connect(&place.sockets.path("a.sock"));
     let (answer, _) = guest.ask(EPHEMERAL.to_wire(), 1, 1);
     assert_eq!(answer.status, Status::NoWindow);
@@ -239,7 +220,7 @@ fn who_has_not_opened_the_window_gets_nothing() {
 fn a_guest_without_a_window_is_served_as_ever() {
     let place = WindowPlace::new();
     let args = ["-c", "64MiB", "--window-size", "a=32MiB"];
-    let _daemon = start(&place, &["a", "b"], &args);
+    let _daemon = place.start(&["a", "b"], &args);
     let mut guest = Guest::connect(&place.sockets.path("b.sock"));
     assert_eq!(guest.config.capabilities.get() & cap::WINDOW, 0);
     assert_eq!(guest.config.window, [0; 16]);
@@ -249,7 +230,7 @@ fn a_guest_without_a_window_is_served_as_ever() {
     let put = guest.put(DATA, 0, &[(key(1, 1, 1), 0x11)]);
     assert_eq!(put.results(), [PageResult::Stored]);
     assert!(!place.directory().join("b.window").exists());
-    assert_eq!(window_stat(&place, 1), serde_json::Value::Null);
+    assert_eq!(place.window_stat(1), serde_json::Value::Null);
 }
 
 /// A request for chunks that is carried out again is answered with the same.
@@ -265,7 +246,7 @@ fn a_ticket_is_good_for_one_grant() {
     let second = guest.grant(PERSISTENT, 2, 8);
     assert!(second.iter().all(|chunk| !first.contains(chunk)));
     guest.give_back(&second[..1]);
-    assert_eq!(window_stat(&place, 0)["chunks"]["persistent"], 3);
+    assert_eq!(place.window_stat(0)["chunks"]["persistent"], 3);
     // What is missing of the last request is granted when it comes again.
     let third = guest.grant(PERSISTENT, 2, 8);
     assert_eq!(third.len(), 2);
@@ -306,12 +287,12 @@ fn the_next_worker_knows_what_is_granted() {
         assert_eq!((persistent.len(), ephemeral.len()), (4, 4));
         daemon.wait_for("a new worker has taken over");
     }
-    let told = window_stat(&place, 0);
+    let told = place.window_stat(0);
     assert_eq!(told["chunks"]["persistent"], 4);
     assert_eq!(told["chunks"]["ephemeral"], 4);
     // What is lent is known as well.
     wait_until("all is accounted for", || {
-        let told = stat(&place.sockets.path("control.sock"));
+        let told = place.stat();
         let chunks = &told["guests"][0]["window"]["chunks"];
         let ready = chunks["ready"].as_u64().unwrap();
         told["lent_bytes"].as_u64() == Some(OVERHEAD + (8 + ready) * CHUNK)
@@ -341,7 +322,7 @@ fn what_is_in_the_window_stays_while_nobody_serves_it() {
     assert_eq!(window.read(slot(chunk, 3)), [0x44; PAGE]);
     // Nor does the next daemon touch it: the guest still has it, and nobody to ask.
     drop(daemon);
-    let mut daemon = start(&place, &["a"], &["-c", "64MiB", "--window-size", "32MiB"]);
+    let mut daemon = place.start(&["a"], &["-c", "64MiB", "--window-size", "32MiB"]);
     let mut next = Guest::connect(&place.sockets.path("a.sock"));
     assert_eq!(next.open_window(0), Status::Ok);
     assert_ne!(
@@ -364,9 +345,9 @@ fn a_second_boot_starts_with_nothing() {
     // As QEMU does it: the virtqueues stop, and nothing says that it is a reset.
     guest.stop();
     guest.start_anew();
-    assert_eq!(window_stat(&place, 0)["chunks"]["persistent"], 5);
+    assert_eq!(place.window_stat(0)["chunks"]["persistent"], 5);
     assert_eq!(guest.open_window(0), Status::Ok);
-    let told = window_stat(&place, 0);
+    let told = place.window_stat(0);
     assert_eq!(told["chunks"]["persistent"], 0);
     assert_eq!(told["chunks"]["ephemeral"], 0);
     assert_eq!(window.allocated(), OVERHEAD);
@@ -417,12 +398,12 @@ fn a_guest_that_takes_what_it_was_not_granted_loses_it() {
         window.fill(n * 512 + 9, 0x99);
     }
     wait_until("the rest is taken away", || {
-        window_stat(&place, 0)["trimmed"].as_u64() > Some(0)
+        place.window_stat(0)["trimmed"].as_u64() > Some(0)
     });
     let line = daemon.wait_for("nothing is granted");
     assert!(line.contains("guest \"a\""), "{line}");
     wait_until("all of it is taken away", || {
-        let ready = window_stat(&place, 0)["chunks"]["ready"].as_u64().unwrap();
+        let ready = place.window_stat(0)["chunks"]["ready"].as_u64().unwrap();
         window.allocated() <= OVERHEAD + (1 + ready) * CHUNK
     });
     assert_eq!(window.read(slot(chunk, 0)), [0x66; PAGE]);
@@ -459,7 +440,7 @@ fn a_header_that_the_guest_wrote_is_not_believed() {
 fn a_file_that_becomes_shorter_costs_the_window_and_nothing_else() {
     let place = WindowPlace::new();
     let args = ["-c", "64MiB", "--window-size", "32MiB"];
-    let mut daemon = start(&place, &["a", "b"], &args);
+    let mut daemon = place.start(&["a", "b"], &args);
     let mut guest = Guest::connect(&place.sockets.path("a.sock"));
     let mut other = Guest::connect(&place.sockets.path("b.sock"));
     for guest in [&mut guest, &mut other] {
@@ -494,140 +475,6 @@ fn a_file_that_becomes_shorter_costs_the_window_and_nothing_else() {
     assert_eq!(window.generation(others.0), others.1);
 }
 
-#[test]
-fn persistent_chunks_are_had_by_taking_ephemeral_ones_of_others() {
-    let place = WindowPlace::new();
-    let args = ["-c", "64MiB", "--window-size", "64MiB"];
-    let _daemon = start(&place, &["a", "b"], &args);
-    let mut greedy = Guest::connect(&place.sockets.path("a.sock"));
-    let mut other = Guest::connect(&place.sockets.path("b.sock"));
-    assert_eq!(greedy.open_window(0), Status::Ok);
-    assert_eq!(other.open_window(0), Status::Ok);
-    let taken = greedy.grant(EPHEMERAL, 62, 1);
-    assert!(taken.len() > 16, "{}", taken.len());
-    let window = place.window("a");
-    let mut granted = Vec::new();
-    let mut ticket = 0;
-    wait_until("the other gets what it was promised", || {
-        ticket += 1;
-        granted.extend(other.grant(PERSISTENT, 4, ticket));
-        granted.len() >= 7
-    });
-    let gone = taken
-        .iter()
-        .filter(|c| window.generation(c.0) != c.1)
-        .count();
-    assert!(gone > 0);
-    assert!(window_stat(&place, 0)["taken"].as_u64() >= Some(gone as u64));
-    let stat = stat(&place.sockets.path("control.sock"));
-    assert!(
-        stat["lent_bytes"].as_u64() <= stat["capacity_bytes"].as_u64(),
-        "{stat}"
-    );
-}
-
-#[test]
-fn persistent_chunks_are_asked_for_where_another_was_promised_them() {
-    let place = WindowPlace::new();
-    // So that what each is promised is not a number of chunks.
-    let args = ["-c", "65MiB", "--window-size", "64MiB"];
-    let _daemon = start(&place, &["a", "b"], &args);
-    let mut rich = Guest::connect(&place.sockets.path("a.sock"));
-    let mut poor = Guest::connect(&place.sockets.path("b.sock"));
-    assert_eq!(rich.open_window(0), Status::Ok);
-    // It takes all that is not promised to the other.
-    let had = rich.grant(PERSISTENT, 62, 1);
-    assert!(had.len() > 16, "{}", had.len());
-    assert_eq!(rich.create_pool(0, pool_flags::PERSISTENT), Status::Ok);
-    let mut stored = true;
-    for n in 0.. {
-        if !stored {
-            break;
-        }
-        let put = rich.put(DATA, 0, &[(key(1, n, 1), n as u8)]);
-        stored = put.results() == [PageResult::Stored];
-    }
-    assert_eq!(poor.create_pool(0, pool_flags::PERSISTENT), Status::Ok);
-    assert_eq!(poor.open_window(0), Status::Ok);
-    let mut ticket = 0;
-    let mut got = 0;
-    // It may be refused one before what is ready for the other has gone back.
-    wait_until("it has what there is", || {
-        ticket += 1;
-        let granted = poor.grant(PERSISTENT, 1, ticket).len();
-        got += granted;
-        granted == 0 && got > 3
-    });
-    // It has less than it was promised, and goes on asking.
-    let event = loop {
-        rich.offer_event();
-        ticket += 1;
-        while !poor.grant(PERSISTENT, 1, ticket).is_empty() {
-            ticket += 1;
-        }
-        let event = rich.wait_event();
-        if event.kind.get() == EventKind::Recall.to_wire() {
-            break event;
-        }
-    };
-    assert_eq!(event.pages.get() % 512, 0);
-    assert!(event.pages.get() > 0);
-    rich.give_back(&had[..1]);
-    wait_until("it gets one", || {
-        ticket += 1;
-        !poor.grant(PERSISTENT, 1, ticket).is_empty()
-    });
-}
-
-/// The store's pages and the chunks of windows are of one capacity.
-#[test]
-fn the_capacity_is_for_store_and_windows_together() {
-    let place = WindowPlace::new();
-    // Pages of one byte take next to nothing otherwise.
-    let args = [
-        "-c",
-        "32MiB",
-        "--window-size",
-        "32MiB",
-        "--compression",
-        "none",
-    ];
-    let _daemon = start(&place, &["a"], &args);
-    let mut guest = Guest::connect(&place.sockets.path("a.sock"));
-    assert_eq!(guest.create_pool(0, pool_flags::PERSISTENT), Status::Ok);
-    assert_eq!(guest.open_window(0), Status::Ok);
-    let before = guest.put(DATA, 0, &[(key(1, 0, 1), 1)]);
-    let credits = |header: virtio_tmem_abi::ResponseHeader| header.persistent_credits.get();
-    let chunks = guest.grant(PERSISTENT, 6, 1);
-    assert_eq!(chunks.len(), 6);
-    let after = guest.put(DATA, 0, &[(key(1, 0, 1), 1)]);
-    let less = credits(before.header) - credits(after.header);
-    // Some more are ready for the next who asks.
-    assert!((6 * 512..=12 * 512 + 64).contains(&less), "{less}");
-    // What is full is full for both.
-    let mut stored = 0;
-    for n in (0..8192).step_by(64) {
-        let pages: Vec<_> = (n..n + 64).map(|n| (key(2, n, 1), n as u8)).collect();
-        let put = guest.put(DATA, 0, &pages);
-        let results = put.results().into_iter();
-        stored += results
-            .filter(|result| *result == PageResult::Stored)
-            .count() as u64;
-    }
-    assert!(stored < 8192 - 8 * 512);
-    let mut ticket = 1;
-    wait_until("nothing is left", || {
-        ticket += 1;
-        guest.grant(PERSISTENT, 1, ticket).is_empty()
-    });
-    guest.give_back(&chunks);
-    assert_eq!(guest.control(Opcode::PoolDestroy, 0), Status::Ok);
-    wait_until("there is room again", || {
-        ticket += 1;
-        !guest.grant(PERSISTENT, 4, ticket).is_empty()
-    });
-}
-
 /// Chunks are taken back while somebody reads: what it reads is right, or it knows that it is not.
 #[test]
 fn a_reader_sees_by_the_generation_what_it_lost() {
@@ -641,7 +488,7 @@ fn a_reader_sees_by_the_generation_what_it_lost() {
         "--fault-take-chunks",
         "2",
     ];
-    let _daemon = start(&place, &["a"], &args);
+    let _daemon = place.start(&["a"], &args);
     let mut guest = Guest::connect(&place.sockets.path("a.sock"));
     assert_eq!(guest.open_window(0), Status::Ok);
     let window = place.window("a");

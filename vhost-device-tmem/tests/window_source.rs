@@ -26,25 +26,8 @@ const MAP_LEN: usize = 40;
 const HEADER: usize = 12;
 
 fn start(place: &WindowPlace, source: &str) -> Daemon {
-    let socket = place.sockets.arg("a.sock");
-    let control = place.sockets.arg("control.sock");
-    let directory = place.directory().to_str().unwrap();
-    let mut daemon = Daemon::start(&[
-        "-c",
-        "64MiB",
-        "--socket-path",
-        &socket,
-        "--control-path",
-        &control,
-        "--window-dir",
-        directory,
-        "--window-size",
-        "16MiB",
-        "--window-source",
-        source,
-    ]);
-    daemon.wait_for("waiting for operators");
-    daemon
+    let window = ["--window-size", "16MiB", "--window-source", source];
+    place.start(&["a"], &[&["-c", "64MiB"], &window[..]].concat())
 }
 
 /// A front-end that can be asked, as QEMU: it reads the header of a message, and waits for the rest.

@@ -16,7 +16,7 @@ use virtio_tmem_abi::{
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::{Guest, Place, PAGE};
+use super::{stat, Daemon, Guest, Place, PAGE};
 
 pub(crate) const CHUNK: u64 = 2 << 20;
 pub(crate) const SLOTS: u32 = 512;
@@ -201,5 +201,31 @@ impl WindowPlace {
 
     pub(crate) fn window(&self, guest: &str) -> Window {
         Window::open(&self.directory().join(format!("{guest}.window")))
+    }
+
+    /// Starts a daemon for these guests, whose windows are as `more` says.
+    pub(crate) fn start(&self, guests: &[&str], more: &[&str]) -> Daemon {
+        let control = self.sockets.arg("control.sock");
+        let sockets: Vec<_> = guests
+            .iter()
+            .map(|name| self.sockets.arg(&format!("{name}.sock")))
+            .collect();
+        let directory = self.directory().to_str().unwrap();
+        let mut args = vec!["--control-path", &control, "--window-dir", directory];
+        args.extend(sockets.iter().flat_map(|socket| ["--socket-path", socket]));
+        args.extend(more);
+        let mut daemon = Daemon::start(&args);
+        daemon.wait_for("waiting for operators");
+        daemon
+    }
+
+    /// Returns what the daemon says to operators.
+    pub(crate) fn stat(&self) -> serde_json::Value {
+        stat(&self.sockets.path("control.sock"))
+    }
+
+    /// Returns what it says of a guest's window.
+    pub(crate) fn window_stat(&self, guest: usize) -> serde_json::Value {
+        self.stat()["guests"][guest]["window"].clone()
     }
 }
