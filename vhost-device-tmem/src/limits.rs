@@ -7,7 +7,10 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use nix::sys::resource::{getrlimit, setrlimit, Resource};
+use nix::sys::{
+    mman::{mlockall, MlockAllFlags},
+    resource::{getrlimit, setrlimit, Resource, RLIM_INFINITY},
+};
 
 /// Descriptors that the supervisor has open besides those of guests. (A worker has fewer, as it
 /// closes those of memory that it has mapped.)
@@ -34,6 +37,36 @@ pub fn raise_descriptors() -> io::Result<u64> {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     }
     Ok(hard)
+}
+
+/// Raises the limit of locked memory as far as this process may: for itself, and for workers, which
+/// have no privileges.
+///
+/// # Errors
+///
+/// The operating system's.
+pub fn raise_locked() -> io::Result<()> {
+    if setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).is_err() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
+        setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard)?;
+    }
+    Ok(())
+}
+
+/// Keeps what this process has mapped in memory: its program above all. To be called before pages
+/// and guests' memory are mapped.
+///
+/// Where memory is short, and its control group is full, the kernel drops the program's own pages
+/// first, since it can read them again. Then it would wait for a disk with each step that it makes to
+/// give memory back. Where the limit of locked memory does not allow it, the log says so.
+pub fn stay_in_memory() {
+    if let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT) {
+        tracing::info!(
+            "the daemon's own program may be paged out, so that it is slow to give memory back \
+             where the host is short of it ({error}); raise the limit of locked memory \
+             (LimitMEMLOCK= of the service, or ulimit -l)"
+        );
+    }
 }
 
 /// Descriptors are too few for what the daemon was told to do.

@@ -95,6 +95,8 @@ fn run(args: Args) -> Result<(), Failure> {
         return Ok(());
     }
     let mut log = Log::start(config.log_level);
+    limits::raise_locked().map_err(cannot("look at the limit of locked memory"))?;
+    limits::stay_in_memory();
     for problems in &wrong {
         tracing::error!("there is no such guest until its file is mended: {problems}");
     }

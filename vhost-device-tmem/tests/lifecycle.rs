@@ -9,7 +9,10 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::{
         fd::AsRawFd,
-        unix::net::{UnixListener, UnixStream},
+        unix::{
+            net::{UnixListener, UnixStream},
+            process::CommandExt,
+        },
     },
     path::Path,
     process::Output,
@@ -19,6 +22,9 @@ use support::{key, stat, wait_until, Daemon, Guest, Place};
 use virtio_tmem_abi::{pool_flags, PageResult, Status};
 
 const DATA: usize = 2;
+
+/// As in `linux/capability.h`.
+const CAP_IPC_LOCK: libc::c_ulong = 14;
 
 fn run(args: &[&str]) -> (bool, String) {
     let Output { status, stderr, .. } = Daemon::command(args).output().unwrap();
@@ -277,6 +283,53 @@ fn the_capacity_is_a_ceiling_of_what_the_process_takes() {
     let stat = stat(&place.path("control.sock"));
     assert!(stat["used_bytes"].as_u64() <= Some(CAPACITY));
     assert!(stat["objects"].as_u64() > Some(20000), "{stat}");
+}
+
+#[test]
+fn the_program_stays_in_memory_where_that_is_allowed() {
+    let place = Place::new();
+    let mut daemon = start(&place, &["-c", "16MiB"]);
+    let says = |pid, file, name| {
+        let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+        let said = text.lines().find_map(|line| line.strip_prefix(name));
+        said.unwrap().trim().to_owned()
+    };
+    let is_locked = |pid| says(pid, "status", "VmLck:") != "0 kB";
+    wait_until("the supervisor is locked", || {
+        is_locked(daemon.child.id() as i32)
+    });
+    // A worker has no privileges, and depends on what the supervisor may.
+    let worker = daemon.worker();
+    if says(worker, "limits", "Max locked memory").starts_with("unlimited") {
+        wait_until("the worker is locked", || is_locked(worker));
+    } else if !daemon.seen.contains("raise the limit of locked memory") {
+        daemon.wait_for("raise the limit of locked memory");
+    }
+    daemon.stop();
+    // Where that is not allowed it goes on all the same.
+    let (guest, control) = (place.arg("guest.sock"), place.arg("control.sock"));
+    let mut command = Daemon::command(&["-c", "16MiB", "-s", &guest, "--control-path", &control]);
+    // SAFETY: Between fork and exec this makes two system calls, and nothing else.
+    unsafe {
+        command.pre_exec(|| {
+            let none = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            if libc::setrlimit(libc::RLIMIT_MEMLOCK, &none) < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            // Who is privileged is not bound by the limit.
+            match libc::prctl(libc::PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+    let mut daemon = Daemon::spawn(command);
+    daemon.wait_for("raise the limit of locked memory");
+    daemon.wait_for("waiting for operators");
+    daemon.stop();
 }
 
 #[test]

@@ -40,7 +40,7 @@ use crate::{
     control::{Admitted, ControlServer, Operated},
     device::{Engine, EngineConfig, Observer},
     identity::{self, IdentityError},
-    limits::{Memory, MemoryOf},
+    limits::{self, Memory, MemoryOf},
     link::{BlamePage, FromWorker, GuestId, Link, LinkError, Received, ToWorker, LINK_VERSION},
     log::{self, Log},
     metrics::MetricsServer,
@@ -169,6 +169,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     };
     let config = options.settings(&any)?;
     let mut log = Log::start(config.log_level);
+    limits::stay_in_memory();
     let operators = config.control_group.as_deref();
     let operators = operators
         .map(|group| identity::group(group, "--control-group"))
