@@ -73,8 +73,9 @@ def test_swapped_pages_need_no_request(run: Run) -> None:
     driver = run.guest.snapshot("after").driver
     assert driver["frontswap/window_puts"] > PAGES // 2
     assert driver["frontswap/window_hits"] > PAGES // 2
-    # Until there are chunks, pages go as they would without a window.
-    assert driver["frontswap/puts"] < driver["frontswap/window_puts"] // 20
+    # Where chunks do not come as fast as pages do, as on a machine that has much else to do, pages go
+    # as they would without a window.
+    assert driver["frontswap/puts"] < driver["frontswap/window_puts"] // 4
 
 
 def test_the_kernel_makes_no_request_of_what_it_reads(run: Run) -> None:
