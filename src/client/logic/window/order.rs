@@ -410,9 +410,7 @@ impl Order {
     /// Makes a page the newest of a queue, in place of what was in its slot.
     #[inline(always)]
     fn link(&mut self, slot: u32, queue: Queue, page: Page) {
-        if let Some((queue, newer, older)) = self.get_mut(slot).and_then(Slot::take_out) {
-            self.join(queue, newer, older);
-        }
+        self.unlink(slot);
         let older = self.ends(queue).newest;
         let Some(Some(chunk)) = self.chunks.get_mut(chunk_of(slot) as usize) else {
             return;
