@@ -14,9 +14,21 @@ use pages::{config, COMPRESSIONS};
 use places::{create, get, key, Place, Stamps, CAPACITY, PERSISTENT, POOLS};
 use proptest::prelude::*;
 use vhost_device_tmem::store::{
-    Compression, Config, HugePages, Memory, Recovered, Store, StoreError, PAGE_SIZE,
+    Compression, Config, Guest, HugePages, Memory, Recovered, Store, StoreError, PAGE_SIZE,
 };
 use virtio_tmem_abi::PageResult;
+
+/// Puts a page in a version, and it is stored.
+fn put_page(store: &Store, guest: &Guest, place: Place, version: u64) {
+    let mut result = [PageResult::Absent];
+    let keys = [key(place, version)];
+    let versions = [version];
+    let mut source = Stamps(&versions);
+    store
+        .put(guest, place.0, &keys, &mut source, &mut result)
+        .unwrap();
+    assert_eq!(result, [PageResult::Stored]);
+}
 
 /// Puts a page of each kind of contents, more than once, and returns what there is.
 fn filled(config: &Config) -> (Memory, Vec<(Place, u64)>) {
@@ -32,13 +44,7 @@ fn filled(config: &Config) -> (Memory, Vec<(Place, u64)>) {
         }
     }
     for (place, version) in &put {
-        let mut result = [PageResult::Absent];
-        let keys = [key(*place, *version)];
-        let mut source = Stamps(std::slice::from_ref(version));
-        store
-            .put(&guest, place.0, &keys, &mut source, &mut result)
-            .unwrap();
-        assert_eq!(result, [PageResult::Stored]);
+        put_page(&store, &guest, *place, *version);
     }
     (memory, put)
 }
@@ -288,13 +294,7 @@ fn contents_with_and_without_checks_are_read_by_either() {
                         .unwrap();
                 }
                 for (place, version) in put.iter().rev() {
-                    let mut result = [PageResult::Absent];
-                    let keys = [key(*place, *version)];
-                    let mut source = Stamps(std::slice::from_ref(version));
-                    store
-                        .put(&guest, place.0, &keys, &mut source, &mut result)
-                        .unwrap();
-                    assert_eq!(result, [PageResult::Stored]);
+                    put_page(&store, &guest, *place, *version);
                 }
             }
         }
