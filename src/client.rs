@@ -460,7 +460,10 @@ impl<O: Origin> workqueue::WorkItem<GROW> for Client<O> {
     fn run(this: Arc<Self>) {
         this.growing.store(false, Release);
         this.grow_index();
-        this.staging.grow();
+        if this.stages() {
+            // As far as there is memory.
+            let _ = this.staging.grow();
+        }
     }
 }
 
@@ -494,6 +497,8 @@ impl<O: Origin> workqueue::WorkItem<TEND> for Client<O> {
     fn run(this: Arc<Self>) {
         this.tending.store(false, Release);
         this.tend();
+        // There may be room in the window now, which takes their place.
+        this.staging.trim(this.stages());
     }
 }
 

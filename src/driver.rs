@@ -176,6 +176,7 @@ fn bind<'bound>(vdev: &'bound virtio::Device<Core<'_>>) -> Result<TmemData<'boun
         Err(error) if error != ESTALE => return Err(error),
         _ => (),
     }
+    client.begin_staging()?;
 
     let hooks = seat.install(&client, wants)?;
     let shrinker = if wants.cleancache {

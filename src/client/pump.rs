@@ -97,7 +97,7 @@ impl<O: Origin> thread::Work for Client<O> {
         if this.is_outdated() {
             let _ = this.growth.enqueue::<_, RENEW>(this.clone());
         }
-        this.staging.trim();
+        this.staging.trim(this.stages());
         this.offer_parked();
         // There may not have been memory for it.
         let parked = this.parked.any() && this.standing().persistent() == Access::Ask;

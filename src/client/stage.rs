@@ -3,6 +3,7 @@
 //! Puts of clean pages, which cannot wait: they are copied, and the thread sends the copies.
 
 use kernel::{
+    prelude::*,
     sync::atomic::Relaxed,
     time::msecs_to_jiffies, //
 };
@@ -133,6 +134,22 @@ impl<O: Origin> Client<O> {
         }
         self.staged(before, staged);
         staged
+    }
+
+    /// Returns whether pages are staged: those that are copied to the window are not.
+    pub(super) fn stages(&self) -> bool {
+        !self.puts_here(Pool::Cleancache)
+    }
+
+    /// Takes memory for pages to be staged in, unless there is a window to copy them to.
+    ///
+    /// Should that have no memory for them, the first page that needs some has it taken. May sleep,
+    /// and enters reclaim.
+    pub(crate) fn begin_staging(&self) -> Result {
+        match self.window() {
+            Some(window) if window.is_open() => Ok(()),
+            _ => self.staging.grow(),
+        }
     }
 
     /// Returns whether there is memory for so many pages: staging memory, or the window. Any context.

@@ -48,7 +48,7 @@ pub(crate) enum StagingSize {
 }
 
 impl StagingSize {
-    /// Returns how many pages are wanted now.
+    /// Returns how many pages are wanted now, where pages are staged at all.
     fn target(self) -> usize {
         match self {
             Self::Nothing => 0,
@@ -125,7 +125,7 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    /// Allocates staging memory, to be sent over `queues` virtqueues.
+    /// Makes staging memory without pages, to be sent over `queues` virtqueues.
     ///
     /// May sleep.
     pub(super) fn new(size: StagingSize, queues: usize) -> impl PinInit<Self, Error> {
@@ -149,12 +149,10 @@ impl Staging {
                     GFP_KERNEL,
                 )?;
             }
-            let pages = Arc::pin_init(PagePool::new(capacity), GFP_KERNEL)?;
-            pages.grow(capacity)?;
 
             Ok(try_pin_init!(Self {
                 size,
-                pages,
+                pages: Arc::pin_init(PagePool::new(capacity), GFP_KERNEL)?,
                 fifos,
                 waiting: Atomic::new(0),
                 impatient_until: Atomic::new(thread::jiffies()),
@@ -177,17 +175,19 @@ impl Staging {
         self.pages.held() < self.size.target().min(self.pages.capacity())
     }
 
-    /// Allocates the pages that are wanted now, as far as there is memory.
+    /// Allocates the pages that are wanted now, where pages are staged at all.
     ///
-    /// May sleep, and enters reclaim.
-    pub(super) fn grow(&self) {
-        let _ = self.pages.grow(self.size.target());
+    /// Fails where there is not memory for all of them. May sleep, and enters reclaim.
+    pub(super) fn grow(&self) -> Result {
+        self.pages.grow(self.size.target())
     }
 
-    /// Frees pages that are not wanted any more, as far as they are not in use. Any context.
-    pub(super) fn trim(&self) {
-        self.pages
-            .shrink(self.pages.held().saturating_sub(self.size.target()));
+    /// Frees pages that are not wanted any more, as far as they are not in use: all of them unless
+    /// pages are `staged`. Any context.
+    pub(super) fn trim(&self, staged: bool) {
+        let target = if staged { self.size.target() } else { 0 };
+
+        self.pages.shrink(self.pages.held().saturating_sub(target));
     }
 
     /// Returns how many pages could be freed without all of them being. Any context.
