@@ -91,7 +91,6 @@ use super::{
         Watch, //
     },
     points,
-    symbol,
     Client,
     Context,
     Entered, //
@@ -150,14 +149,13 @@ impl Hooks {
 /// and all is well otherwise. With a window they are copied there at once, so that there is nothing
 /// to hold reclaim up for, and no reason to have all of its folios pass here: swapped ones do, too.
 fn hold_up_reclaim() -> Option<Redirect> {
-    let addr = symbol::resolve(points::REMOVE_MAPPING).ok()?;
-
-    // SAFETY: It is the address of the function, and the replacement is of its type.
+    // SAFETY: The replacement is of the function's type, which is called by a static call.
     unsafe {
-        let body = ftrace::body(addr);
-
-        bindings::tmem_set_remove_mapping(ptr::with_exposed_provenance_mut(body));
-        Redirect::new(points::REMOVE_MAPPING, remove_mapping as Code).ok()
+        Redirect::optional(
+            points::REMOVE_MAPPING,
+            remove_mapping as Code,
+            bindings::tmem_set_remove_mapping,
+        )
     }
 }
 

@@ -119,6 +119,31 @@ impl Redirect {
         unsafe { Self::at(addr, code) }.inspect_err(|error| report(name, *error))
     }
 
+    /// Replaces the function with this name, if this kernel has it, where nothing depends on that.
+    ///
+    /// `set` is given where the function goes on after it has called ftrace, before it is replaced:
+    /// whoever calls that is not redirected, and does not even have to be looked at. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// `code` must be a function of the same type as the one with this name. `set` must take an
+    /// address to be called by a direct call: it is no place that an indirect one may go to.
+    pub(super) unsafe fn optional(
+        name: &CStr,
+        code: Code,
+        set: unsafe extern "C" fn(*mut c_void),
+    ) -> Option<Self> {
+        let addr = symbol::resolve(name).ok()?;
+
+        // SAFETY: The address is that of a function of the kernel's, and `set` takes what it is given
+        // by this function's requirements.
+        unsafe { set(ptr::with_exposed_provenance_mut(body(addr))) };
+        // SAFETY: `addr` is that of the function with this name, whose type `code` has.
+        unsafe { Self::at(addr, code) }
+            .inspect_err(|error| report(name, *error))
+            .ok()
+    }
+
     /// Replaces the function at this address.
     ///
     /// May sleep.
@@ -168,15 +193,12 @@ pub(super) fn original<R>(call: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Returns where a function goes on after it has called ftrace: who calls that is not redirected,
-/// and does not even have to be looked at.
-///
-/// It must be called directly: it is no place that an indirect call may go to.
+/// Returns where a function goes on after it has called ftrace.
 ///
 /// # Safety
 ///
 /// `addr` must be that of a function of the kernel's.
-pub(super) unsafe fn body(addr: usize) -> usize {
+unsafe fn body(addr: usize) -> usize {
     /// What there is in the place of the call while nobody wants it.
     const NOP: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
     /// What the call begins with.

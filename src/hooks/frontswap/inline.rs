@@ -8,10 +8,7 @@
 //!
 //! `PATHS.md` says what the kernel expects of this function, and why there is no such hook for writing.
 
-use core::ptr::{
-    self,
-    NonNull, //
-};
+use core::ptr::NonNull;
 
 use kernel::prelude::*;
 
@@ -29,7 +26,6 @@ use super::{
             Redirect, //
         },
         points,
-        symbol,
         Context,
         Entered, //
     },
@@ -40,14 +36,13 @@ use super::{
 ///
 /// Without, all folios are read by requests.
 pub(super) fn hook() -> Option<Redirect> {
-    let addr = symbol::resolve(points::FOLIO_READ).ok()?;
-
-    // SAFETY: It is the address of the function, and the replacement is of its type.
+    // SAFETY: The replacement is of the function's type, which is called by a static call.
     unsafe {
-        let body = ftrace::body(addr);
-
-        bindings::tmem_set_zswap_load(ptr::with_exposed_provenance_mut(body));
-        Redirect::new(points::FOLIO_READ, load as Code).ok()
+        Redirect::optional(
+            points::FOLIO_READ,
+            load as Code,
+            bindings::tmem_set_zswap_load,
+        )
     }
 }
 
