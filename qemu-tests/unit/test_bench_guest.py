@@ -39,7 +39,7 @@ def test_without_swap_only_what_needs_none_is_done() -> None:
 def test_what_cannot_gain_is_set_beside_the_module_and_none() -> None:
     for work in works.LOSERS:
         done = {name for _, name, runs in works.plan() for run in runs if run.work == work}
-        assert done == {"swap", "tmem", "tmem-all"}
+        assert done == {"swap", "tmem", "window", "tmem-all"}
 
 
 def _snapshot(name: str, swap: int, stored: int) -> str:

@@ -33,7 +33,7 @@ def run(report: Report, folder: Path) -> None:
     try:
         report.say("making a disk with a compiler, the source and data")
         disks = [image.make(folder, works.UNITS), lab.disk("swap", 1024)]
-        daemon = lab.daemon(capacity=f"{EXTRA_MIB}MiB")
+        daemon = lab.daemon(capacity=f"{EXTRA_MIB}MiB", window=f"{EXTRA_MIB}MiB")
         monitor = folder / "qmp"
         options = Qmp.qemu_options(monitor) + [
             "-m",

@@ -53,9 +53,10 @@ configure() {
 	swap) swap_on swap ;;
 	zram) zram_on && swap_on swap ;;
 	zswap) zswap_on && swap_on swap ;;
-	tmem) module_on && swap_on swap ;;
-	tmem-all) module_on $(admit_all) && swap_on swap ;;
-	tmem-zswap) zswap_on && module_on && swap_on swap ;;
+	tmem) module_on window=0 && swap_on swap ;;
+	window) module_on && swap_on swap ;;
+	tmem-all) module_on window=0 $(admit_all) && swap_on swap ;;
+	tmem-zswap) zswap_on && module_on window=0 && swap_on swap ;;
 	ram) memory online_movable && swap_on swap ;;
 	esac
 }
@@ -68,7 +69,7 @@ deconfigure() {
 	swap) swap_off swap ;;
 	zram) zram_off && swap_off swap ;;
 	zswap) swap_off swap && zswap_off ;;
-	tmem | tmem-all) swap_off swap && modprobe -r virtio_tmem ;;
+	tmem | window | tmem-all) swap_off swap && modprobe -r virtio_tmem ;;
 	tmem-zswap) swap_off swap && zswap_off && modprobe -r virtio_tmem ;;
 	ram) swap_off swap && wait_for 60 memory offline ;;
 	esac

@@ -191,20 +191,26 @@ def _plots(report: Report, costs: Costs) -> None:
 
 
 def _marks(report: Report, costs: Costs) -> None:
-    for work, what in ASKED_WORKS.items():
-        if work in LOSERS:
-            if what.disk == FASTEST:
-                # There is no mark for it: no real CPU is as slow beside its disks.
-                ratio = _ratio(costs, work, "tmem", "swap", "cpu")
-                report.mark(f"{what.title}: CPU seconds, to disk swap", ratio, TCG)
-            else:
-                ratio = _ratio(costs, work, "tmem", "swap", "seconds")
-                report.mark(f"{what.title}: seconds, to disk swap", ratio, TCG, most=LOSS)
-            continue
-        sectors = _ratio(costs, work, "tmem", "swap", "sectors")
-        title = f"{what.title}: sectors, to disk swap"
-        report.mark(title, sectors, TCG, most=1 - FEWER_SECTORS)
-        for other, mark in (("zram", 1.0), ("zswap", 1.0), ("ram", MORE_RAM)):
-            seconds = _ratio(costs, work, "tmem", other, "seconds")
-            title = f"{what.title}: seconds, to {CONFIGURATIONS[other]}"
-            report.mark(title, seconds, TCG, most=mark)
+    for ours, where in (("tmem", ""), ("window", ", with a window")):
+        for work, what in ASKED_WORKS.items():
+            if ours in what.configurations:
+                _marks_of(report, costs, work, ours, where)
+
+
+def _marks_of(report: Report, costs: Costs, work: str, ours: str, where: str) -> None:
+    what = ASKED_WORKS[work]
+    title = f"{what.title}{where}"
+    if work in LOSERS:
+        if what.disk == FASTEST:
+            # There is no mark for it: no real CPU is as slow beside its disks.
+            ratio = _ratio(costs, work, ours, "swap", "cpu")
+            report.mark(f"{title}: CPU seconds, to disk swap", ratio, TCG)
+        else:
+            ratio = _ratio(costs, work, ours, "swap", "seconds")
+            report.mark(f"{title}: seconds, to disk swap", ratio, TCG, most=LOSS)
+        return
+    sectors = _ratio(costs, work, ours, "swap", "sectors")
+    report.mark(f"{title}: sectors, to disk swap", sectors, TCG, most=1 - FEWER_SECTORS)
+    for other, mark in (("zram", 1.0), ("zswap", 1.0), ("ram", MORE_RAM)):
+        seconds = _ratio(costs, work, ours, other, "seconds")
+        report.mark(f"{title}: seconds, to {CONFIGURATIONS[other]}", seconds, TCG, most=mark)

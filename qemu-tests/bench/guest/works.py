@@ -39,6 +39,7 @@ CONFIGURATIONS = {
     "zram": "zram, before disk swap",
     "zswap": "zswap, before disk swap",
     "tmem": "tmem",
+    "window": "tmem, with a window",
     "tmem-all": "tmem, whatever comes back",
     "tmem-zswap": "tmem behind zswap",
     "ram": f"{EXTRA_MIB} MiB more RAM",
@@ -112,7 +113,7 @@ DISKS = {
 }
 
 # Which configurations there are where something cannot be gained, but only lost.
-OF_LOSERS = ("swap", "tmem", "tmem-all")
+OF_LOSERS = ("swap", "tmem", "window", "tmem-all")
 
 
 @dataclass(frozen=True)
