@@ -33,9 +33,10 @@ pub(super) fn start(daemon: Arc<Daemon>, files: Files, lending: Option<Thread>) 
         let mut pressed = Pressed::default();
         let mut last = Instant::now();
         let mut stepped = last;
-        let pause = if files.is_empty() { STEP } else { LOOK };
         loop {
-            thread::sleep(pause);
+            // Where guests hold nothing there is nothing to be given back at once.
+            let idle = files.is_empty() || daemon.held().0 == 0;
+            thread::sleep(if idle { STEP } else { LOOK });
             let now = Instant::now();
             let elapsed = now.saturating_duration_since(last);
             last = now;
