@@ -96,6 +96,11 @@ def test_clean_pages_need_no_request(run: Run) -> None:
     assert again < once // 4
 
 
+def test_no_memory_is_kept_for_pages_that_wait(run: Run) -> None:
+    for name in ("second", "after"):
+        assert run.guest.snapshot(name).driver["queue/staging_pages"] == 0
+
+
 def test_next_to_nothing_is_written_to_the_swap_disk(run: Run) -> None:
     before, after = run.guest.snapshot("second"), run.guest.snapshot("after")
     pages = (after.written("swap") - before.written("swap")) // 8
