@@ -209,7 +209,10 @@ fn a_walk_that_is_dropped_leaves_nothing_behind() {
         }
     }
     let (mut walk, before) = Walk::destroy_pool(&*store, &guest, PERSISTENT).unwrap();
-    assert_eq!((before.pages, walk.step(100)), (4000, Progress::More));
+    assert_eq!(
+        (before.persistent.pages, walk.step(100)),
+        (4000, Progress::More)
+    );
     drop(walk);
     assert_eq!(store.pools(&guest), []);
     // A pool of the same number is another.

@@ -17,7 +17,7 @@ use super::{
     request::{parse, Command, QueueKind, Reject, Request, RESPONSE},
     session::Session,
 };
-use crate::store::{Held, PoolError, PoolKind, PoolReport, Progress, Store, Walk};
+use crate::store::{Held, PoolError, PoolReport, Progress, Store, Walk};
 
 /// Entries of a table of keys to flush that are as much work as copying a page.
 const FLUSHES: usize = 2;
@@ -387,7 +387,7 @@ impl Session {
             }
             Command::Get { keys, take } => {
                 let default = PageResult::Miss;
-                if take && state.next == 0 && store.pool_kind(guest, pool)? != PoolKind::Ephemeral {
+                if take && state.next == 0 && !store.may_take(guest, pool)? {
                     meter.copied(1);
                     return Err(Malformed::Flags.into());
                 }

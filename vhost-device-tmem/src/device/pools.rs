@@ -4,6 +4,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use uuid::Uuid;
 use virtio_tmem_abi::{pool_flags, PoolCreate, Status};
 
 use super::request::{check_create, Reject};
@@ -15,6 +16,7 @@ impl From<PoolError> for Reject {
             PoolError::NoPool => Status::NoPool,
             PoolError::Exists => Status::PoolExists,
             PoolError::TooMany => Status::NoMemory,
+            PoolError::NotAllowed => Status::NotAllowed,
         })
     }
 }
@@ -58,8 +60,8 @@ impl Pools {
         self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Creates a pool. One that is there and was created in the same way keeps its pages, and is
-    /// not kept over a reset any more.
+    /// Creates a pool, or enters a shared one. One that is there and was created in the same way keeps
+    /// its pages, and is not kept over a reset any more.
     ///
     /// # Errors
     ///
@@ -75,13 +77,14 @@ impl Pools {
         let released = has(pool_flags::RELEASED_BY_RESET);
         let hold = if released { Hold::Held } else { Hold::Stays };
         let _dropped = self.lock();
-        match self.store.hold(&self.guest, number) {
-            Ok(hold) if has(pool_flags::SHARED) || released != (hold != Hold::Stays) => {
-                return Err(PoolError::Exists.into());
-            }
-            // No UUID is authorised.
-            Err(_) if has(pool_flags::SHARED) => return Err(Reject::Status(Status::NotAllowed)),
-            Ok(_) | Err(_) => {}
+        if has(pool_flags::SHARED) {
+            let uuid = Uuid::from_bytes(create.uuid);
+            self.store.join_pool(&self.guest, number, uuid)?;
+            return Ok(());
+        }
+        let there = self.store.hold(&self.guest, number);
+        if there.is_ok_and(|hold| released != (hold != Hold::Stays)) {
+            return Err(PoolError::Exists.into());
         }
         self.store
             .create_pool_with(&self.guest, number, kind, hold)?;
@@ -90,7 +93,8 @@ impl Pools {
         Ok(())
     }
 
-    /// Begins to forget a pool with its pages. There is none of that number from here on.
+    /// Begins to forget a pool with its pages, or leaves a shared one. There is none of that number from
+    /// here on.
     ///
     /// # Errors
     ///
@@ -98,8 +102,8 @@ impl Pools {
     pub(super) fn destroy(&self, number: u32) -> Result<Walk<Arc<Store>>, PoolError> {
         let mut dropped = self.lock();
         let store = Arc::clone(&self.store);
-        let (walk, report) = Walk::destroy_pool(store, &self.guest, number)?;
-        dropped.add(&report);
+        let (walk, lost) = Walk::destroy_pool(store, &self.guest, number)?;
+        *dropped += lost;
         Ok(walk)
     }
 
@@ -125,8 +129,8 @@ impl Pools {
             if self.store.hold(&self.guest, pool.pool) != Ok(Hold::Held) {
                 continue;
             }
-            if let Ok((_, report)) = Walk::destroy_pool(&*self.store, &self.guest, pool.pool) {
-                dropped.add(&report);
+            if let Ok((_, lost)) = Walk::destroy_pool(&*self.store, &self.guest, pool.pool) {
+                dropped += lost;
             }
         }
         *all += dropped;

@@ -188,6 +188,16 @@ impl Accounts {
         (own, self.unmet - if account.open { own } else { 0 })
     }
 
+    /// Returns how many bytes of ephemeral memory a guest has.
+    pub(super) fn ephemeral_of(&self, id: AccountId) -> u64 {
+        self.accounts[id].holding.ephemeral
+    }
+
+    /// Returns the ephemeral page that a guest used longest ago, of those that nobody is reading.
+    pub(super) fn oldest(&self, id: AccountId, pages: &Table<Page>) -> Option<PageId> {
+        self.accounts[id].lru.victim(pages)
+    }
+
     /// Returns how many ephemeral pages there are.
     pub(super) fn ephemeral_pages(&self) -> usize {
         self.ephemeral_pages

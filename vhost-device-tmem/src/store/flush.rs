@@ -8,7 +8,7 @@ use super::{
     guest::{Dropped, Guest},
     inner::{Cause, Inner, PoolSlot},
     walk::Walk,
-    PoolError, PoolReport, Store, BATCH,
+    PoolError, Store, BATCH,
 };
 
 impl Store {
@@ -33,7 +33,7 @@ impl Store {
         for (keys, results) in keys.chunks(BATCH).zip(results.chunks_mut(BATCH)) {
             let mut inner = self.lock();
             let slot = inner.require_pool(guest, number)?;
-            inner.pool_mut(slot).counters.flushes += keys.len() as u64;
+            inner.note_flushes(slot, guest, number, keys.len());
             inner.index.fetch_pages(slot, keys);
             for (key, result) in keys.iter().zip(results) {
                 *result = if inner.flush_page(slot, key) {
@@ -107,10 +107,10 @@ impl Store {
     /// # Errors
     ///
     /// [`PoolError::NoPool`].
-    pub fn destroy_pool(&self, guest: &Guest, number: u32) -> Result<PoolReport, PoolError> {
-        let (mut walk, report) = Walk::destroy_pool(self, guest, number)?;
+    pub fn destroy_pool(&self, guest: &Guest, number: u32) -> Result<Dropped, PoolError> {
+        let (mut walk, dropped) = Walk::destroy_pool(self, guest, number)?;
         walk.finish();
-        Ok(report)
+        Ok(dropped)
     }
 
     /// Forgets a guest and all its pages: [`Walk::remove_guest`], to its end.
@@ -122,6 +122,19 @@ impl Store {
 }
 
 impl Inner {
+    /// Counts that a guest asked so many pages, ranges or objects of a pool to be forgotten.
+    pub(super) fn note_flushes(
+        &mut self,
+        slot: PoolSlot,
+        guest: &Guest,
+        number: u32,
+        count: usize,
+    ) {
+        let count = count as u64;
+        self.pool_mut(slot).counters.flushes += count;
+        self.note_access(guest, number, |counters| counters.flushes += count);
+    }
+
     fn flush_page(&mut self, slot: PoolSlot, key: &Key) -> bool {
         match self.find(slot, &key.object, key.index.get()) {
             Some(id) if self.index.pages[id.index()].version() == key.version.get() => {

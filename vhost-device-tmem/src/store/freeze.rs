@@ -49,5 +49,6 @@ impl Inner {
         counters.puts += puts;
         counters.puts_refused += puts;
         counters.refused_frozen += puts;
+        self.note_access(batch.guest, batch.number, |counters| counters.puts += puts);
     }
 }

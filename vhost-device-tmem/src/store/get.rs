@@ -254,6 +254,10 @@ impl Inner {
         let counters = &mut self.pool_mut(slot).counters;
         counters.gets += count as u64;
         counters.gets_hit += hits;
+        self.note_access(guest, number, |counters| {
+            counters.gets += count as u64;
+            counters.gets_hit += hits;
+        });
         Ok(PinnedBatch { count, kind })
     }
 

@@ -12,13 +12,17 @@ use super::{
     PoolCounters, PoolKind, PoolReport, Store,
 };
 
-/// A guest's place in a [`Store`]. Nobody else reaches its pages.
+/// A guest's place in a [`Store`]. Nobody else reaches the pages of its own pools.
 #[derive(Debug)]
 pub struct Guest {
     number: u32,
 }
 
 impl Guest {
+    pub(super) fn of(number: u32) -> Self {
+        Self { number }
+    }
+
     /// Returns the guest's number.
     pub fn number(&self) -> u32 {
         self.number
@@ -37,6 +41,9 @@ pub enum PoolError {
     /// All guests together have as many pools as the store has room for.
     #[error("there are too many pools")]
     TooMany,
+    /// The operator has not authorised the guest for this shared pool.
+    #[error("the pool is not for this guest")]
+    NotAllowed,
 }
 
 /// Pools of one kind that were destroyed.
@@ -75,6 +82,13 @@ impl Dropped {
             PoolKind::Persistent => &self.persistent,
             PoolKind::Ephemeral => &self.ephemeral,
         }
+    }
+
+    /// Returns those of one pool, as it was when it was destroyed.
+    pub fn one(pool: &PoolReport) -> Self {
+        let mut this = Self::default();
+        this.add(pool);
+        this
     }
 
     /// Adds a pool, as it was when it was destroyed.
@@ -141,8 +155,9 @@ impl Store {
                 kind,
                 hold,
                 ending: false,
+                access: None,
             }),
-            Some(slot) if inner.pool(slot).kind == kind => Ok(()),
+            Some(slot) if inner.pool(slot).kind == kind && !inner.pool(slot).is_shared() => Ok(()),
             Some(_) => Err(PoolError::Exists),
         }
     }
@@ -181,7 +196,20 @@ impl Store {
         Ok(inner.pool(slot).kind)
     }
 
-    /// Returns what a pool holds, and what happened in it.
+    /// Returns whether a get may take from a pool: from one that is ephemeral, and of no other guest.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::NoPool`].
+    pub fn may_take(&self, guest: &Guest, number: u32) -> Result<bool, PoolError> {
+        let inner = self.lock();
+        let slot = inner.require_pool(guest, number)?;
+        let pool = inner.pool(slot);
+        Ok(pool.kind == PoolKind::Ephemeral && !pool.is_shared())
+    }
+
+    /// Returns what a pool holds, and what happened in it. Of a shared one that is what all guests
+    /// have put there, and done.
     ///
     /// # Errors
     ///
@@ -192,7 +220,7 @@ impl Store {
         Ok(inner.report(number, slot))
     }
 
-    /// Returns what all pools of a guest hold, by ascending number.
+    /// Returns what all pools of a guest hold that are its own, by ascending number.
     pub fn pools(&self, guest: &Guest) -> Vec<PoolReport> {
         self.lock().reports(guest.number)
     }

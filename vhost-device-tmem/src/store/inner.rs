@@ -23,6 +23,7 @@ use super::{
     memory::Files,
     pool::{Contents, Pool, PoolKind, PoolReport},
     records::{Hold, Known, PoolRecord, MAX_POOLS},
+    shared::{Access, SharedPool},
     slots::Slots,
     Credits, Faults, PoolError,
 };
@@ -54,13 +55,15 @@ pub(super) enum Cause {
 /// Where a pool is in the table of pools.
 pub(super) type PoolSlot = u32;
 
-/// The pools of a guest.
+/// The pools of a guest, or a shared pool, which is kept as the only pool of a guest of its own.
 #[derive(Debug)]
 pub(super) struct GuestPools {
     /// Its place in the accounts.
     pub(super) account: AccountId,
-    /// Their places, by their numbers.
+    /// The places of its own pools, by their numbers.
     pub(super) pools: BTreeMap<u32, PoolSlot>,
+    /// The shared pools that it has access to, by its numbers for them.
+    pub(super) accesses: BTreeMap<u32, Access>,
 }
 
 /// A pool that may have ended since.
@@ -92,7 +95,9 @@ fn body_bytes(body: Body) -> i64 {
 ///   are as many entries as the budget says.
 /// - The slots counted as fixed are those of pages that are not in these lists.
 /// - `contents` is the sum of all pools' `contents`.
-/// - `guests` leads to every pool in `pools` exactly once, but for those in `ending`.
+/// - The `pools` of `guests` lead to every pool in `pools` exactly once, but for those in `ending`;
+///   that of a shared pool is number 0 of a guest that has its number.
+/// - A shared pool that is not in `ending` has as many `accesses` as lead to it, and at least one.
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) index: Index,
@@ -105,9 +110,11 @@ pub(super) struct Inner {
     pub(super) guests: BTreeMap<u32, GuestPools>,
     /// The numbers of guests of whom nothing more is taken, whether they are there or not.
     pub(super) frozen: BTreeSet<u32>,
+    /// The shared pools that operators authorised guests for, by their numbers.
+    pub(super) shared: BTreeMap<u32, SharedPool>,
     /// What describes the pools, by their places.
     pub(super) records: Table<PoolRecord>,
-    pools: Vec<Option<Pool>>,
+    pub(super) pools: Vec<Option<Pool>>,
     free_pools: Vec<PoolSlot>,
     /// Pools that are being emptied, which no number leads to.
     ending: Vec<PoolSlot>,
@@ -139,6 +146,7 @@ impl Inner {
             contents: Contents::default(),
             guests: BTreeMap::new(),
             frozen: BTreeSet::new(),
+            shared: BTreeMap::new(),
             records,
             pools: Vec::new(),
             free_pools: Vec::new(),
@@ -167,12 +175,15 @@ impl Inner {
         self.guests.entry(number).or_insert_with(|| GuestPools {
             account: accounts.open(number),
             pools: BTreeMap::new(),
+            accesses: BTreeMap::new(),
         })
     }
 
-    /// Returns the place of a guest's pool.
+    /// Returns the place of the pool that a guest's number leads to.
     pub(super) fn pool_slot(&self, guest: u32, number: u32) -> Option<PoolSlot> {
-        self.guests.get(&guest)?.pools.get(&number).copied()
+        let guest = self.guests.get(&guest)?;
+        let own = guest.pools.get(&number).copied();
+        own.or_else(|| guest.accesses.get(&number).map(|access| access.pool))
     }
 
     pub(super) fn pool(&self, slot: PoolSlot) -> &Pool {
@@ -187,15 +198,7 @@ impl Inner {
 
     /// Adds a pool of a number that the guest has none of.
     pub(super) fn add_pool(&mut self, known: Known) -> Result<(), PoolError> {
-        let slot = match self.free_pools.pop() {
-            Some(slot) => slot,
-            None if self.pools.len() < self.records.len() => {
-                self.pools.push(None);
-                self.pools.len() as PoolSlot - 1
-            }
-            None => return Err(PoolError::TooMany),
-        };
-        self.records[slot as usize].set(known);
+        let slot = self.describe_new(known).ok_or(PoolError::TooMany)?;
         let guest = self.guest_pools(known.guest);
         guest.pools.insert(known.number, slot);
         let pool = Pool::of(known, guest.account);
@@ -203,13 +206,42 @@ impl Inner {
         Ok(())
     }
 
+    /// Describes something new, and returns its place; [`None`] if all are taken.
+    pub(super) fn describe_new(&mut self, known: Known) -> Option<PoolSlot> {
+        let slot = match self.free_pools.pop() {
+            Some(slot) => slot,
+            None if self.pools.len() < self.records.len() => {
+                self.pools.push(None);
+                self.pools.len() as PoolSlot - 1
+            }
+            None => return None,
+        };
+        self.records[slot as usize].set(known);
+        Some(slot)
+    }
+
+    /// Describes nothing any more at a place.
+    pub(super) fn clear_place(&mut self, slot: PoolSlot) {
+        self.records[slot as usize].clear();
+        self.free_pools.push(slot);
+    }
+
+    /// Returns how many places nothing is described at.
+    pub(super) fn free_places(&self) -> usize {
+        self.free_pools.len() + self.records.len() - self.pools.len()
+    }
+
+    /// Has a place be in the table.
+    pub(super) fn add_place(&mut self, slot: PoolSlot) {
+        let len = self.pools.len().max(slot as usize + 1);
+        self.pools.resize_with(len, || None);
+    }
+
     /// Puts a pool that is described at its place.
     pub(super) fn restore_pool(&mut self, slot: PoolSlot, pool: Pool, ending: bool) {
         self.next_serial += 1;
         let at = slot as usize;
-        if self.pools.len() <= at {
-            self.pools.resize_with(at + 1, || None);
-        }
+        self.add_place(slot);
         self.accounts.add_pool(pool.account);
         self.pools[at] = Some(Pool {
             serial: self.next_serial,
@@ -220,11 +252,10 @@ impl Inner {
         }
     }
 
-    /// Lists the places between those of pools.
+    /// Lists the places between those that something is described at.
     pub(super) fn list_free_pools(&mut self) {
-        let places = self.pools.iter().enumerate();
-        let free = places.filter(|(_, pool)| pool.is_none());
-        self.free_pools = free.map(|(at, _)| at as PoolSlot).collect();
+        let free = (0..self.pools.len()).filter(|at| self.records[*at].known() == Ok(None));
+        self.free_pools = free.map(|at| at as PoolSlot).collect();
     }
 
     pub(super) fn has_pool(&self, slot: PoolSlot) -> bool {
@@ -274,10 +305,11 @@ impl Inner {
         let numbers: Vec<_> = pools
             .flat_map(|guest| guest.pools.keys().copied())
             .collect();
-        let ended = numbers
-            .into_iter()
-            .map(|number| self.end_pool(guest, number));
-        let ended = ended.collect::<Result<_, _>>().unwrap_or_default();
+        let mut ended = Vec::new();
+        for number in numbers {
+            ended.extend(self.end_pool(guest, number));
+        }
+        ended.extend(self.leave_all(guest));
         if let Some(guest) = self.guests.remove(&guest) {
             // It is not lent anything any more either.
             for kind in PoolKind::ALL {
@@ -297,12 +329,11 @@ impl Inner {
     /// Removes a pool that has no pages left, and that no number leads to.
     pub(super) fn remove_pool(&mut self, slot: PoolSlot) {
         debug_assert_eq!(self.pool(slot).pages, 0);
-        self.records[slot as usize].clear();
         let account = self.pool(slot).account;
         self.accounts.remove_pool(account);
         self.pools[slot as usize] = None;
         self.ending.retain(|ending| *ending != slot);
-        self.free_pools.push(slot);
+        self.clear_place(slot);
     }
 
     /// Finds the page under a key, in whatever version.
@@ -562,7 +593,7 @@ impl Inner {
         }
     }
 
-    /// Returns what all pools of a guest hold, by ascending number.
+    /// Returns what all pools of a guest hold that are its own, by ascending number.
     pub(super) fn reports(&self, guest: u32) -> Vec<PoolReport> {
         let pools = self.guests.get(&guest).into_iter();
         pools

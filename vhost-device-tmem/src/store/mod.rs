@@ -7,8 +7,9 @@
 //! until their guest forgets them or goes away; ephemeral ones are evicted when room is needed, of
 //! the guest that is most above its share the one used longest ago first. Each guest has a [`Part`]:
 //! of what it is promised for its persistent pages no other guest's put takes anything, and more than
-//! its limit it does not get. A part of the capacity may be [lent](Store::lend) to guests, for pages
-//! that are not in the store, and a part [withheld](Store::withhold) from all of them.
+//! its limit it does not get. A pool that guests share counts as a guest of its own (see `shared`). A
+//! part of the capacity may be [lent](Store::lend) to guests, for pages that are not in the store, and
+//! a part [withheld](Store::withhold) from all of them.
 //!
 //! # Memory
 //!
@@ -87,6 +88,7 @@ mod recover;
 mod room;
 mod scan;
 mod share;
+mod shared;
 mod slots;
 mod spans;
 mod take;
@@ -116,6 +118,7 @@ pub use pool::{Contents, PoolCounters, PoolKind, PoolReport};
 pub use put::PageSource;
 pub use records::Hold;
 pub use recover::{Recovered, RecoveredGuest};
+pub use shared::{AccessCounters, AccessReport, SharedPool, SharedReport, FIRST_SHARED};
 pub use take::Held;
 pub use walk::{Progress, Walk};
 

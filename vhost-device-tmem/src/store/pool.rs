@@ -13,6 +13,7 @@ use super::{
     entry::Body,
     id::Link,
     records::{Hold, Known},
+    shared::FIRST_SHARED,
     PAGE_SIZE,
 };
 
@@ -183,8 +184,12 @@ pub(super) struct Pool {
     pub(super) serial: u64,
     pub(super) kind: PoolKind,
     pub(super) hold: Hold,
-    /// The place of the guest's account.
+    /// The number of who has the account: a guest, or the shared pool itself.
+    pub(super) owner: u32,
+    /// The place of that account.
     pub(super) account: AccountId,
+    /// Guests' accesses to it, if it is a shared pool.
+    pub(super) accesses: usize,
     pub(super) pages: u64,
     pub(super) objects: u64,
     pub(super) contents: Contents,
@@ -194,12 +199,19 @@ pub(super) struct Pool {
 }
 
 impl Pool {
+    /// Returns whether several guests may have access to it.
+    pub(super) fn is_shared(&self) -> bool {
+        self.owner >= FIRST_SHARED
+    }
+
     pub(super) fn of(known: Known, account: AccountId) -> Self {
         Self {
             serial: 0,
             kind: known.kind,
             hold: known.hold,
+            owner: known.guest,
             account,
+            accesses: 0,
             pages: 0,
             objects: 0,
             contents: Contents::default(),

@@ -149,8 +149,8 @@ impl Store {
 
 /// Pages of a put that go the same way together.
 pub(super) struct Batch<'b> {
-    guest: &'b Guest,
-    number: u32,
+    pub(super) guest: &'b Guest,
+    pub(super) number: u32,
     pub(super) keys: &'b [Key],
     /// What the pages came to.
     contents: &'b mut [Encoded],
@@ -209,6 +209,10 @@ impl Inner {
         counters.puts_refused += over_quota + no_memory;
         counters.refused_over_quota += over_quota;
         counters.refused_no_memory += no_memory;
+        self.note_access(batch.guest, batch.number, |counters| {
+            counters.puts += puts;
+            counters.puts_stored += puts - over_quota - no_memory;
+        });
         Ok((bodies, self.pool(slot).kind))
     }
 
@@ -221,6 +225,11 @@ impl Inner {
                 // What is in the place of a check is something else's in an ephemeral page.
                 let check = (kind == PoolKind::Persistent).then_some(batch.checks[n]);
                 self.filled(*id, successful, check);
+                if !successful {
+                    self.note_access(batch.guest, batch.number, |counters| {
+                        counters.puts_stored = counters.puts_stored.saturating_sub(1);
+                    });
+                }
             }
         }
         self.much_to_release()

@@ -5,9 +5,9 @@
 use serde::{Deserialize, Serialize};
 use zerocopy::FromZeros;
 
-use super::{entry::store_last, PoolKind};
+use super::{entry::store_last, inner::PoolSlot, PoolKind};
 
-/// The most pools of all guests together.
+/// The most pools of all guests together, accesses to shared pools included.
 pub(super) const MAX_POOLS: usize = 1 << 16;
 
 /// What a reset of the device does to a pool. The store only keeps it.
@@ -32,6 +32,8 @@ pub(super) struct Known {
     pub(super) hold: Hold,
     /// It is being emptied, and no number leads to it.
     pub(super) ending: bool,
+    /// It is no pool, but the guest's access to the shared pool that is described at this place.
+    pub(super) access: Option<PoolSlot>,
 }
 
 /// The description of a pool.
@@ -47,7 +49,11 @@ pub(super) struct PoolRecord {
 const THERE: u64 = 1;
 const PERSISTENT: u64 = 1 << 1;
 const ENDING: u64 = 1 << 2;
+const ACCESS: u64 = 1 << 3;
 const HOLD: u32 = 8;
+const PLACE: u32 = 16;
+
+const _: () = assert!(MAX_POOLS <= 1 << (u32::BITS - PLACE));
 
 impl PoolRecord {
     /// Describes a pool. One store makes it be in force.
@@ -66,6 +72,9 @@ impl PoolRecord {
                 0
             }
             | if known.ending { ENDING } else { 0 }
+            | known
+                .access
+                .map_or(0, |place| ACCESS | (u64::from(place) << PLACE))
             | (hold << HOLD);
         let word = word | (u64::from(self.computed_check(word)) << 32);
         store_last(&mut self.word, word);
@@ -104,6 +113,7 @@ impl PoolRecord {
                 _ => return Err(Broken),
             },
             ending: word & ENDING != 0,
+            access: (word & ACCESS != 0).then_some((word >> PLACE) as PoolSlot),
         }))
     }
 
@@ -130,13 +140,19 @@ mod tests {
         assert_eq!(record.known(), Ok(None));
         for kind in PoolKind::ALL {
             for hold in [Hold::Stays, Hold::Held, Hold::Kept] {
-                for ending in [false, true] {
+                for (ending, access) in [
+                    (false, None),
+                    (true, None),
+                    (false, Some(0)),
+                    (false, Some(MAX_POOLS as PoolSlot - 1)),
+                ] {
                     let known = Known {
                         guest: 3,
                         number: 9,
                         kind,
                         hold,
                         ending,
+                        access,
                     };
                     record.set(known);
                     assert_eq!(record.known(), Ok(Some(known)));

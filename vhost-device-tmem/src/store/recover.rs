@@ -15,6 +15,7 @@ use super::{
     memory::{written, Files},
     pool::Pool,
     records::PoolRecord,
+    shared::FIRST_SHARED,
     PoolKind,
 };
 
@@ -34,7 +35,7 @@ pub struct RecoveredGuest {
 /// What was found in the memory of another process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
-    /// The guests that have pools, by ascending number.
+    /// The guests that have pools, or access to shared ones, by ascending number.
     pub guests: Vec<RecoveredGuest>,
     /// Pages whose contents are there, of all guests.
     pub pages: u64,
@@ -84,10 +85,14 @@ impl Inner {
 
     fn recover_pools(&mut self, files: &Files, found: &mut Recovered) -> io::Result<()> {
         let count = self.records.len();
+        let mut accesses = Vec::new();
         for at in entries::<PoolRecord>(files, files.layout.pools, count)? {
             match self.records[at].known() {
                 Ok(None) => {}
-                Ok(Some(known)) => self.adopt_pool(at as PoolSlot, known),
+                Ok(Some(known)) => match known.access {
+                    Some(pool) => accesses.push((at as PoolSlot, known, pool)),
+                    None => self.adopt_pool(at as PoolSlot, known),
+                },
                 Err(_) => {
                     // Its pages are lost, and each counts then.
                     found.lost += 1;
@@ -95,6 +100,7 @@ impl Inner {
                 }
             }
         }
+        self.adopt_accesses(accesses);
         self.list_free_pools();
         Ok(())
     }
@@ -216,6 +222,14 @@ impl Inner {
 
     fn count_recovered(&self, found: &mut Recovered) {
         for guest in self.guests.keys() {
+            if *guest >= FIRST_SHARED {
+                found.pages += self
+                    .reports(*guest)
+                    .iter()
+                    .map(|pool| pool.pages)
+                    .sum::<u64>();
+                continue;
+            }
             let mut counts = RecoveredGuest {
                 guest: *guest,
                 ..RecoveredGuest::default()

@@ -14,10 +14,14 @@ use super::{
 };
 
 impl Inner {
-    /// Returns whether a pool's guest may have more memory, for all that others were promised.
-    fn may_hold_more(&self, pool: PoolSlot) -> bool {
+    /// Returns whether there may be a page of these contents more in a pool: for all that others were
+    /// promised, and that the pool itself may have.
+    fn may_hold_more(&mut self, pool: PoolSlot, contents: Encoded) -> bool {
         let Pool { kind, account, .. } = *self.pool(pool);
-        kind == PoolKind::Ephemeral || self.admits(account)
+        match kind {
+            PoolKind::Ephemeral => self.fits_max(pool, contents),
+            PoolKind::Persistent => self.admits(account),
+        }
     }
 
     /// Takes an entry for a page of a pool, and the room that its contents need.
@@ -25,7 +29,7 @@ impl Inner {
         if contents == Encoded::Failed || self.roll_refuse() {
             return Err(Refusal::NoMemory);
         }
-        if !self.may_hold_more(pool) {
+        if !self.may_hold_more(pool, contents) {
             return Err(Refusal::OverQuota);
         }
         let id = self.take_page()?;
@@ -74,7 +78,7 @@ impl Inner {
                     (Body::Slot { slot, .. }, Some(class)) => class > slot.class(),
                     _ => false,
                 };
-                let newer = if less || self.may_hold_more(pool) {
+                let newer = if less || self.may_hold_more(pool, contents) {
                     self.take_body(contents, id)
                 } else {
                     Err(Refusal::OverQuota)

@@ -12,7 +12,7 @@ use super::{
     index::CursorId,
     inner::{Cause, Inner, PoolRef},
     ranges::{targets, Target},
-    Guest, PoolError, PoolReport, Store,
+    Guest, PoolError, Store,
 };
 
 /// Pages that a walk looks at under one hold of the lock.
@@ -88,7 +88,7 @@ impl<S: Deref<Target = Store>> Walk<S> {
         let pool = {
             let mut inner = store.lock();
             let slot = inner.require_pool(guest, number)?;
-            inner.pool_mut(slot).counters.flushes += ranges.len() as u64;
+            inner.note_flushes(slot, guest, number, ranges.len());
             inner.pool_ref(slot)
         };
         Ok(Self {
@@ -133,14 +133,15 @@ impl<S: Deref<Target = Store>> Walk<S> {
         let (pool, left) = {
             let mut inner = store.lock();
             let slot = inner.require_pool(guest, number)?;
-            inner.pool_mut(slot).counters.flushes += 1;
+            inner.note_flushes(slot, guest, number, 1);
             (inner.pool_ref(slot), inner.pool(slot).pages)
         };
         Ok(Self::new(store, Job::Pool { pool, left }))
     }
 
-    /// Begins to forget a pool and all its pages. The guest has no such pool from here on, and may
-    /// create another of the same number at once. Returns what it was before.
+    /// Begins to forget a pool and all its pages, or ends the access to a shared one, which goes with
+    /// the last. The guest has no such pool from here on, and may create another of the same number at
+    /// once. Returns what the guest lost by that of its own.
     ///
     /// # Errors
     ///
@@ -149,17 +150,23 @@ impl<S: Deref<Target = Store>> Walk<S> {
         store: S,
         guest: &Guest,
         number: u32,
-    ) -> Result<(Self, PoolReport), PoolError> {
-        let (report, pools) = {
+    ) -> Result<(Self, Dropped), PoolError> {
+        let (dropped, pools) = {
             let mut inner = store.lock();
             let slot = inner.require_pool(guest, number)?;
-            let report = inner.report(number, slot);
-            (report, vec![inner.end_pool(guest.number(), number)?])
+            match inner.leave(guest.number(), number) {
+                Some(ended) => (Dropped::default(), ended),
+                None => {
+                    let dropped = Dropped::one(&inner.report(number, slot));
+                    (dropped, vec![inner.end_pool(guest.number(), number)?])
+                }
+            }
         };
-        Ok((Self::new(store, Job::End { pools }), report))
+        Ok((Self::new(store, Job::End { pools }), dropped))
     }
 
-    /// Begins to forget a guest and all its pages, and returns what these were. Nothing of the
+    /// Begins to forget a guest and all its pages, and returns what these were. Its accesses to shared
+    /// pools end. Nothing of the
     /// guest is under way, and nothing follows.
     pub fn remove_guest(store: S, guest: &Guest) -> (Self, Dropped) {
         let mut dropped = Dropped::default();

@@ -2,11 +2,15 @@
 
 //! What each rule of the specification makes of requests that break it.
 
+use uuid::Uuid;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use virtio_tmem_abi::{Chunk, ChunkGrant, ChunkKind, Chunks, SlotKey, WindowOpen, FIRST_CHUNK};
 
 use super::*;
-use crate::device::protocol_features;
+use crate::{
+    device::protocol_features,
+    store::{SharedPool, FIRST_SHARED},
+};
 
 /// Operations on the window.
 const WINDOW: [Opcode; 5] = [
@@ -404,6 +408,59 @@ fn what_a_pool_is_to_be_has_to_make_sense() {
     assert_eq!(create(&|_| ()).status(), Status::Ok);
     create(&|c| c.flags = 1.into()).assert_status(Status::PoolExists, 0);
     create(&shared).assert_status(Status::PoolExists, 0);
+}
+
+/// Has the guest share a pool, or not.
+fn share(device: &Device, uuid: [u8; 16], guests: &[u32]) {
+    let pool = SharedPool {
+        number: FIRST_SHARED,
+        uuid: Uuid::from_bytes(uuid),
+        guests: guests.iter().copied().collect(),
+        max: None,
+    };
+    device.session.store.set_shared([pool]);
+}
+
+#[test]
+fn a_shared_pool_is_for_those_who_are_authorised() {
+    let mut device = Device::new();
+    let keys = [key(1, 1)];
+    let shared = |c: &mut PoolCreate| {
+        c.flags = pool_flags::SHARED.into();
+        c.uuid = [9; 16];
+    };
+    // Others may have it.
+    share(&device, [9; 16], &[5]);
+    let create = device.create_as(7, shared);
+    create.assert_status(Status::NotAllowed, 0);
+    share(&device, [9; 16], &[0, 5]);
+    assert_eq!(device.create_as(7, shared).status(), Status::Ok);
+    assert_eq!(device.create_as(7, shared).status(), Status::Ok);
+    assert_eq!(device.put(7, &keys, 0x55).results(), [PageResult::Stored]);
+    // Another UUID, or a pool of its own, is something else.
+    let other = |c: &mut PoolCreate| {
+        shared(c);
+        c.uuid[15] = 0;
+    };
+    device
+        .create_as(7, other)
+        .assert_status(Status::PoolExists, 0);
+    device.create(7, 0).assert_status(Status::PoolExists, 0);
+    device
+        .create_as(0, shared)
+        .assert_status(Status::PoolExists, 0);
+    let take = device.get(7, request_flags::TAKE, &keys);
+    take.assert_malformed(Malformed::Flags);
+    assert_eq!(device.get(7, 0, &keys).results(), [PageResult::Hit]);
+    // It is not among the guest's own, and resets leave it as it is.
+    assert_eq!(device.session.pools().len(), 2);
+    device.session.reset();
+    assert_eq!(device.get(7, 0, &keys).results(), [PageResult::Hit]);
+    share(&device, [9; 16], &[5]);
+    let get = device.get(7, 0, &keys);
+    get.assert_status(Status::NoPool, 0);
+    let create = device.create_as(7, shared);
+    create.assert_status(Status::NotAllowed, 0);
 }
 
 #[test]
