@@ -13,6 +13,7 @@ use std::{
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tracing::level_filters::LevelFilter;
+use uuid::Uuid;
 
 use crate::{
     config::GivenTerms,
@@ -58,6 +59,10 @@ pub struct Args {
     /// The guests, by their names.
     #[arg(skip)]
     pub guests: BTreeMap<String, GuestTable>,
+
+    /// The pools that guests may share, by their UUIDs.
+    #[arg(skip)]
+    pub shared: BTreeMap<String, SharedTable>,
 
     /// The size of the windows of guests that have no other.
     #[arg(skip)]
@@ -269,6 +274,18 @@ pub struct GuestTable {
     pub ephemeral_max: Option<String>,
 }
 
+/// A shared pool, as a file has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct SharedTable {
+    /// The guests that may have access, by their names.
+    pub guests: Vec<String>,
+    /// The memory that it takes at most.
+    pub max: Option<String>,
+    /// How much it counts beside guests, and other shared pools.
+    pub weight: Option<u32>,
+}
+
 impl Args {
     /// Returns what is given in either, and in `self` where it is in both.
     #[must_use]
@@ -281,6 +298,11 @@ impl Args {
                 other.guests
             } else {
                 self.guests
+            },
+            shared: if self.shared.is_empty() {
+                other.shared
+            } else {
+                self.shared
             },
             window_size: self.window_size.or(other.window_size),
             weight: self.weight.or(other.weight),
@@ -347,11 +369,26 @@ pub struct GuestConfig {
     pub terms: GivenTerms,
 }
 
+/// A shared pool, as the operator wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedConfig {
+    /// What guests call it.
+    pub uuid: Uuid,
+    /// The guests that may have access, by their names: at least one.
+    pub guests: BTreeSet<String>,
+    /// The bytes that it takes at most.
+    pub max: Option<u64>,
+    /// How much it counts beside guests, and other shared pools.
+    pub weight: u32,
+}
+
 /// What the daemon is to do: arguments that make sense.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The guests.
     pub guests: Vec<GuestConfig>,
+    /// The shared pools, by their UUIDs.
+    pub shared: Vec<SharedConfig>,
     /// What is said of the parts of guests where nothing is said of one.
     pub terms: GivenTerms,
     /// Directories in which guests may have their sockets, besides those of the first ones.

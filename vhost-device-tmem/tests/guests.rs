@@ -341,7 +341,7 @@ fn a_configuration_is_checked_without_being_used() {
     write(&place, &["a"], "thread = 1");
     let (success, said) = check();
     assert!(!success, "{said}");
-    let words = format!("{file}:3: thread is no key; did you mean threads?");
+    let words = format!("{file}:3: thread is no key; did you mean threads or shared?");
     assert!(said.contains(&words), "{said}");
 }
 

@@ -194,10 +194,26 @@ impl TmemDevice {
     ///
     /// As [`Self::request`].
     pub fn create_pool(&mut self, addr: u64, pool: u32, flags: u32) -> io::Result<Status> {
+        self.create_pool_of(addr, pool, flags, [0; 16])
+    }
+
+    /// As [`Self::create_pool`], of a UUID.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::request`].
+    pub fn create_pool_of(
+        &mut self,
+        addr: u64,
+        pool: u32,
+        flags: u32,
+        uuid: [u8; 16],
+    ) -> io::Result<Status> {
         let mut bytes = self.header(Opcode::PoolCreate, pool, 1).as_bytes().to_vec();
         let create = PoolCreate {
             flags: flags.into(),
             page_shift: self.config.page_shift,
+            uuid,
             ..PoolCreate::new_zeroed()
         };
         bytes.extend(create.as_bytes());

@@ -8,9 +8,11 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{
     problem::{Place, Problem, Problems},
+    shared::SharedChange,
     sources::{window_size, Sources, NO_WINDOW},
     terms::GivenTerms,
 };
@@ -66,12 +68,20 @@ pub struct Edits {
     pub(super) removed: BTreeSet<String>,
     /// The terms of guests that the command line or a file names.
     pub(super) terms: BTreeMap<String, GivenTerms>,
+    /// What is to be otherwise of shared pools.
+    pub(super) shared: BTreeMap<Uuid, SharedChange>,
 }
 
 impl Edits {
     /// Returns whether nothing was changed.
     pub fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.removed.is_empty() && self.terms.is_empty()
+        let Self {
+            added,
+            removed,
+            terms,
+            shared,
+        } = self;
+        added.is_empty() && removed.is_empty() && terms.is_empty() && shared.is_empty()
     }
 
     /// Adds a guest.
@@ -104,6 +114,15 @@ impl Edits {
             self.terms.remove(name);
         }
         Ok(())
+    }
+
+    /// Changes a shared pool.
+    pub(super) fn set_shared(&mut self, uuid: Uuid, change: SharedChange) {
+        if change == SharedChange::default() {
+            self.shared.remove(&uuid);
+        } else {
+            self.shared.insert(uuid, change);
+        }
     }
 
     /// Forgets what is about guests that nobody names any more.

@@ -16,6 +16,7 @@ mod file;
 mod plan;
 mod problem;
 mod read;
+mod shared;
 mod sources;
 mod terms;
 
@@ -26,5 +27,6 @@ pub use edits::{Edits, GuestEdit};
 pub use file::{File, GuestFile};
 pub use plan::{plan, Circumstances, Step};
 pub use problem::{Key, Place, Problem, Problems};
+pub use shared::{parse_uuid, SharedEdit};
 pub use sources::Sources;
 pub use terms::GivenTerms;

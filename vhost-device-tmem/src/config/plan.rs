@@ -5,9 +5,11 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
+use uuid::Uuid;
+
 use super::problem::Key;
 use crate::{
-    args::{Config, GuestConfig},
+    args::{Config, GuestConfig, SharedConfig},
     socket::directory,
 };
 
@@ -42,6 +44,10 @@ pub enum Step {
     },
     /// A guest has other terms.
     Terms(String),
+    /// A pool is shared in this way.
+    Share(SharedConfig),
+    /// A pool is shared no more.
+    Unshare(Uuid),
     /// Settings that need nothing but to be known change: these.
     Set(Vec<&'static str>),
 }
@@ -108,6 +114,11 @@ pub fn plan(
             }
         }
     }
+    let gone = |of: &&SharedConfig| new.shared.iter().all(|pool| pool.uuid != of.uuid);
+    let gone = old.shared.iter().filter(gone);
+    steps.extend(gone.map(|pool| Step::Unshare(pool.uuid)));
+    let changed = new.shared.iter().filter(|pool| !old.shared.contains(pool));
+    steps.extend(changed.cloned().map(Step::Share));
     let settings = changed_settings(old, new);
     if !settings.is_empty() {
         steps.push(Step::Set(settings));

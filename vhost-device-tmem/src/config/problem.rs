@@ -11,6 +11,8 @@ pub enum Key {
     Option(&'static str),
     /// A guest's key.
     Guest(String, &'static str),
+    /// A shared pool's key.
+    Shared(String, &'static str),
 }
 
 impl Key {
@@ -41,6 +43,8 @@ pub enum Place {
     },
     /// To the daemon that runs, of a guest of this name.
     Operator(String),
+    /// To the daemon that runs, of a shared pool of this UUID.
+    Shared(String),
 }
 
 impl fmt::Display for Place {
@@ -58,6 +62,7 @@ impl fmt::Display for Place {
                 Ok(())
             }
             Self::Operator(guest) => write!(f, "guest {guest:?}:"),
+            Self::Shared(uuid) => write!(f, "shared pool {uuid}:"),
         }
     }
 }

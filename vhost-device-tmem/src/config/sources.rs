@@ -71,12 +71,14 @@ impl Found<'_> {
 }
 
 impl Sources {
-    /// Returns the options that are given, those of the command line first, without guests.
+    /// Returns the options that are given, those of the command line first, without guests and shared
+    /// pools.
     pub fn options(&self) -> Args {
         let file = self.file.as_ref().map(|file| file.options.clone());
         let options = self.args.clone().or(file.unwrap_or_default());
         Args {
             guests: BTreeMap::new(),
+            shared: BTreeMap::new(),
             ..options
         }
     }
@@ -137,6 +139,12 @@ impl Sources {
         match key {
             Key::Option(option) => self.place_of_option(option),
             Key::Guest(guest, key) => self.place_of_guest(guest, key),
+            Key::Shared(uuid, key) => match &self.file {
+                Some(file) if file.options.shared.contains_key(uuid) => {
+                    file.place(&["shared", uuid, key])
+                }
+                _ => Place::Shared(uuid.clone()),
+            },
         }
     }
 
@@ -193,6 +201,7 @@ impl Sources {
         };
         let settings = settings(&self.options(), memory, &mut found);
         let guests = self.guests(&mut found);
+        let shared = self.shared(&guests, |key, what| found.add_of(&key, what));
         let Some(mut config) = settings.filter(|_| found.problems.is_empty()) else {
             return Err(Problems(found.problems));
         };
@@ -201,6 +210,7 @@ impl Sources {
             return Err(Problem { place, what }.into());
         }
         config.guests = guests;
+        config.shared = shared;
         Ok(config)
     }
 
@@ -462,7 +472,7 @@ impl Args {
     }
 }
 
-/// Returns everything but the guests; nothing where it is not even known how much memory there is.
+/// Returns everything but guests and shared pools; nothing where it is not even known how much memory there is.
 fn settings(options: &Args, memory: &Memory, found: &mut Found<'_>) -> Option<Config> {
     let of = |number: Option<u16>| number.map(i64::from);
     found.check("threads", of(options.threads), 0..=MAX_THREADS);
@@ -487,6 +497,7 @@ fn settings(options: &Args, memory: &Memory, found: &mut Found<'_>) -> Option<Co
     });
     Some(Config {
         guests: Vec::new(),
+        shared: Vec::new(),
         terms,
         socket_dirs: options.socket_dirs.iter().cloned().collect(),
         remove_connected: options.remove_connected.unwrap_or(false),

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The weight of guests of which nothing else is said.
-const DEFAULT_WEIGHT: u32 = 100;
+pub(super) const DEFAULT_WEIGHT: u32 = 100;
 
 /// The key of a weight.
 const WEIGHT: &str = "weight";
@@ -33,7 +33,7 @@ pub(super) fn is_term(key: &str) -> bool {
 }
 
 /// The value by which something that was said is taken back.
-const DEFAULT: &str = "default";
+pub(super) const DEFAULT: &str = "default";
 
 /// What may be said of a guest. What is not said is as for all guests, and what is not said of those
 /// either has no bound, and a weight of 100.

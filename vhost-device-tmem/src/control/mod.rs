@@ -17,8 +17,10 @@ pub use client::{Client, ClientError};
 pub use freeable::Freeable;
 pub use passed::{answer as answer_passed, say_ready};
 pub use peer::Admitted;
-pub use protocol::{GuestStat, KindState, PartState, Reply, Request, Stat, VERSION};
-pub use report::stat;
+pub use protocol::{
+    GuestStat, KindState, PartState, Reply, Request, SharedMember, SharedStat, Stat, VERSION,
+};
+pub use report::{shared, stat};
 pub use server::{ControlServer, Operated};
 pub(crate) use usage::counters_of;
 pub use usage::{part, Usage};

@@ -12,11 +12,12 @@
 //! ```
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{
-    config::GuestEdit,
+    config::{GuestEdit, SharedEdit},
     device::WindowState,
-    store::{Compression, Contents, Dropped, PoolReport},
+    store::{AccessCounters, Compression, Contents, Dropped, PoolCounters, PoolReport},
 };
 
 /// The version of requests and replies.
@@ -57,6 +58,13 @@ pub enum Request {
     },
     /// To add, remove or rename a guest, or to give it other terms. The connection ends with the answer.
     Guest(GuestEdit),
+    /// To have guests share a pool, or to take them off. The connection ends with the answer.
+    Shared(SharedEdit),
+    /// To drop what is in a shared pool. The connection ends with the answer.
+    FlushShared {
+        /// The pool's UUID.
+        uuid: String,
+    },
     /// To take nothing more of a guest, or to take pages again. The connection ends with the answer.
     Freeze {
         /// The guest's name; all that there are without it.
@@ -176,6 +184,9 @@ pub struct Stat {
     pub evictions: u64,
     /// The guests, in the order of the command line.
     pub guests: Vec<GuestStat>,
+    /// The pools that guests may share.
+    #[serde(default)]
+    pub shared: Vec<SharedStat>,
 }
 
 /// A guest's part of the memory.
@@ -202,6 +213,43 @@ pub struct KindState {
     pub min_bytes: u64,
     /// What it never has more of; [`None`] without a cap.
     pub max_bytes: Option<u64>,
+}
+
+/// Statistics of a pool that guests may share. It is empty while no guest has access.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedStat {
+    /// What guests call it.
+    pub uuid: Uuid,
+    /// The guests that may have access.
+    pub guests: Vec<String>,
+    /// The bytes that it takes at most; [`None`] without a limit.
+    pub max_bytes: Option<u64>,
+    /// Its part of the memory, if that was decided.
+    pub part: Option<PartState>,
+    /// Pages that it holds.
+    pub pages: u64,
+    /// Objects that those pages belong to.
+    pub objects: u64,
+    /// Bytes that those pages take, with what the store needs to find them.
+    pub bytes: u64,
+    /// What those pages consist of.
+    #[serde(flatten)]
+    pub contents: Contents,
+    /// What all guests did there, since it is there.
+    #[serde(flatten)]
+    pub counters: PoolCounters,
+    /// The guests that have access.
+    pub members: Vec<SharedMember>,
+}
+
+/// A guest that has access to a shared pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedMember {
+    /// Its name.
+    pub guest: String,
+    /// What it did there, since it has access.
+    #[serde(flatten)]
+    pub counters: AccessCounters,
 }
 
 /// Statistics of a guest, or of the last one on its socket.
@@ -247,7 +295,7 @@ pub struct GuestStat {
     /// Its window, if it has one.
     #[serde(default)]
     pub window: Option<WindowState>,
-    /// Its pools, by number.
+    /// Its pools, by number, without those that it shares.
     pub pools: Vec<PoolReport>,
     /// The pools that it had, and what was done with them.
     #[serde(default)]

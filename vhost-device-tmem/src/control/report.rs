@@ -2,10 +2,10 @@
 
 //! Putting the statistics together.
 
-use super::protocol::{GuestStat, Stat, VERSION};
+use super::protocol::{GuestStat, SharedMember, SharedStat, Stat, VERSION};
 use crate::{
     device::Slot,
-    store::{Credits, Store},
+    store::{Credits, SharedReport, Store},
 };
 
 /// Returns the statistics of this moment, as the last of so many workers. Each pool's numbers belong
@@ -32,7 +32,39 @@ pub fn stat<'s>(
         contents: report.contents,
         evictions: report.evictions,
         guests: slots.into_iter().map(guest).collect(),
+        // Whoever knows guests by their numbers says so.
+        shared: Vec::new(),
     }
+}
+
+/// Returns the statistics of a shared pool whose guests have these names.
+pub fn shared(report: &SharedReport, name: impl Fn(u32) -> String) -> SharedStat {
+    let members = report.by_guest().into_iter();
+    let mut stat = SharedStat {
+        uuid: report.terms.uuid,
+        guests: report
+            .terms
+            .guests
+            .iter()
+            .map(|guest| name(*guest))
+            .collect(),
+        max_bytes: report.terms.max,
+        members: members
+            .map(|(guest, counters)| SharedMember {
+                guest: name(guest),
+                counters,
+            })
+            .collect(),
+        ..SharedStat::default()
+    };
+    if let Some(pool) = report.pool {
+        stat.pages = pool.pages;
+        stat.objects = pool.objects;
+        stat.bytes = pool.bytes;
+        stat.contents = pool.contents;
+        stat.counters = pool.counters;
+    }
+    stat
 }
 
 fn guest(slot: &Slot) -> GuestStat {

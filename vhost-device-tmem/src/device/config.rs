@@ -76,7 +76,8 @@ pub fn read_config(
 }
 
 fn config(limits: &Limits, epoch: u64, window: Option<[u8; 16]>) -> Config {
-    let capabilities = cap::EPHEMERAL | cap::PERSISTENT | cap::DURABLE | cap::KEEP;
+    // Whether a guest is authorised for a shared pool can change at any time, and this cannot.
+    let capabilities = cap::EPHEMERAL | cap::PERSISTENT | cap::SHARED | cap::DURABLE | cap::KEEP;
     let with_window = window.map_or(0, |_| cap::WINDOW);
     Config {
         magic: MAGIC.into(),

@@ -35,6 +35,9 @@ pub enum OperateError {
     /// The guest has no pool of this number.
     #[error("there is no pool {0}")]
     NoPool(u32),
+    /// The pool is not the guest's alone.
+    #[error("pool {0} is shared with other guests: tmemctl shared flush drops its pages")]
+    Shared(u32),
     /// The pool's pages are not to be dropped.
     #[error("pool {0} is persistent: only destroy drops its pages")]
     Persistent(u32),
@@ -154,7 +157,13 @@ impl Session {
         let chosen = pools.filter(|report| pool.is_none_or(|number| number == report.pool));
         let chosen: Vec<_> = chosen.collect();
         match pool {
-            Some(number) if chosen.is_empty() => Err(OperateError::NoPool(number)),
+            Some(number) if chosen.is_empty() => {
+                // One that there is, and that is not among its own.
+                match self.store.is_shared(self.pools.guest(), number) {
+                    Ok(true) => Err(OperateError::Shared(number)),
+                    _ => Err(OperateError::NoPool(number)),
+                }
+            }
             _ => Ok(chosen),
         }
     }

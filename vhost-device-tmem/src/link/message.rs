@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     args::Args,
-    config::GuestEdit,
+    config::{GuestEdit, SharedEdit},
     device::{GuestId, MemoryRegion, RingLayout},
     policy::Terms,
-    store::Dropped,
+    store::{Dropped, SharedPool},
 };
 
 /// The version of the link. It changes with any message that the other side would misunderstand.
-pub const LINK_VERSION: u32 = 5;
+pub const LINK_VERSION: u32 = 6;
 
 /// What the supervisor says. It is carried out in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,11 +43,19 @@ pub enum ToWorker {
         known: Vec<GuestId>,
         /// What operators say of the guests' parts of the memory.
         terms: Vec<Terms>,
+        /// The pools that guests may share.
+        #[serde(default)]
+        shared: Vec<SharedPool>,
     },
     /// Operators say something else of the guests' parts of the memory: this, of all of them.
     SetTerms {
         /// The terms.
         terms: Vec<Terms>,
+    },
+    /// Guests may share other pools than before: these, and no others.
+    SetShared {
+        /// The pools.
+        pools: Vec<SharedPool>,
     },
     /// A guest has a window. It comes before anything else about the guest, connected or not.
     ///
@@ -265,6 +273,8 @@ pub enum OperatorRequest {
     },
     /// Add, remove or rename a guest, or give it other terms. Answered.
     Guest(GuestEdit),
+    /// Have guests share a pool, or take them off. Answered.
+    Shared(SharedEdit),
     /// Take nothing more of a guest, or of all of them; or take pages again. Answered.
     Freeze {
         /// The guest's name.

@@ -6,6 +6,7 @@
 //! if something fails; the rest cannot fail. So all of it happens, or nothing.
 
 mod operations;
+mod shared;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,6 +14,8 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+pub(super) use shared::SharedNumbers;
 
 use super::{acceptor::Acceptor, hub::Hub};
 use crate::{
@@ -91,6 +94,7 @@ pub(super) struct Changes {
     /// The circumstances that do not change: where sockets may be.
     start: Circumstances,
     guests: Vec<Member>,
+    shared: SharedNumbers,
     hub: Arc<Hub>,
     acceptor: Arc<Acceptor>,
 }
@@ -99,6 +103,7 @@ impl Changes {
     pub(super) fn new(
         settings: Settings,
         guests: Vec<(GuestId, String, Premises)>,
+        shared: SharedNumbers,
         hub: Arc<Hub>,
         acceptor: Arc<Acceptor>,
     ) -> Self {
@@ -112,13 +117,15 @@ impl Changes {
             socket: Some(premises.socket),
             window: premises.window,
         });
-        let this = Self {
+        let mut this = Self {
             settings,
             start,
             guests: guests.collect(),
+            shared,
             hub,
             acceptor,
         };
+        this.number_shared();
         this.keep();
         this
     }
@@ -143,14 +150,14 @@ impl Changes {
         guests.map(|it| (it.guest, it.name.clone())).collect()
     }
 
-    /// Returns the terms of all guests.
+    /// Returns the terms of all guests, and of all shared pools.
     pub(super) fn terms(&self) -> Vec<Terms> {
         let config = self.config();
         let guests = self.guests.iter().filter_map(|it| {
             let guest = config.guests.iter().find(|guest| guest.name == it.name)?;
             Some(config.terms(guest, it.guest.0))
         });
-        guests.collect()
+        guests.chain(self.shared_terms()).collect()
     }
 
     /// Leaves everything to a process that comes after this one.
@@ -166,6 +173,7 @@ impl Changes {
         let roster = self.guests.iter().map(|it| (it.name.clone(), it.guest));
         let roster: Vec<_> = roster.collect();
         self.hub.keep_guests(&roster, &self.settings.sources.edits);
+        self.hub.keep_shared(&self.shared);
     }
 
     /// Returns whether there is something to read again.
@@ -238,13 +246,18 @@ impl Changes {
     /// What is wrong; nothing has changed then.
     pub(super) fn edit(&mut self, edit: &GuestEdit) -> Result<String, String> {
         let mut sources = self.settings.sources.clone();
-        let edited = sources.edit(edit, &self.settings.config.guests);
+        let Config { guests, shared, .. } = &self.settings.config;
+        let edited = sources.edit(edit, guests);
         edited.map_err(|problems| problems.to_string())?;
         let mut circumstances = self.start.clone();
         match edit {
             GuestEdit::Add { .. } | GuestEdit::Set { .. } => {}
-            GuestEdit::Remove { force, .. } => circumstances.force = *force,
+            GuestEdit::Remove { name, force } => {
+                sources.rename_shared(name, None, shared);
+                circumstances.force = *force;
+            }
             GuestEdit::Rename { name, to } => {
+                sources.rename_shared(name, Some(to), shared);
                 circumstances.renamed = Some((name.clone(), to.clone()));
             }
         }
@@ -281,6 +294,8 @@ impl Changes {
         let done = self.commit(steps, made);
         self.settings.config = config;
         self.settings.sources = sources;
+        self.number_shared();
+        self.hub.set_shared(self.shared_pools());
         self.hub.set_terms(self.terms());
         self.keep();
         Ok(done)
@@ -333,7 +348,11 @@ impl Changes {
                         window.rename(&to.name).map_err(|error| about(to, &error))?;
                     }
                 }
-                Step::Remove(_) | Step::Terms(_) | Step::Set(_) => {}
+                Step::Remove(_)
+                | Step::Terms(_)
+                | Step::Share(_)
+                | Step::Unshare(_)
+                | Step::Set(_) => {}
             }
             all.push(made);
         }
@@ -406,6 +425,8 @@ impl Changes {
                     format!("guest {from:?} renamed to {:?}", to.name)
                 }
                 Step::Terms(name) => format!("guest {name:?} has other terms"),
+                Step::Share(pool) => shared::said(&pool),
+                Step::Unshare(uuid) => format!("pool {uuid} is not shared any more"),
                 Step::Set(options) => format!("{} changed", options.join(", ")),
             });
         }

@@ -6,6 +6,7 @@ mod answers;
 mod epochs;
 mod frozen;
 mod members;
+mod shared;
 mod sharing;
 
 use std::{

@@ -31,6 +31,8 @@ pub(super) enum Name {
     Edits,
     /// The file with the guests of whom nothing more is taken.
     Frozen,
+    /// The file with the numbers of shared pools.
+    Shared,
     /// Memory of the store, of this number.
     Store(u32),
     /// The operator's socket.
@@ -55,6 +57,7 @@ impl Name {
             Self::Roster => "roster".to_owned(),
             Self::Edits => "edits".to_owned(),
             Self::Frozen => "frozen".to_owned(),
+            Self::Shared => "shared".to_owned(),
             Self::Store(n) => format!("store.{n}"),
             Self::Control => "control".to_owned(),
             Self::Listener(guest) => format!("listener.{guest}"),
@@ -72,7 +75,12 @@ impl Name {
     /// Returns the guest whose it is.
     pub(super) fn guest(self) -> Option<GuestId> {
         match self {
-            Self::Roster | Self::Edits | Self::Frozen | Self::Store(_) | Self::Control => None,
+            Self::Roster
+            | Self::Edits
+            | Self::Frozen
+            | Self::Shared
+            | Self::Store(_)
+            | Self::Control => None,
             Self::Listener(guest)
             | Self::Connection(guest)
             | Self::State(guest)
@@ -91,6 +99,7 @@ impl Name {
             ("roster", []) => Self::Roster,
             ("edits", []) => Self::Edits,
             ("frozen", []) => Self::Frozen,
+            ("shared", []) => Self::Shared,
             ("store", [n]) => Self::Store(*n),
             ("control", []) => Self::Control,
             ("listener", [guest]) => Self::Listener(GuestId(*guest)),
@@ -228,6 +237,7 @@ impl Keeper {
             Name::Roster
             | Name::Edits
             | Name::Frozen
+            | Name::Shared
             | Name::Store(_)
             | Name::Control
             | Name::Listener(_)
@@ -366,6 +376,7 @@ mod tests {
             Name::Roster,
             Name::Edits,
             Name::Frozen,
+            Name::Shared,
             Name::Control,
             Name::Listener(guest),
             Name::Connection(guest),

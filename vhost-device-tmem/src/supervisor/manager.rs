@@ -221,6 +221,7 @@ impl Manager {
             guests: self.needs.changes.guests(),
             known: self.needs.hub.known(),
             terms: self.needs.changes.terms(),
+            shared: self.needs.changes.shared_pools(),
         };
         let mut descriptors = vec![self.page.as_fd()];
         descriptors.extend(self.needs.control.iter().map(AsFd::as_fd));
@@ -356,6 +357,10 @@ impl Manager {
                 let done = self.needs.changes.edit(&edit);
                 self.tell_guests();
                 done
+            }
+            OperatorRequest::Shared(edit) => {
+                let done = self.needs.changes.share(&edit);
+                return self.settle(asked.operator, done);
             }
             OperatorRequest::Freeze { guest, frozen } => {
                 let done = self.needs.changes.freeze(guest.as_deref(), frozen);

@@ -178,6 +178,7 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
     let changes = Changes::new(
         setup.settings,
         members,
+        inherited.shared,
         Arc::clone(&hub),
         Arc::clone(&acceptor),
     );

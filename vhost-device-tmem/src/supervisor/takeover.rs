@@ -14,6 +14,7 @@ use std::{
 
 use super::{
     activated::{Activated, Purpose},
+    changes::SharedNumbers,
     connection::Past,
     guest::{GuestState, Slot},
     hub::Connection,
@@ -42,6 +43,7 @@ pub struct Inherited {
     roster: Vec<(String, GuestId)>,
     edits: Edits,
     pub(super) frozen: Vec<GuestId>,
+    pub(super) shared: SharedNumbers,
     pub(super) connections: BTreeMap<GuestId, Connection>,
     pub(super) keeper: Keeper,
 }
@@ -88,6 +90,15 @@ impl Inherited {
                     this.keeper.has_value(Name::Frozen, file);
                 }
                 Err(error) => tracing::error!("which guests were frozen is lost: {error}"),
+            }
+        }
+        if let Some(file) = this.things.remove(&Name::Shared) {
+            match StateFile::open(file) {
+                Ok((file, shared)) => {
+                    this.shared = shared;
+                    this.keeper.has_value(Name::Shared, file);
+                }
+                Err(error) => tracing::error!("what is in shared pools is lost: {error}"),
             }
         }
         let guests = this.things.keys().filter_map(|name| match name {

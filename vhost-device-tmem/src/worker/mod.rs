@@ -48,7 +48,7 @@ use crate::{
     sandbox::{self, Places, Role, Sandbox, SandboxError},
     serving::Listener,
     signals::Signals,
-    store::{Memory as StoreMemory, Store, StoreError, Walk},
+    store::{Memory as StoreMemory, SharedPool, Store, StoreError, Walk},
 };
 
 use operated::Daemon;
@@ -151,6 +151,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
         guests,
         known,
         terms,
+        shared,
     } = message
     else {
         return Err(WorkerError::NoStart("something else"));
@@ -183,7 +184,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     log.background()?;
     // For as long as this process is there.
     std::mem::forget(claimed(claim)?);
-    let (store, lost) = recover(&config, memory, &known)?;
+    let (store, lost) = recover(&config, memory, &known, shared)?;
     let store = Arc::new(store);
     let tidier = Tidier::start(Arc::clone(&store))?;
     let watched = Arc::new(Watched::new(page, Arc::clone(link), tidier));
@@ -262,14 +263,16 @@ fn claimed(claim: OwnedFd) -> io::Result<OwnedFd> {
     Ok(claim)
 }
 
-/// Takes over the pages that a worker before has left, but for those of guests who are gone. Returns
-/// the store, and how many descriptions in it were damaged.
+/// Takes over the pages that a worker before has left, but for those of guests who are gone, and of
+/// pools that are shared no more. Returns the store, and how many descriptions in it were damaged.
 fn recover(
     config: &Config,
     memory: StoreMemory,
     known: &[GuestId],
+    shared: Vec<SharedPool>,
 ) -> Result<(Store, u64), WorkerError> {
     let (store, recovered) = Store::recover(&config.store(), memory)?;
+    store.set_shared(shared);
     let mut gone = 0;
     for guest in &recovered.guests {
         if !known.contains(&GuestId(guest.guest)) {

@@ -8,17 +8,18 @@ use std::{
 };
 
 use super::{
-    operations::{emptied, flush, Operations},
+    operations::{emptied, flush, flush_shared, Operations},
     sharing::Sharing,
     transfer,
 };
 use crate::{
-    control::{answer_passed, stat, Operated, Request, Stat},
+    config::parse_uuid,
+    control::{answer_passed, shared, stat, Operated, Request, SharedStat, Stat},
     device::{Destruction, Engine, Session, Slot},
     link::{FromWorker, GuestId, Link, OperatorRequest},
     policy::Terms,
     size::Bytes,
-    store::{Holding, PoolKind, Store},
+    store::{Holding, PoolKind, SharedPool, Store},
 };
 
 /// The daemon, as operators see it.
@@ -84,6 +85,11 @@ impl Daemon {
     pub(super) fn set_terms(&self, terms: Vec<Terms>) {
         self.sharing.set_terms(terms);
         self.share();
+    }
+
+    /// Guests may share these pools, and no others.
+    pub(super) fn set_shared(&self, pools: Vec<SharedPool>) {
+        self.store.set_shared(pools);
     }
 
     /// There is a guest of this number, or it has this name from now on.
@@ -171,6 +177,18 @@ impl Daemon {
         self.operations.answer(operator, work)
     }
 
+    /// Drops what is in a shared pool, for an operator.
+    fn flush_shared(&self, uuid: &str, operator: BorrowedFd<'_>) -> Result<(), String> {
+        let uuid = parse_uuid(uuid)?;
+        let mut pools = self.store.shared_pools().into_iter();
+        if !pools.any(|pool| pool.terms.uuid == uuid) {
+            return Err(format!("shared pool {uuid}: is shared with nobody"));
+        }
+        let store = Arc::clone(&self.store);
+        let work = move || Ok(flush_shared(&store, uuid));
+        self.operations.answer(operator, work)
+    }
+
     /// Drops all that a guest has put, for an operator: persistent pages by a new epoch, which the
     /// supervisor gives.
     fn destroy(
@@ -250,6 +268,12 @@ impl Operated for Daemon {
             told.part = parts.get(&guest.0).copied();
             told.frozen = self.store.is_frozen(guest.0);
         }
+        let pools = self.store.shared_pools().into_iter();
+        let told = pools.map(|pool| SharedStat {
+            part: parts.get(&pool.terms.number).copied(),
+            ..shared(&pool, |guest| self.name(GuestId(guest)))
+        });
+        stat.shared = told.collect();
         stat
     }
 
@@ -285,6 +309,8 @@ impl Operated for Daemon {
             },
             Request::Reload { force } => OperatorRequest::Reload { force: *force },
             Request::Guest(edit) => OperatorRequest::Guest(edit.clone()),
+            Request::Shared(edit) => OperatorRequest::Shared(edit.clone()),
+            Request::FlushShared { uuid } => return self.flush_shared(uuid, operator),
             Request::Freeze { guest, frozen } => OperatorRequest::Freeze {
                 guest: guest.clone(),
                 frozen: *frozen,

@@ -12,10 +12,13 @@ use std::{
     thread,
 };
 
+use uuid::Uuid;
+
 use crate::{
     control::answer_passed,
     device::{Flushed, OperateError, Session},
     size::Bytes,
+    store::{Store, Walk},
 };
 
 /// The most operations that are carried out at a time.
@@ -101,6 +104,23 @@ pub(super) fn flush(name: &str, session: &Session, pool: Option<u32>) -> Result<
     }
     tracing::info!("{said}");
     Ok(said)
+}
+
+/// Drops what a shared pool has now, and says what that was.
+pub(super) fn flush_shared(store: &Store, uuid: Uuid) -> String {
+    let pool = store.shared_pool(uuid);
+    let walk = pool.map(|(owner, number)| Walk::flush_pool(store, &owner, number));
+    let pages = match walk {
+        Some(Ok(mut walk)) => {
+            walk.finish();
+            walk.visited()
+        }
+        // No guest has access, so that it has no pages.
+        Some(Err(_)) | None => 0,
+    };
+    let said = format!("{pages} pages of shared pool {uuid} dropped");
+    tracing::info!("{said}");
+    said
 }
 
 /// Says what was dropped of a guest of which nothing persistent was lost.

@@ -24,7 +24,9 @@ pub(super) fn parts(terms: &[Terms], plan: &Plan, shared: u64) -> BTreeMap<u32, 
     let free = u128::from(shared.saturating_sub(minima) / 2);
     let ephemeral = terms.iter().map(|of| of.ephemeral.min);
     let open = shared.saturating_sub(ephemeral.fold(0, u64::saturating_add));
-    let weights = terms.iter().map(|of| u128::from(of.weight)).sum::<u128>();
+    // Pools that guests share take nothing of that.
+    let takers = terms.iter().filter(|of| of.persistent.cap > 0);
+    let weights = takers.map(|of| u128::from(of.weight)).sum::<u128>();
     let parts = terms.iter().filter_map(|of| {
         let share = plan.shares.iter().find(|share| share.guest == of.guest)?;
         let start = free * u128::from(of.weight) / weights.max(1);
@@ -115,6 +117,7 @@ mod tests {
     fn quotas_are_promises_and_limits() {
         let all = [
             terms(1, 100, 0, u64::MAX),
+            terms(4, 9000, 0, 0),
             terms(2, 300, 100, 150),
             Terms {
                 ephemeral: Bounds { min: 200, cap: 300 },
@@ -122,7 +125,12 @@ mod tests {
             },
         ];
         let plan = Plan {
-            shares: vec![share(1, 40, 0), share(2, 150, 0), share(3, 70, 9)],
+            shares: vec![
+                share(1, 40, 0),
+                share(2, 150, 0),
+                share(3, 70, 9),
+                share(4, 0, 0),
+            ],
             ..Plan::default()
         };
         let parts = parts(&all, &plan, 900);
@@ -136,6 +144,8 @@ mod tests {
         assert_eq!(parts[&2], part(150, 150));
         // It has to drain first.
         assert_eq!(parts[&3], part(70, 70));
+        // It has no persistent pages, and no part of the others' memory for these.
+        assert_eq!(parts[&4], part(0, 0));
     }
 
     #[test]

@@ -76,6 +76,10 @@ impl Worker {
                 }
                 ToWorker::Summarise => self.daemon.summarise(),
                 ToWorker::SetTerms { terms } => self.daemon.set_terms(terms),
+                ToWorker::SetShared { pools } => {
+                    self.daemon.set_shared(pools);
+                    self.watched.tidy();
+                }
                 ToWorker::SetLogLevel { level } => match level.parse() {
                     Ok(level) => log::set_level(level),
                     Err(_) => tracing::error!("the supervisor names no level: {level:?}"),
@@ -178,6 +182,7 @@ impl Worker {
             | ToWorker::Summarise
             | ToWorker::SetLogLevel { .. }
             | ToWorker::SetTerms { .. }
+            | ToWorker::SetShared { .. }
             | ToWorker::Stop => {}
         }
         Ok(None)
@@ -233,6 +238,7 @@ fn guest_of(message: &ToWorker) -> Option<GuestId> {
         | ToWorker::Summarise
         | ToWorker::SetLogLevel { .. }
         | ToWorker::SetTerms { .. }
+        | ToWorker::SetShared { .. }
         | ToWorker::Stop => None,
     }
 }

@@ -13,7 +13,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
         Arc, Mutex, MutexGuard, PoisonError,
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -23,8 +23,8 @@ use super::{
 use crate::{
     control::{KindState, PartState},
     device::{GuestId, Slot},
-    policy::{Bounds, Figures, Plan, Policy, Terms},
-    store::Store,
+    policy::{Bounds, Figures, GuestFigures, Plan, Policy, Terms},
+    store::{Dropped, Holding, SharedReport, Store},
 };
 
 #[derive(Debug)]
@@ -39,7 +39,26 @@ struct State {
     plan: Plan,
 }
 
-/// Shares memory among guests.
+impl State {
+    /// Returns what happened since the last step of somebody of whom so much is counted, if it is there,
+    /// or still holds something.
+    fn follow(
+        &mut self,
+        number: u32,
+        holding: Holding,
+        counts: Option<Counts>,
+        elapsed: Duration,
+    ) -> Option<GuestFigures> {
+        if counts.is_none() && holding.total() == 0 {
+            self.past.remove(&number);
+            return None;
+        }
+        let past = self.past.entry(number).or_default();
+        Some(past.follow(number, holding, counts.unwrap_or_default(), elapsed))
+    }
+}
+
+/// Shares memory among guests, and pools that they share, each of which counts as one.
 #[derive(Debug)]
 pub(super) struct Sharing {
     store: Arc<Store>,
@@ -108,17 +127,19 @@ impl Sharing {
             let slot = slot.state();
             let session = slot.connected_session();
             let holding = holdings.get(guest).copied().unwrap_or_default();
-            if session.is_none() && holding.total() == 0 {
-                state.past.remove(guest);
-                continue;
-            }
             let counts = session.map(|session| {
                 let (pools, dropped) = (session.pools(), session.dropped());
                 let near = near.get(guest).copied().unwrap_or_default();
                 Counts::of(&pools, &dropped, near, session.window())
             });
-            let past = state.past.entry(*guest).or_default();
-            guests.push(past.follow(*guest, holding, counts.unwrap_or_default(), elapsed));
+            guests.extend(state.follow(*guest, holding, counts, elapsed));
+        }
+        for SharedReport { terms, pool, .. } in self.store.shared_pools() {
+            let number = terms.number;
+            let holding = holdings.get(&number).copied().unwrap_or_default();
+            let near = near.get(&number).copied().unwrap_or_default();
+            let counts = pool.map(|pool| Counts::of(&[pool], &Dropped::default(), near, None));
+            guests.extend(state.follow(number, holding, counts, elapsed));
         }
         let plan = state.policy.step(&Figures {
             elapsed,

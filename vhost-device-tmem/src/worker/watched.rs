@@ -63,6 +63,11 @@ impl Watched {
         self.end(LISTENER);
         result
     }
+
+    /// Something was done that leaves something to be tidied.
+    pub(super) fn tidy(&self) {
+        self.tidier.poke();
+    }
 }
 
 impl Observer for Watched {

@@ -20,7 +20,8 @@ use std::{
 };
 
 use tmem_driver::{Connection, Part, Queue, Response, TmemDevice, EVENT_IDX, FEATURES};
-use virtio_tmem_abi::{Event, Key, ObjectId, Opcode, PoolStats, Status, QUEUE_EVENT};
+use uuid::Uuid;
+use virtio_tmem_abi::{pool_flags, Event, Key, ObjectId, Opcode, PoolStats, Status, QUEUE_EVENT};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -357,6 +358,14 @@ impl Guest {
 
     pub(crate) fn create_pool(&mut self, pool: u32, flags: u32) -> Status {
         self.0.create_pool(BUFFERS, pool, flags).unwrap()
+    }
+
+    /// Enters a shared pool.
+    pub(crate) fn join_pool(&mut self, pool: u32, uuid: Uuid) -> Status {
+        let created = self
+            .0
+            .create_pool_of(BUFFERS, pool, pool_flags::SHARED, uuid.into_bytes());
+        created.unwrap()
     }
 
     pub(crate) fn control(&mut self, opcode: Opcode, pool: u32) -> Status {

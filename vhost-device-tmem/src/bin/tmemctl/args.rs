@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use vhost_device_tmem::{
-    config::GuestEdit,
+    config::{GuestEdit, SharedEdit},
     control::{Request, DEFAULT_PATH},
 };
 
@@ -83,6 +83,15 @@ pub(crate) enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Have guests share a pool while the daemon runs: what one of them reads from a file system that all
+    /// of them have, and nobody writes to, others need not read from the disk.
+    Shared {
+        #[command(subcommand)]
+        command: SharedCommand,
+
+        #[command(flatten)]
+        output: Output,
+    },
     /// Give a guest another part of the memory, from now on and after a restart as well.
     Set {
         /// The guest, by its name.
@@ -124,6 +133,7 @@ impl Command {
             | Self::Stop { output, .. }
             | Self::Reload { output, .. }
             | Self::Guest { output, .. }
+            | Self::Shared { output, .. }
             | Self::Set { output, .. }
             | Self::Upgrade { output } => *output,
             Self::Operation(operation) => operation.output(),
@@ -163,6 +173,50 @@ pub(crate) enum GuestCommand {
         /// The name that it gets.
         new: String,
     },
+}
+
+/// What is done with a shared pool.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum SharedCommand {
+    /// Have guests share a pool, besides those that do already. Each can read, replace and drop all of
+    /// its pages.
+    Add {
+        /// The UUID of the file system, as blkid shows it.
+        uuid: String,
+        /// A guest that may have access, by its name; repeat it for each.
+        #[arg(long = "guest", value_name = "GUEST")]
+        guests: Vec<String>,
+        /// The memory that the pool takes at most; `default` for what the configuration file says.
+        #[arg(long, value_name = "SIZE")]
+        max: Option<String>,
+    },
+    /// Take guests off a shared pool, at once. The pool goes with the last.
+    Remove {
+        /// The UUID of the file system.
+        uuid: String,
+        /// A guest that may not have access any more; repeat it for each. All of them without it.
+        #[arg(long = "guest", value_name = "GUEST")]
+        guests: Vec<String>,
+    },
+    /// Drop all pages of a shared pool, as when the file system was replaced.
+    Flush {
+        /// The UUID of the file system.
+        uuid: String,
+    },
+}
+
+impl From<&SharedCommand> for Request {
+    fn from(command: &SharedCommand) -> Self {
+        match command.clone() {
+            SharedCommand::Add { uuid, guests, max } => {
+                Self::Shared(SharedEdit::Add { uuid, guests, max })
+            }
+            SharedCommand::Remove { uuid, guests } => {
+                Self::Shared(SharedEdit::Remove { uuid, guests })
+            }
+            SharedCommand::Flush { uuid } => Self::FlushShared { uuid },
+        }
+    }
 }
 
 /// What is said of a guest's part of the memory.

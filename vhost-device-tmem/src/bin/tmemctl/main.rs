@@ -46,7 +46,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             if output.json {
                 print_json(&Listed::all(&stat))
             } else {
-                print(tables::list(&stat))
+                print(tables::overview(&stat))
             }
         }
         Command::Stat {
@@ -75,6 +75,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             demand(path, Request::Reload { force: *force }, output.json)
         }
         Command::Guest { command, output } => demand(path, command.into(), output.json),
+        Command::Shared { command, output } => demand(path, command.into(), output.json),
         Command::Set {
             guest,
             terms,
@@ -92,7 +93,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
-/// Leaves out all guests but one.
+/// Leaves out all guests but one, and the pools that it does not share.
 fn only(mut stat: Stat, guest: Option<&str>) -> Result<Stat, Failure> {
     if let Some(name) = guest {
         if !stat.guests.iter().any(|guest| guest.name == name) {
@@ -102,6 +103,8 @@ fn only(mut stat: Stat, guest: Option<&str>) -> Result<Stat, Failure> {
             });
         }
         stat.guests.retain(|guest| guest.name == name);
+        let shares = |of: &String| of == name;
+        stat.shared.retain(|pool| pool.guests.iter().any(shares));
     }
     Ok(stat)
 }

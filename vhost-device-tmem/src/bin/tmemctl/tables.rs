@@ -20,8 +20,15 @@ pub(crate) const NONE: &str = "-";
 
 const WORDS: &str = "";
 
+/// Returns the guests, one a line, and the pools that they share.
+pub(crate) fn overview(stat: &Stat) -> String {
+    let mut parts = vec![list(stat), shared(stat)];
+    parts.retain(|part| !part.is_empty());
+    parts.join("\n")
+}
+
 /// Returns the guests, one a line.
-pub(crate) fn list(stat: &Stat) -> String {
+fn list(stat: &Stat) -> String {
     let columns = [
         ("GUEST", WORDS),
         ("STATE", WORDS),
@@ -52,6 +59,75 @@ pub(crate) fn list(stat: &Stat) -> String {
             percent(guest.hit_rate),
         ]
     });
+    table(&columns, rows)
+}
+
+/// Returns the pools that guests share, one a line; nothing where there are none.
+fn shared(stat: &Stat) -> String {
+    let columns = [
+        ("SHARED POOL", WORDS),
+        ("GUESTS", WORDS),
+        ("WITH ACCESS", WORDS),
+        ("WEIGHT", "of 10000"),
+        ("MEMORY", "MiB"),
+        ("SHARE", "MiB"),
+        ("MAX", "MiB"),
+        ("HELD", "pages"),
+        ("PUT", "pages"),
+        ("GOT", "pages"),
+        ("HIT", "%"),
+        ("EVICTED", "pages"),
+    ];
+    let rows = stat.shared.iter().map(|pool| {
+        let of = pool.part.unwrap_or_default();
+        let counters = &pool.counters;
+        vec![
+            pool.uuid.to_string(),
+            pool.guests.len().to_string(),
+            pool.members.len().to_string(),
+            of.weight.to_string(),
+            mib(pool.bytes),
+            mib(of.ephemeral.share_bytes),
+            pool.max_bytes.map_or(NONE.to_owned(), mib),
+            pool.pages.to_string(),
+            counters.puts.to_string(),
+            counters.gets.to_string(),
+            percent(part(counters.gets_hit, counters.gets)),
+            counters.pages_evicted.to_string(),
+        ]
+    });
+    table(&columns, rows)
+}
+
+/// Returns what each guest may and did in shared pools.
+fn members(stat: &Stat) -> String {
+    let columns = [
+        ("SHARED POOL", WORDS),
+        ("GUEST", WORDS),
+        ("ACCESS", WORDS),
+        ("PUT", "pages"),
+        ("STORED", "pages"),
+        ("GOT", "pages"),
+        ("HIT", "pages"),
+        ("FLUSHED", "times"),
+    ];
+    let mut rows = Vec::new();
+    for pool in &stat.shared {
+        for guest in &pool.guests {
+            let member = pool.members.iter().find(|member| member.guest == *guest);
+            let counters = member.map(|member| member.counters).unwrap_or_default();
+            rows.push(vec![
+                pool.uuid.to_string(),
+                guest.clone(),
+                if member.is_some() { "yes" } else { "no" }.to_owned(),
+                counters.puts.to_string(),
+                counters.puts_stored.to_string(),
+                counters.gets.to_string(),
+                counters.gets_hit.to_string(),
+                counters.flushes.to_string(),
+            ]);
+        }
+    }
     table(&columns, rows)
 }
 
@@ -97,6 +173,7 @@ pub(crate) fn all(stat: &Stat) -> String {
     }
     parts.extend([list(stat), shares(stat), requests(stat), windows(stat)]);
     parts.push(pools(stat, compressed));
+    parts.extend([shared(stat), members(stat)]);
     parts.retain(|part| !part.is_empty());
     parts.join("\n")
 }

@@ -118,7 +118,11 @@ fn follow(guests: &[GuestConfig], steps: &[Step]) -> Vec<GuestConfig> {
                 let moved = guests.iter_mut().find(|guest| guest.name == to.name);
                 moved.unwrap().path = to.path.clone();
             }
-            Step::Rename { .. } | Step::Terms(_) | Step::Set(_) => {}
+            Step::Rename { .. }
+            | Step::Terms(_)
+            | Step::Share(_)
+            | Step::Unshare(_)
+            | Step::Set(_) => {}
         }
     }
     guests.sort_by(|one, other| one.name.cmp(&other.name));
