@@ -6,9 +6,9 @@
 use std::fmt::Write;
 
 use crate::{
-    control::{Freeable, GuestStat, KindState, Stat, Usage},
+    control::{Freeable, GuestStat, KindState, SharedStat, Stat, Usage},
     device::WindowState,
-    store::{PoolCounters, PoolKind},
+    store::{AccessCounters, PoolCounters, PoolKind},
     window::CHUNK,
 };
 
@@ -37,6 +37,10 @@ pub(super) enum Values {
     Window(fn(&WindowState) -> u64),
     /// One of each guest that has a window, and kind of pool.
     WindowKind(fn(&WindowState, PoolKind) -> u64),
+    /// One of each shared pool.
+    Shared(fn(&SharedStat) -> u64),
+    /// One of each guest that has access to a shared pool.
+    Member(fn(&AccessCounters) -> u64),
 }
 
 /// A metric.
@@ -68,6 +72,8 @@ impl Metric {
             Values::Host(_) => "",
             Values::Guest(_) | Values::Window(_) => "guest",
             Values::GuestKind(_) | Values::WindowKind(_) => "guest, kind",
+            Values::Shared(_) => "pool",
+            Values::Member(_) => "pool, guest",
         }
     }
 }
@@ -141,6 +147,15 @@ const fn pools(
 /// A counter of what a guest tells of its window.
 const fn told(name: &'static str, help: &'static str, count: fn(&WindowState) -> u64) -> Metric {
     counter(name, PAGES, help, Values::Window(count))
+}
+
+/// A counter of what a guest did in a shared pool.
+const fn member(
+    name: &'static str,
+    help: &'static str,
+    count: fn(&AccessCounters) -> u64,
+) -> Metric {
+    counter(name, PAGES, help, Values::Member(count))
 }
 
 fn of(guest: &GuestStat, kind: PoolKind, count: fn(&PoolCounters) -> u64) -> u64 {
@@ -476,6 +491,57 @@ pub(super) const METRICS: &[Metric] = &[
         "window_moved",
         "Pages that went from the window to the store, as the guest tells.",
         |window| window.moved,
+    ),
+    gauge(
+        "shared_members",
+        None,
+        "Guests that have access to the shared pool now.",
+        Values::Shared(|pool| pool.members.len() as u64),
+    ),
+    gauge(
+        "shared_held",
+        BYTES,
+        "Memory that the shared pool takes, with what finds its pages; no guest is charged for it.",
+        Values::Shared(|pool| pool.bytes),
+    ),
+    gauge(
+        "shared_share",
+        BYTES,
+        "Memory that the shared pool may have now: its share beside those of guests.",
+        Values::Shared(|pool| pool.part.unwrap_or_default().ephemeral.share_bytes),
+    ),
+    gauge(
+        "shared_max",
+        BYTES,
+        "Memory that the shared pool never has more of; 2⁶⁴ - 1 where it has no cap.",
+        Values::Shared(|pool| pool.max_bytes.unwrap_or(u64::MAX)),
+    ),
+    gauge(
+        "shared_stored",
+        PAGES,
+        "Pages that the shared pool has in the store.",
+        Values::Shared(|pool| pool.pages),
+    ),
+    counter(
+        "shared_evicted",
+        PAGES,
+        "Pages of the shared pool that the store forgot to make room.",
+        Values::Shared(|pool| pool.counters.pages_evicted),
+    ),
+    member(
+        "shared_put",
+        "Pages that the guest put into the shared pool, stored or refused.",
+        |guest| guest.puts,
+    ),
+    member(
+        "shared_looked_for",
+        "Pages that the guest asked the shared pool for.",
+        |guest| guest.gets,
+    ),
+    member(
+        "shared_hit",
+        "Pages that it asked for and got, whoever had put them.",
+        |guest| guest.gets_hit,
     ),
 ];
 

@@ -54,13 +54,16 @@ impl Collected {
             [] => number(metric.sort, value, samples),
             labels => number(metric.sort, value, &mut samples.encode_family(&labels)?),
         };
-        if let Values::Host(value) = metric.values {
-            return sample(&[], value(stat));
+        match metric.values {
+            Values::Host(value) => return sample(&[], value(stat)),
+            Values::Shared(_) | Values::Member(_) => return self.shared(metric, &mut sample),
+            _ => {}
         }
         for guest in &stat.guests {
             let name = ("guest", guest.name.as_str());
             match metric.values {
-                Values::Host(_) => {}
+                // Of no guest.
+                Values::Host(_) | Values::Shared(_) | Values::Member(_) => {}
                 Values::Guest(value) => sample(&[name], value(guest))?,
                 Values::GuestKind(value) => {
                     for kind in PoolKind::ALL {
@@ -83,6 +86,29 @@ impl Collected {
         }
         Ok(())
     }
+
+    /// Samples of shared pools.
+    fn shared(
+        &self,
+        metric: &Metric,
+        sample: &mut impl FnMut(&[(&str, &str)], u64) -> fmt::Result,
+    ) -> fmt::Result {
+        for pool in &self.0.shared {
+            let uuid = pool.uuid.to_string();
+            let of = ("pool", uuid.as_str());
+            match metric.values {
+                Values::Shared(value) => sample(&[of], value(pool))?,
+                Values::Member(value) => {
+                    for member in &pool.members {
+                        let labels = [of, ("guest", member.guest.as_str())];
+                        sample(&labels, value(&member.counters))?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 fn number(sort: Sort, value: u64, sample: &mut MetricEncoder<'_>) -> fmt::Result {
@@ -94,12 +120,14 @@ fn number(sort: Sort, value: u64, sample: &mut MetricEncoder<'_>) -> fmt::Result
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
     use crate::{
-        control::{GuestStat, VERSION},
+        control::{GuestStat, SharedMember, SharedStat, VERSION},
         device::WindowState,
         metrics::names,
-        store::{DroppedKind, PoolCounters},
+        store::{AccessCounters, DroppedKind, PoolCounters},
     };
 
     fn stat() -> Stat {
@@ -124,11 +152,24 @@ mod tests {
             name: "never".to_owned(),
             ..GuestStat::default()
         };
+        let shared = SharedStat {
+            uuid: Uuid::from_u128(0x1f),
+            pages: 9,
+            members: vec![SharedMember {
+                guest: "web".to_owned(),
+                counters: AccessCounters {
+                    gets_hit: 8,
+                    ..AccessCounters::default()
+                },
+            }],
+            ..SharedStat::default()
+        };
         Stat {
             version: VERSION,
             worker_starts: 3,
             capacity_bytes: 1 << 30,
             guests: vec![swaps, never],
+            shared: vec![shared],
             ..Stat::default()
         }
     }
@@ -137,6 +178,7 @@ mod tests {
     fn samples_have_names_labels_and_values() {
         let text = render(stat());
         let guest = r#"guest="a \"b\"\\\n""#;
+        let pool = r#"pool="00000000-0000-0000-0000-00000000001f""#;
         let lines = [
             "# TYPE tmem_capacity_bytes gauge".to_owned(),
             "# UNIT tmem_capacity_bytes bytes".to_owned(),
@@ -149,6 +191,8 @@ mod tests {
             // Of a pool that is gone.
             format!(r#"tmem_guest_put_pages_total{{{guest},kind="persistent"}} 5"#),
             format!("tmem_window_hit_pages_total{{{guest}}} {}", u64::MAX),
+            format!("tmem_shared_stored_pages{{{pool}}} 9"),
+            format!(r#"tmem_shared_hit_pages_total{{{pool},guest="web"}} 8"#),
             "# EOF".to_owned(),
         ];
         for line in lines {
