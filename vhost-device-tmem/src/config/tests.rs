@@ -14,6 +14,7 @@ use crate::{
 };
 
 mod plans;
+mod shared;
 mod terms;
 
 const MEMORY: u64 = 8 << 30;
