@@ -4,6 +4,7 @@
 
 use std::{convert::Infallible, sync::Arc, time::Instant};
 
+use uuid::Uuid;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::{
     desc::{split::Descriptor, RawDescriptor},
@@ -22,7 +23,7 @@ use super::{
     turns::{Allowance, SHARED},
     Limits,
 };
-use crate::store::{Compression, Config, HugePages, Store};
+use crate::store::{Compression, Config, HugePages, SharedPool, Store, FIRST_SHARED};
 
 /// Descriptors of a virtqueue.
 const SIZE: u16 = 16;
@@ -38,6 +39,9 @@ const CHAINS: usize = 64;
 
 /// The epoch.
 const NUMBER: u64 = 0x1122_3344_5566_7788;
+
+/// The pool that the guest may share.
+const UUID: Uuid = Uuid::from_bytes([7; 16]);
 
 /// Where the epoch is in a request.
 const EPOCH: std::ops::Range<usize> = 16..24;
@@ -58,6 +62,13 @@ impl Device {
             ..Config::new(1 << 20)
         });
         let store = Arc::new(store.ok()?);
+        // It may share a small pool.
+        store.set_shared([SharedPool {
+            number: FIRST_SHARED,
+            uuid: UUID,
+            guests: [0].into(),
+            max: Some(32 << 10),
+        }]);
         let log = Arc::<LogLimit>::default();
         let mut queue = Queue::new(SIZE).ok()?;
         queue.set_desc_table_address(Some(DESCRIPTORS as u32), None);
