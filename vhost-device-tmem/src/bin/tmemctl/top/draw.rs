@@ -13,7 +13,7 @@ use ratatui::{
 };
 use vhost_device_tmem::control::part;
 
-use super::model::{History, Model, Row, Scale, Sort};
+use super::model::{History, Model, Row, Scale, Shared, Sort};
 use crate::{
     figures::State,
     tables::{mib, percent, NONE},
@@ -183,12 +183,27 @@ fn host(model: &Model, palette: Palette) -> Paragraph<'static> {
         ),
         None => "host waits for memory: its kernel does not say".to_owned(),
     };
-    let trouble = model.trouble().unwrap_or_default().to_owned();
-    Paragraph::new(vec![
-        Line::raw(store),
-        Line::raw(pressure),
-        Line::styled(trouble, palette.trouble),
-    ])
+    let last = match model.trouble() {
+        Some(trouble) => Line::styled(trouble.to_owned(), palette.trouble),
+        None => Line::raw(shared(&host.shared)),
+    };
+    Paragraph::new(vec![Line::raw(store), Line::raw(pressure), last])
+}
+
+/// Returns what pools that guests share take, and what is found there; nothing where there are none.
+fn shared(shared: &Shared) -> String {
+    if shared.pools == 0 {
+        return String::new();
+    }
+    let rates = [shared.hits_per_second, shared.gets_per_second];
+    let [hits, gets] = rates.map(|rate| rate.round() as u64);
+    format!(
+        "shared {} MiB in {} pools   got {}/s   hit {} %",
+        mib(shared.bytes),
+        shared.pools,
+        rate(shared.gets_per_second),
+        percent(part(hits, gets)),
+    )
 }
 
 fn guest(row: &Row, scale: Scale, palette: Palette, cells: &[Rect], buffer: &mut Buffer) {
@@ -252,6 +267,7 @@ fn keys(model: &Model) -> String {
 #[cfg(test)]
 mod tests {
     use ratatui::{backend::TestBackend, Terminal};
+    use vhost_device_tmem::control::SharedStat;
 
     use super::{
         super::model::{
@@ -277,6 +293,31 @@ mod tests {
             model.observe(sample(second, 9 * second, guests));
         }
         model
+    }
+
+    #[test]
+    fn pools_that_guests_share_have_a_line() {
+        let look = |second: u64| {
+            let mut sample = sample(second, 0, vec![guest("web", 1, 0, 0, 0)]);
+            let mut pool = SharedStat {
+                bytes: 3 << 20,
+                ..SharedStat::default()
+            };
+            pool.counters.gets = 200 * second;
+            pool.counters.gets_hit = 150 * second;
+            sample.stat.shared = vec![pool.clone(), pool];
+            sample
+        };
+        let mut model = Model::new(Sort::Name);
+        model.observe(look(1));
+        model.observe(look(3));
+        let line = "\nshared 6.0 MiB in 2 pools   got 400/s   hit 75.0 %\n";
+        let drawn = text(&model, NARROW);
+        assert!(drawn.contains(line), "{drawn}");
+        // What cannot be seen is more important.
+        model.lost("nobody answers");
+        let drawn = text(&model, NARROW);
+        assert!(!drawn.contains("shared") && drawn.contains("nobody answers"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{cmp::Ordering, collections::VecDeque, time::Duration};
 
 use clap::ValueEnum;
 use serde::Serialize;
-use vhost_device_tmem::control::{part, GuestStat, Stat, Usage};
+use vhost_device_tmem::control::{part, GuestStat, SharedStat, Stat, Usage};
 
 use super::pressure::Pressure;
 use crate::figures::State;
@@ -193,7 +193,39 @@ pub(super) struct Host {
     pub(super) used_bytes: u64,
     pub(super) lent_bytes: u64,
     pub(super) evicted_per_second: f64,
+    pub(super) shared: Shared,
     pub(super) pressure: Option<Pressure>,
+}
+
+/// All pools that guests share.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct Shared {
+    pub(super) pools: usize,
+    pub(super) bytes: u64,
+    pub(super) gets_per_second: f64,
+    pub(super) hits_per_second: f64,
+    #[serde(skip)]
+    gets: u64,
+    #[serde(skip)]
+    hits: u64,
+}
+
+impl Shared {
+    /// Returns what there is, with rates since the last look if that is known.
+    fn observe(before: Self, stat: &Stat, seconds: Option<f64>) -> Self {
+        let sum = |of: fn(&SharedStat) -> u64| stat.shared.iter().map(of).sum::<u64>();
+        let gets = sum(|pool| pool.counters.gets);
+        let hits = sum(|pool| pool.counters.gets_hit);
+        let rate = |before, now| seconds.map_or(0.0, |s| increase(before, now) as f64 / s);
+        Self {
+            pools: stat.shared.len(),
+            bytes: sum(|pool| pool.bytes),
+            gets_per_second: rate(before.gets, gets),
+            hits_per_second: rate(before.hits, hits),
+            gets,
+            hits,
+        }
+    }
 }
 
 /// Everything, for programs.
@@ -262,6 +294,7 @@ impl Model {
             used_bytes: stat.used_bytes,
             lent_bytes: stat.lent_bytes,
             evicted_per_second: evicted.unwrap_or(0.0),
+            shared: Shared::observe(self.host.shared, &stat, since),
             pressure,
         };
         let mut before = std::mem::take(&mut self.rows);
