@@ -76,17 +76,27 @@ impl Running {
 
     /// What is asked for is refused, and nothing has changed by that.
     fn refused(&self, args: &[&str], words: &[&str]) {
-        let before = self.stat()["shared"].clone();
+        let before = self.terms();
         let said = Said::by(&mut self.command(args));
         assert_eq!((said.code, &*said.out), (1, ""), "{args:?}: {said:?}");
         for word in words {
             assert!(said.err.contains(word), "{word}: {said:?}");
         }
-        assert_eq!(self.stat()["shared"], before);
+        assert_eq!(self.terms(), before);
     }
 
     fn stat(&self) -> Value {
         stat(&self.place.path("control.sock"))
+    }
+
+    /// What operators say of the pools, and who has access.
+    fn terms(&self) -> Vec<[Value; 4]> {
+        let stat = self.stat();
+        let pools = stat["shared"].as_array().unwrap().iter();
+        let keys = ["uuid", "guests", "max_bytes", "members"];
+        pools
+            .map(|pool| keys.map(|key| pool[key].clone()))
+            .collect()
     }
 
     /// What is told of the only pool.
