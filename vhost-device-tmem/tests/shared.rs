@@ -180,6 +180,10 @@ fn what_one_guest_puts_another_gets() {
         it.kill_worker();
         assert_eq!(third.join_pool(1, uuid(IMAGE)), Status::NotAllowed);
     }
+    it.ok(&["upgrade"]);
+    it.daemon.wait_for("upgraded");
+    assert_eq!(get(&mut db, DB, 99), Ok(true));
+    it.kill_worker();
     assert_eq!(put(&mut db, DB, 100), PageResult::Stored);
     assert_eq!(get(&mut web, WEB, 100), Ok(true));
     // What was put, and found, since this worker is there.

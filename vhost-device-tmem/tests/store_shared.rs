@@ -4,7 +4,11 @@
 
 mod pages;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
 
 use pages::{config, contents, key, random_page, Stamped, COMPRESSIONS};
 use uuid::Uuid;
@@ -345,5 +349,62 @@ fn the_next_process_knows_who_has_access() {
         drop(got.unwrap());
         assert_eq!(result, [Hit]);
         assert_eq!(store.shared_pools()[0].accesses.len(), 1);
+    }
+}
+
+#[test]
+fn guests_that_work_at_once_never_get_another_page() {
+    for compression in COMPRESSIONS {
+        let store = Store::new(&config(1 << 20, compression)).unwrap();
+        let guests = [0, 1, 2].map(|number| store.guest(number));
+        let small = |guests: &[&Guest]| SharedPool {
+            max: Some(256 << 10),
+            ..pool(0, IMAGE, guests)
+        };
+        let [one, two, three] = &guests;
+        let all = [one, two, three];
+        store.set_shared([small(&all)]);
+        let hits = AtomicU64::new(0);
+        thread::scope(|scope| {
+            for guest in &guests {
+                let (store, hits) = (&store, &hits);
+                scope.spawn(move || {
+                    let mut dice = 0x9e37_79b9_7f4a_7c15 + u64::from(guest.number());
+                    for _ in 0..3000 {
+                        dice ^= dice << 13;
+                        dice ^= dice >> 7;
+                        dice ^= dice << 17;
+                        let index = (dice >> 20) % 61;
+                        let (keys, mut page) = ([key(1, index, 1)], Stamped(random_page(index)));
+                        let mut result = [Absent];
+                        let done = match dice % 4 {
+                            0 => store.put(guest, WEB, &keys, &mut page, &mut result),
+                            1 => store.flush_pages(guest, WEB, &keys, &mut result),
+                            // What it finds is what was put under the key, or it panics.
+                            _ => store
+                                .get(guest, WEB, false, &keys, &mut page, &mut result)
+                                .map(drop),
+                        };
+                        if done == Err(PoolError::NoPool) {
+                            // It was taken off, and comes back when it may.
+                            let _ = store.join_pool(guest, WEB, IMAGE);
+                        }
+                        hits.fetch_add(u64::from(result == [Hit]), Ordering::Relaxed);
+                    }
+                });
+            }
+            for n in 0..300 {
+                let left = all.iter().enumerate().filter(|(at, _)| n % 7 != *at);
+                let left: Vec<_> = left.map(|(_, guest)| *guest).collect();
+                store.set_shared([small(&left)]);
+                let _ = store.tidy_step(100);
+                thread::yield_now();
+            }
+        });
+        let hits = hits.into_inner();
+        assert!(hits > 100, "{hits}");
+        store.set_shared([]);
+        while store.tidy_step(1000) == Progress::More {}
+        assert_eq!(store.report().used_pages, 0);
     }
 }
