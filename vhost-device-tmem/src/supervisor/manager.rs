@@ -358,39 +358,31 @@ impl Manager {
                 self.tell_guests();
                 done
             }
-            OperatorRequest::Shared(edit) => {
-                let done = self.needs.changes.share(&edit);
-                return self.settle(asked.operator, done);
-            }
+            OperatorRequest::Shared(edit) => self.needs.changes.share(&edit),
             OperatorRequest::Freeze { guest, frozen } => {
-                let done = self.needs.changes.freeze(guest.as_deref(), frozen);
-                return self.settle(asked.operator, done);
+                self.needs.changes.freeze(guest.as_deref(), frozen)
             }
             OperatorRequest::Resume { guest, epoch, done } => {
                 let resumed = self.needs.changes.resume_epoch(&guest, epoch);
-                return self.settle(asked.operator, resumed.map(|()| done));
+                resumed.map(|()| done)
             }
             OperatorRequest::Epoch { guest, force } => {
-                let done = self.needs.changes.begin_epoch(&guest, force);
-                return self.settle(asked.operator, done);
+                self.needs.changes.begin_epoch(&guest, force)
             }
         };
-        if let Some(operator) = asked.operator {
-            answer_passed(operator.as_fd(), done);
-        }
+        self.settle(asked.operator, done);
         false
     }
 
     /// Answers an operator: where something was done, once the worker knows of it.
-    fn settle(&mut self, operator: Option<OwnedFd>, done: Result<String, String>) -> bool {
+    fn settle(&mut self, operator: Option<OwnedFd>, done: Result<String, String>) {
         let Some(operator) = operator else {
-            return false;
+            return;
         };
         match done {
             Ok(done) => self.settling.add(self.needs.hub.ask(), operator, done),
             Err(_) => answer_passed(operator.as_fd(), done),
         }
-        false
     }
 
     fn reload(&mut self, force: bool) -> Result<String, String> {
