@@ -90,7 +90,7 @@ impl Session {
         if self.store.is_frozen(self.pools.guest().number()) {
             return Err(RestoreError::Frozen);
         }
-        match self.pools().len() {
+        match self.store.pool_count(self.pools.guest()) {
             0 => Ok(()),
             count => Err(RestoreError::HasPools(count)),
         }

@@ -224,6 +224,13 @@ impl Store {
     pub fn pools(&self, guest: &Guest) -> Vec<PoolReport> {
         self.lock().reports(guest.number)
     }
+
+    /// Returns how many pools a guest has, with those that it shares.
+    pub fn pool_count(&self, guest: &Guest) -> usize {
+        let inner = self.lock();
+        let guest = inner.guests.get(&guest.number);
+        guest.map_or(0, |guest| guest.pools.len() + guest.accesses.len())
+    }
 }
 
 impl Inner {

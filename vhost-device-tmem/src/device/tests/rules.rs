@@ -8,7 +8,7 @@ use virtio_tmem_abi::{Chunk, ChunkGrant, ChunkKind, Chunks, SlotKey, WindowOpen,
 
 use super::*;
 use crate::{
-    device::protocol_features,
+    device::{protocol_features, RestoreError},
     store::{SharedPool, FIRST_SHARED},
 };
 
@@ -452,8 +452,11 @@ fn a_shared_pool_is_for_those_who_are_authorised() {
     let take = device.get(7, request_flags::TAKE, &keys);
     take.assert_malformed(Malformed::Flags);
     assert_eq!(device.get(7, 0, &keys).results(), [PageResult::Hit]);
-    // It is not among the guest's own, and resets leave it as it is.
+    // It is not among the guest's own, and resets leave it as it is. Who has it has been served
+    // already, and is not given pages that were saved.
     assert_eq!(device.session.pools().len(), 2);
+    let restored = device.session.may_restore();
+    assert!(matches!(restored, Err(RestoreError::HasPools(3))));
     device.session.reset();
     assert_eq!(device.get(7, 0, &keys).results(), [PageResult::Hit]);
     share(&device, [9; 16], &[5]);
