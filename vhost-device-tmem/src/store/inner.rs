@@ -115,7 +115,7 @@ pub(super) struct Inner {
     /// What describes the pools, by their places.
     pub(super) records: Table<PoolRecord>,
     pub(super) pools: Vec<Option<Pool>>,
-    free_pools: Vec<PoolSlot>,
+    pub(super) free_pools: Vec<PoolSlot>,
     /// Pools that are being emptied, which no number leads to.
     ending: Vec<PoolSlot>,
     next_serial: u64,
@@ -206,37 +206,6 @@ impl Inner {
         Ok(())
     }
 
-    /// Describes something new, and returns its place; [`None`] if all are taken.
-    pub(super) fn describe_new(&mut self, known: Known) -> Option<PoolSlot> {
-        let slot = match self.free_pools.pop() {
-            Some(slot) => slot,
-            None if self.pools.len() < self.records.len() => {
-                self.pools.push(None);
-                self.pools.len() as PoolSlot - 1
-            }
-            None => return None,
-        };
-        self.records[slot as usize].set(known);
-        Some(slot)
-    }
-
-    /// Describes nothing any more at a place.
-    pub(super) fn clear_place(&mut self, slot: PoolSlot) {
-        self.records[slot as usize].clear();
-        self.free_pools.push(slot);
-    }
-
-    /// Returns how many places nothing is described at.
-    pub(super) fn free_places(&self) -> usize {
-        self.free_pools.len() + self.records.len() - self.pools.len()
-    }
-
-    /// Has a place be in the table.
-    pub(super) fn add_place(&mut self, slot: PoolSlot) {
-        let len = self.pools.len().max(slot as usize + 1);
-        self.pools.resize_with(len, || None);
-    }
-
     /// Puts a pool that is described at its place.
     pub(super) fn restore_pool(&mut self, slot: PoolSlot, pool: Pool, ending: bool) {
         self.next_serial += 1;
@@ -252,12 +221,6 @@ impl Inner {
         }
     }
 
-    /// Lists the places between those that something is described at.
-    pub(super) fn list_free_pools(&mut self) {
-        let free = (0..self.pools.len()).filter(|at| self.records[*at].known() == Ok(None));
-        self.free_pools = free.map(|at| at as PoolSlot).collect();
-    }
-
     pub(super) fn has_pool(&self, slot: PoolSlot) -> bool {
         self.pools.get(slot as usize).is_some_and(Option::is_some)
     }
@@ -266,16 +229,6 @@ impl Inner {
     pub(super) fn set_hold(&mut self, slot: PoolSlot, hold: Hold) {
         self.pool_mut(slot).hold = hold;
         self.describe(slot, |known| known.hold = hold);
-    }
-
-    /// Changes the description of a pool.
-    fn describe(&mut self, slot: PoolSlot, change: impl FnOnce(&mut Known)) {
-        let record = &mut self.records[slot as usize];
-        // It was written by this process, or was found to be sound.
-        if let Ok(Some(mut known)) = record.known() {
-            change(&mut known);
-            record.set(known);
-        }
     }
 
     /// Names a pool, so that it is told from one that has its place later.

@@ -80,6 +80,7 @@ mod lend;
 mod lru;
 mod mapping;
 mod memory;
+mod places;
 mod pool;
 mod put;
 mod ranges;
