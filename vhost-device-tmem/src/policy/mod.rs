@@ -57,7 +57,7 @@
 //! |---|---|
 //! | [`Figures::elapsed`] | the monotonic clock, since the last step |
 //! | [`Figures::capacity`] | `--capacity`, less what the store needs besides pages (`Store::shareable`), and less while PSI or the control group say so |
-//! | [`Figures::guests`] | guests that are connected, or still hold something (`Accounts`) |
+//! | [`Figures::guests`] | guests that are connected, or still hold something (`Accounts`), and pools that guests share, each of which counts as one that has no persistent memory |
 //! | [`PersistentFigures::used`] | `Holding::persistent` of the guest's account: pages of the store with what finds them, and chunks that are lent |
 //! | [`PersistentFigures::refused`] | `PoolCounters::refused_over_quota` of persistent pools, and chunks asked for in vain (`Lender::refused`), times the pages of a chunk |
 //! | [`EphemeralFigures::used`] | `Holding::ephemeral` |
