@@ -81,10 +81,10 @@ fn run(args: Args) -> Result<(), Failure> {
     };
     let (mut sources, wrong) = Sources::read(&given)?;
     let host = limits::memory();
-    let mut config = sources.config(&host)?;
+    let (mut config, mut missing) = sources.config_of_known(&host)?;
     if sources.args.check_config {
         let wrong = wrong.into_iter().flat_map(|problems| problems.0);
-        let wrong: Vec<_> = wrong.collect();
+        let wrong: Vec<_> = wrong.chain(missing).collect();
         if !wrong.is_empty() {
             return Err(Problems(wrong).into());
         }
@@ -106,12 +106,15 @@ fn run(args: Args) -> Result<(), Failure> {
     let mut inherited = Inherited::take().map_err(cannot("take over from the daemon before"))?;
     // What was changed while it ran is so after a restart as well.
     sources.edits = inherited.edits();
-    match sources.config(&host) {
-        Ok(edited) => config = edited,
+    match sources.config_of_known(&host) {
+        Ok(edited) => (config, missing) = edited,
         Err(problems) => {
             tracing::error!("what tmemctl changed of guests is left out: {problems}");
             sources.edits = Edits::default();
         }
+    }
+    for problem in &missing {
+        tracing::warn!("a guest shares nothing until it is there: {problem}");
     }
     let descriptors = reckon(&config)?;
     let groups = groups(&config)?;

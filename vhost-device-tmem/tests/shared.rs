@@ -331,6 +331,25 @@ fn operators_change_who_shares_while_guests_run() {
 }
 
 #[test]
+fn a_guest_that_is_not_there_shares_nothing_until_it_comes() {
+    let it = Running::start(&shared(r#"["web", "late"]"#));
+    assert_eq!(it.pool()["guests"], json!(["web"]));
+    // Other guests come and go meanwhile; only the file has to make sense to be read again.
+    it.refused(&["reload"], &["guests names guest \"late\""]);
+    it.ok(&["guest", "remove", "db"]);
+    it.ok(&[
+        "guest",
+        "add",
+        "late",
+        "--socket",
+        &it.place.arg("late.sock"),
+    ]);
+    assert_eq!(it.pool()["guests"], json!(["web", "late"]));
+    assert_eq!(it.connect("late").join_pool(DB, uuid(IMAGE)), Status::Ok);
+    it.ok(&["reload"]);
+}
+
+#[test]
 fn what_makes_no_sense_changes_nothing() {
     let it = Running::start(&shared(r#"["web", "db"]"#));
     let (mut web, _db) = it.members();

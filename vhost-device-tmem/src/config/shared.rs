@@ -110,11 +110,12 @@ impl SharedConfig {
 }
 
 impl Sources {
-    /// Returns the shared pools for which there are guests, by their UUIDs. What is wrong with them is
-    /// handed to `wrong`.
+    /// Returns the shared pools for which there are guests, by their UUIDs. Names of guests which there
+    /// are not are left out, and are said in `missing`. What else is wrong is handed to `wrong`.
     pub(super) fn shared(
         &self,
         guests: &[GuestConfig],
+        missing: &mut Vec<Problem>,
         mut wrong: impl FnMut(Key, String),
     ) -> Vec<SharedConfig> {
         let mut pools: BTreeMap<Uuid, (String, SharedConfig)> = BTreeMap::new();
@@ -141,10 +142,13 @@ impl Sources {
         }
         let there = |name: &String| guests.iter().any(|guest| guest.name == *name);
         let mut used = Vec::new();
-        for (text, pool) in pools.into_values() {
+        for (text, mut pool) in pools.into_values() {
             for name in pool.guests.iter().filter(|name| !there(name)) {
-                wrong(Key::Shared(text.clone(), "guests"), unknown(name, guests));
+                let place = self.place(&Key::Shared(text.clone(), "guests"));
+                let what = unknown(name, guests);
+                missing.push(Problem { place, what });
             }
+            pool.guests.retain(there);
             if pool.guests.is_empty() {
                 continue;
             }

@@ -195,13 +195,29 @@ impl Sources {
     ///
     /// All that is wrong with it.
     pub fn config(&self, memory: &Memory) -> Result<Config, Problems> {
+        let (config, missing) = self.config_of_known(memory)?;
+        if missing.is_empty() {
+            Ok(config)
+        } else {
+            Err(Problems(missing))
+        }
+    }
+
+    /// As [`Self::config`], where pools may be shared with guests which there are not: these share
+    /// nothing until they come. Returns where they are named.
+    ///
+    /// # Errors
+    ///
+    /// All else that is wrong.
+    pub fn config_of_known(&self, memory: &Memory) -> Result<(Config, Vec<Problem>), Problems> {
         let mut found = Found {
             sources: self,
             problems: Vec::new(),
         };
         let settings = settings(&self.options(), memory, &mut found);
         let guests = self.guests(&mut found);
-        let shared = self.shared(&guests, |key, what| found.add_of(&key, what));
+        let mut missing = Vec::new();
+        let shared = self.shared(&guests, &mut missing, |key, what| found.add_of(&key, what));
         let Some(mut config) = settings.filter(|_| found.problems.is_empty()) else {
             return Err(Problems(found.problems));
         };
@@ -211,7 +227,7 @@ impl Sources {
         }
         config.guests = guests;
         config.shared = shared;
-        Ok(config)
+        Ok((config, missing))
     }
 
     /// Returns the guests, with what is wrong with them.

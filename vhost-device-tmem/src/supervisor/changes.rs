@@ -232,6 +232,9 @@ impl Changes {
         }
         let named = sources.clone();
         sources.edits.forget(|name| named.names(name));
+        // It says more than what there is to be: whom it names there has to be, too.
+        let checked = sources.config(&self.settings.memory);
+        checked.map_err(|problems| problems.to_string())?;
         let circumstances = Circumstances {
             force,
             ..self.start.clone()
@@ -266,7 +269,11 @@ impl Changes {
 
     fn change(&mut self, sources: Sources, around: Circumstances) -> Result<String, String> {
         let told = |problems: Problems| problems.to_string();
-        let config = sources.config(&self.settings.memory).map_err(told)?;
+        let known = sources.config_of_known(&self.settings.memory);
+        let (config, missing) = known.map_err(told)?;
+        for problem in missing {
+            tracing::warn!("a guest shares nothing until it is there: {problem}");
+        }
         let connected = self.hub.connected();
         let connected = self
             .guests

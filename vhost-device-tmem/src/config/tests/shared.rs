@@ -118,6 +118,27 @@ fn problems_are_told_with_their_lines() {
 }
 
 #[test]
+fn a_guest_that_is_not_there_shares_nothing_until_it_comes() {
+    let mut sources = image("[\"a\", \"late\"]");
+    let known = |sources: &Sources| {
+        let (config, missing) = sources.config_of_known(&memory()).unwrap();
+        let guests = config.shared[0].guests.iter().cloned();
+        (guests.collect::<Vec<_>>(), missing.len())
+    };
+    assert_eq!(known(&sources), (names(&["a"]), 1));
+    let problem = pools(&sources).unwrap_err();
+    assert!(problem.contains("names guest \"late\""), "{problem}");
+    let late = GuestEdit::Add {
+        name: "late".to_owned(),
+        socket: "/late".into(),
+        window_size: None,
+        terms: Default::default(),
+    };
+    sources.edit(&late, &[]).unwrap();
+    assert_eq!(known(&sources), (names(&["a", "late"]), 0));
+}
+
+#[test]
 fn operators_add_guests_and_take_them_off() {
     let mut sources = image("[\"a\"]");
     add(&mut sources, &IMAGE.to_uppercase(), &["b"], Some("2MiB")).unwrap();
