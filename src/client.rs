@@ -12,6 +12,7 @@
 //! ```text
 //! put     pages that wait: Batch ──► carry ──► virtqueue ──► carry ──► Origin
 //! stage   pages that cannot: Staging ──► (thread) ──► carry ──► …
+//! shared  the same for pages that other guests have, too, which are in no index
 //! get     the index, then as the first; whoever gets polls for a while
 //! again   … what did not come, by way of other memory
 //! here    puts and gets without the device, by way of the window
@@ -44,6 +45,7 @@ mod pools;
 mod pump;
 mod put;
 mod request;
+mod shared;
 mod stage;
 mod staging;
 mod stored;
@@ -110,6 +112,7 @@ use self::{
         Request,
         RequestPool, //
     },
+    shared::Shared,
     staging::Staging,
     window::Window, //
 };
@@ -130,6 +133,11 @@ pub(crate) use self::{
         Answers,
         Origin,
         Outcome, //
+    },
+    shared::{
+        Handle,
+        Volume,
+        MAX_VOLUMES, //
     },
     staging::StagingSize,
     window::Moves, //
@@ -167,6 +175,8 @@ pub(crate) struct Limits {
     pub(crate) written_through: bool,
     /// Whether to use the device's window.
     pub(crate) window: bool,
+    /// Whether to use pools that other guests have, too.
+    pub(crate) shared: bool,
     /// Pages of memory by which to judge which clean pages are worth being put, if that is done.
     pub(crate) admission: Option<u64>,
 }
@@ -227,6 +237,11 @@ pub(crate) struct Client<O: Origin> {
     frontswap: PoolState,
     #[pin]
     cleancache: PoolState,
+    /// All pools that are shared.
+    #[pin]
+    shared_pools: PoolState,
+    #[pin]
+    shared: Shared,
     admission: Option<Admission>,
     /// What the device's window is known by, if it has one that is to be used.
     identity: Option<[u8; 16]>,
@@ -297,6 +312,12 @@ impl<O: Origin> Client<O> {
         let (timeout, give_up) = (limits.timeout_ms, limits.give_up_ms);
         let pages = limits.max_pages;
         let first = config.epoch.get();
+        let shares = limits.shared && config.capabilities.get() & cap::SHARED != 0;
+        let (max_pools, waiting) = if shares {
+            (config.max_pools.get(), limits.staging.target())
+        } else {
+            (0, 0)
+        };
         let has_window = limits.window && config.capabilities.get() & cap::WINDOW != 0;
         let identity = has_window.then_some(config.window);
 
@@ -329,6 +350,8 @@ impl<O: Origin> Client<O> {
                 staging <- Staging::new(staging, lanes.puts()),
                 frontswap <- PoolState::new(pages),
                 cleancache <- PoolState::new(pages),
+                shared_pools <- PoolState::without_index(),
+                shared <- Shared::new(max_pools, waiting),
                 admission: limits.admission.map(Admission::new).transpose()?,
                 identity,
                 window: SetOnce::new(),
@@ -355,6 +378,7 @@ impl<O: Origin> Client<O> {
         match pool {
             Pool::Frontswap => &self.frontswap,
             Pool::Cleancache => &self.cleancache,
+            Pool::Shared(_) => &self.shared_pools,
         }
     }
 

@@ -21,6 +21,7 @@ mod points;
 mod power;
 mod seat;
 mod symbol;
+mod volumes;
 
 use crate::client::{
     self,

@@ -137,6 +137,7 @@ pub(crate) fn limits(wants: Wants, total_pages: u64) -> Limits {
         give_up_ms: Some(module_parameters::give_up_ms.value()).filter(|&ms| ms > 0),
         poll_us: module_parameters::poll_us.value(),
         window: window(),
+        shared: wants.cleancache && module_parameters::shared.value(),
         written_through: write_through(),
         admission: module_parameters::admission.value().then_some(total_pages),
     }
@@ -184,6 +185,7 @@ in_force! {
     btrfs,
     crc,
     window,
+    shared,
     verify,
     admission,
     max_order,

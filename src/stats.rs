@@ -20,7 +20,7 @@ use crate::{
 /// The folder `virtio_tmem` in debugfs, for as long as it lives.
 pub(crate) struct Stats {
     _parameters: Pin<KBox<Scope<InForce>>>,
-    _folders: [Pin<KBox<Scope<Arc<Client>>>>; 3],
+    _folders: [Pin<KBox<Scope<Arc<Client>>>>; 4],
     _top: Dir,
 }
 
@@ -69,6 +69,7 @@ impl Stats {
             _folders: [
                 pool(c"frontswap", Pool::Frontswap)?,
                 pool(c"cleancache", Pool::Cleancache)?,
+                pool(c"shared", Pool::Shared(0))?,
                 queue,
             ],
             _top: top,

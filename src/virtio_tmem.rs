@@ -107,6 +107,10 @@ module! {
             default: true,
             description: "Use memory that the host lends, by ivshmem-plain devices or by the tmem device itself (default: on)",
         },
+        shared: bool {
+            default: true,
+            description: "Put pages of volumes that nobody can write to where other guests that have them find them, too, if the host's operator allows it (default: on)",
+        },
         verify: bool {
             default: false,
             description: "Read each clean page that comes from the host from the disk, too, and compare them; the disk's is used (default: off)",

@@ -310,11 +310,15 @@ class Daemon(Device):
 
     def stat(self) -> Stat:
         """Asks for the counters."""
+        return Stat(json.loads(self.operate("stat", "--json")))
+
+    def operate(self, *words: str) -> bytes:
+        """Has `tmemctl` do something; returns what it prints."""
         answer = subprocess.run(
-            [binary("tmemctl"), "--control-path", self.control, "stat", "--json"],
+            [binary("tmemctl"), "--control-path", self.control, *words],
             check=True,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
             timeout=10,
         )
-        return Stat(json.loads(answer.stdout))
+        return answer.stdout

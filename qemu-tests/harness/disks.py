@@ -25,6 +25,8 @@ class Disk:
 
     name: str
     path: Path
+    # Whether the guest cannot write to it.
+    read_only: bool = False
 
     @classmethod
     def create(
@@ -34,17 +36,22 @@ class Disk:
         mib: int,
         filesystem: str | None = None,
         content: Path | None = None,
+        uuid: str | None = None,
     ) -> "Disk":
         """Makes one, with a filesystem on it if one is named.
 
-        Ext4 can be made with a folder's content in it.
+        Ext4 can be made with a folder's content in it, and with a UUID.
         """
         path = folder / f"{name}.img"
         with path.open("wb") as file:
             file.truncate(mib * MIB)
         if filesystem is not None:
+            options = [
+                *(["-d", str(content)] if content else []),
+                *(["-U", uuid] if uuid else []),
+            ]
             subprocess.run(
-                [*MKFS[filesystem], *(["-d", str(content)] if content else []), str(path)],
+                [*MKFS[filesystem], *options, str(path)],
                 check=True,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -54,9 +61,10 @@ class Disk:
 
     def qemu_options(self) -> list[str]:
         """What QEMU has to be told."""
+        read_only = ",readonly=on" if self.read_only else ""
         return [
             "-drive",
-            f"file={self.path},if=none,id={self.name},format=raw,cache=unsafe",
+            f"file={self.path},if=none,id={self.name},format=raw,cache=unsafe{read_only}",
             "-device",
             f"virtio-blk-pci,drive={self.name},serial={self.name}",
         ]

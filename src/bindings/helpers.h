@@ -119,6 +119,10 @@ void tmem_device_attribute_init(struct device_attribute *attr,
 /* the page cache */
 bool tmem_mapping_cacheable(struct address_space *mapping);
 bool tmem_superblock_distrust(struct super_block *sb);
+bool tmem_superblock_shareable(const struct super_block *sb);
+bool tmem_superblock_hold(struct super_block *sb);
+int tmem_superblock_stamp(struct super_block *sb, u64 *stamp);
+struct super_block *tmem_reconfigured(const void *context);
 bool tmem_mapping_ban(struct address_space *mapping);
 bool tmem_mapping_banned(const struct address_space *mapping);
 bool tmem_mapping_swaps(const struct address_space *mapping);

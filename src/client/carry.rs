@@ -17,6 +17,8 @@ use kernel::{
     },
 };
 
+use virtio_tmem_abi::Status;
+
 use crate::{
     bindings::trace,
     virtio::queue::{
@@ -348,7 +350,11 @@ impl<O: Origin> Client<O> {
             }
             Ok(Answer::Declined { status, state }) => {
                 self.heed(&state, Some(asked));
-                self.note_declined(operation, status);
+                match (blank.record.pool, status) {
+                    // The operator has taken the driver off, which it finds out when it asks again.
+                    (Pool::Shared(place), Status::NoPool) => self.shared.is_out(place),
+                    _ => self.note_declined(operation, status),
+                }
                 self.settle(blank, None);
             }
             Ok(Answer::Unanswered) => self.settle(blank, None),

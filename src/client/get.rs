@@ -148,7 +148,7 @@ impl<O: Origin> Client<O> {
 
         match pool {
             Pool::Frontswap => standing.persistent(),
-            Pool::Cleancache => standing.ephemeral(),
+            Pool::Cleancache | Pool::Shared(_) => standing.ephemeral(),
         }
     }
 
@@ -214,6 +214,8 @@ impl<O: Origin> Client<O> {
         let pushed = match pool {
             // What is taken is taken first of all, so that nobody can get it twice.
             Pool::Cleancache => shard.take_run(tag, index, room as u64, push) as usize,
+            // Its pages are in no index: see `push_shared_gets()`.
+            Pool::Shared(_) => 0,
             Pool::Frontswap => (index..)
                 .take(room)
                 .map_while(|index| {
@@ -272,16 +274,22 @@ impl<O: Origin> Client<O> {
     pub(super) fn count_gets(&self, blank: &Blank<O>, outcomes: Outcomes) {
         let pool = blank.record.pool;
         let state = self.pool(pool);
+        let missing = outcomes.count() - outcomes.done();
 
-        if !outcomes.all_done() {
+        state.counters.hits.add(outcomes.done());
+        if matches!(pool, Pool::Shared(_)) {
+            // Nobody has said that they are there.
+            state.counters.misses.add(missing);
+            return;
+        }
+        if missing > 0 {
             for (n, entry) in blank.record.entries().iter().enumerate() {
                 if !outcomes.is_done(n) {
                     trace::lost(pool.number(), entry.wire, entry.index, 1);
                 }
             }
         }
-        state.counters.hits.add(outcomes.done());
-        state.counters.lost.add(outcomes.count() - outcomes.done());
+        state.counters.lost.add(missing);
     }
 }
 
@@ -332,6 +340,8 @@ impl<'a, O: Origin> Gets<'a, O> {
         let flags = match pool {
             Pool::Frontswap => 0,
             Pool::Cleancache => request_flags::TAKE,
+            // Others may want them, too.
+            Pool::Shared(_) => 0,
         };
         let mut batch = self.client.begin(blank, Operation::Get, pool, flags);
 

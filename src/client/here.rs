@@ -340,6 +340,7 @@ impl<O: Origin> Client<O> {
             let more = match pool {
                 Pool::Cleancache => self.take_here(window, key, left, to),
                 Pool::Frontswap => self.copy_here(window, key, left, to),
+                Pool::Shared(_) => break,
             };
 
             if more.got == 0 && !more.lost {

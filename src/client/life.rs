@@ -204,6 +204,7 @@ impl<O: Origin> Client<O> {
 
     /// Resets the device, if it has virtqueues. May sleep.
     fn detach(&self) {
+        self.shared.begin_life();
         let mut link = self.link.lock();
 
         *link = match link.take() {
@@ -330,6 +331,9 @@ impl<O: Origin> Client<O> {
         }
         self.frontswap.credits.set(state.persistent_credits);
         self.cleancache.credits.set(state.ephemeral_credits);
+        if self.shared.possible() {
+            self.shared_pools.credits.set(state.ephemeral_credits);
+        }
     }
 
     #[cold]
@@ -368,6 +372,8 @@ impl<O: Origin> Client<O> {
             // In this order: nothing names the new epoch before all of the old one is forgotten.
             this.close_window();
             this.staging.drain();
+            this.shared.begin_life();
+            this.drop_shared();
             this.lose_pages(Pool::Cleancache);
             this.lose_pages(Pool::Frontswap);
             {
@@ -440,6 +446,7 @@ impl<O: Origin> Client<O> {
         }
         self.frontswap.credits.clear();
         self.cleancache.credits.clear();
+        self.shared_pools.credits.clear();
         self.control.close();
         // What is in the window can be got without the device.
         let here = self
@@ -475,6 +482,7 @@ impl<O: Origin> Client<O> {
         }
         // What is staged, and all that is ephemeral, is not there any more.
         self.staging.drain();
+        self.drop_shared();
         self.forget(Pool::Cleancache);
         self.offer_parked();
         self.fail_again();
@@ -509,6 +517,7 @@ impl<O: Origin> Client<O> {
     fn tell_to_forget(&self) {
         self.quiesce();
         if self.standing().answers() {
+            self.leave_volumes();
             self.destroy_pools();
         }
     }
@@ -549,6 +558,8 @@ impl<O: Origin> Client<O> {
     fn lose_pages(&self, pool: Pool) {
         match pool {
             Pool::Cleancache => self.forget(pool),
+            // What they have is found out by asking.
+            Pool::Shared(_) => (),
             Pool::Frontswap => {
                 let lost: u64 = self.frontswap.shards().map(|mut s| s.lose_all()).sum();
 

@@ -41,6 +41,9 @@ use super::{
 /// How many shards an index has.
 const SHARDS: u32 = 16;
 
+/// The number of the first pool that is shared.
+pub(super) const FIRST_SHARED: u32 = 2;
+
 /// Which pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pool {
@@ -48,6 +51,8 @@ pub(crate) enum Pool {
     Frontswap,
     /// The ephemeral one.
     Cleancache,
+    /// An ephemeral one that other guests have, too: by its place among those.
+    Shared(u8),
 }
 
 impl Pool {
@@ -56,6 +61,7 @@ impl Pool {
         match self {
             Self::Frontswap => 0,
             Self::Cleancache => 1,
+            Self::Shared(place) => FIRST_SHARED + place as u32,
         }
     }
 }
@@ -75,12 +81,23 @@ impl PoolState {
     ///
     /// May sleep.
     pub(super) fn new(max_pages: u64) -> impl PinInit<Self, Error> {
+        Self::with_shards(max_pages, SHARDS)
+    }
+
+    /// Creates a pool, or several, whose pages are not in any index: they are not the driver's own.
+    ///
+    /// May sleep.
+    pub(super) fn without_index() -> impl PinInit<Self, Error> {
+        Self::with_shards(u64::MAX, 0)
+    }
+
+    fn with_shards(max_pages: u64, count: u32) -> impl PinInit<Self, Error> {
         pin_init::pin_init_scope(move || {
-            let mut shards = KVec::with_capacity(SHARDS as usize, GFP_KERNEL)?;
+            let mut shards = KVec::with_capacity(count as usize, GFP_KERNEL)?;
             // So that an earlier driver's versions mean nothing.
             let version = random_u32();
 
-            for number in 0..SHARDS {
+            for number in 0..count {
                 let shard = Shard::new(index::Config {
                     number,
                     shards: SHARDS,

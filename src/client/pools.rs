@@ -114,7 +114,10 @@ impl<O: Origin> Client<O> {
     ///
     /// May sleep, but not for longer than the device is given time for.
     pub(crate) fn begin_pools(&self) -> Result {
-        for pool in [Pool::Frontswap, Pool::Cleancache] {
+        let shared = (0u8..).take(self.volume_places()).map(Pool::Shared);
+        let own = [Pool::Frontswap, Pool::Cleancache].into_iter();
+
+        for pool in Iterator::chain(own, shared) {
             match self.ask(Opcode::PoolDestroy, pool, &[])? {
                 Status::Ok | Status::NoPool => (),
                 Status::StaleEpoch => return Err(ESTALE),
@@ -131,7 +134,7 @@ impl<O: Origin> Client<O> {
         for pool in self.pools() {
             let persistent = match pool {
                 Pool::Frontswap => pool_flags::PERSISTENT,
-                Pool::Cleancache => 0,
+                Pool::Cleancache | Pool::Shared(_) => 0,
             };
             // Should the guest start another kernel, that one need not know of the pools.
             let released = if self.keeps {

@@ -105,6 +105,7 @@ impl<O: Origin> thread::Work for Client<O> {
         [
             parked.then_some(1),
             this.pump_staged(),
+            this.pump_shared(),
             this.pump_flushes(),
             this.pump_kicks(),
             this.offer_again(),

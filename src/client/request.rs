@@ -112,7 +112,7 @@ pub(super) struct Entry<P> {
     pub(super) wire: u64,
     /// The page's place in the object.
     pub(super) index: u64,
-    /// The page's version.
+    /// The page's version; in a pool that is shared, the generation of the file.
     pub(super) version: u32,
     /// The CRC of the page, or 0 for none.
     pub(super) crc: u32,
@@ -126,6 +126,8 @@ pub(super) struct Entry<P> {
 pub(super) struct Record<O: Origin> {
     pub(super) operation: Operation,
     pub(super) pool: Pool,
+    /// The version of all pages, of a pool that is shared.
+    pub(super) stamp: u64,
     pub(super) epoch: u64,
     pub(super) origin: Option<O>,
     /// A request that this one asks again for, by way of other memory, and what came so far.
@@ -144,6 +146,7 @@ impl<O: Origin> Record<O> {
             Self {
                 operation: Operation::Put,
                 pool: Pool::Cleancache,
+                stamp: 0,
                 epoch: 0,
                 origin: None,
                 instead_of: None,
@@ -257,7 +260,12 @@ impl<O: Origin> Blank<O> {
 
     /// Appends a page to a table of keys.
     pub(super) fn push_key(&mut self, entry: Entry<O::Page>) -> Result {
-        let key = wire::key(entry.wire, entry.index, entry.version);
+        let key = match self.record.pool {
+            Pool::Shared(_) => {
+                wire::shared_key(entry.wire, entry.version, entry.index, self.record.stamp)
+            }
+            _ => wire::key(entry.wire, entry.index, entry.version),
+        };
 
         self.push(key.as_bytes(), entry)
     }

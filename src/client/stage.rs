@@ -136,9 +136,10 @@ impl<O: Origin> Client<O> {
         staged
     }
 
-    /// Returns whether pages are staged: those that are copied to the window are not.
-    pub(super) fn stages(&self) -> bool {
-        !self.puts_here(Pool::Cleancache)
+    /// Returns whether pages are staged: those that are copied to the window are not, and none of
+    /// those is other guests', too. Any context.
+    pub(crate) fn stages(&self) -> bool {
+        !self.puts_here(Pool::Cleancache) || self.shared.any()
     }
 
     /// Takes memory for pages to be staged in, unless there is a window to copy them to.
@@ -152,9 +153,9 @@ impl<O: Origin> Client<O> {
         }
     }
 
-    /// Returns whether there is memory for so many pages: staging memory, or the window. Any context.
+    /// Returns whether there is memory for so many pages, if they are staged at all. Any context.
     pub(crate) fn can_stage(&self, count: usize) -> bool {
-        self.puts_here(Pool::Cleancache) || self.staging.pages().free() >= count
+        !self.stages() || self.staging.pages().free() >= count
     }
 
     /// Waits until so many pages can be staged, or it has taken too long.
@@ -180,7 +181,7 @@ impl<O: Origin> Client<O> {
     }
 
     /// Has staged pages sent, now that so many more wait than did before. Any context.
-    fn staged(&self, before: usize, more: usize) {
+    pub(super) fn staged(&self, before: usize, more: usize) {
         let bursts = |pages: usize| pages.checked_div(self.burst());
 
         // The first ones, or enough for one more burst.
@@ -191,7 +192,7 @@ impl<O: Origin> Client<O> {
 
     /// Returns for how many staged pages to wake the thread: waking it costs as much as sending
     /// some pages.
-    fn burst(&self) -> usize {
+    pub(super) fn burst(&self) -> usize {
         let most = self.staging.pages().held() / 4;
 
         (BURST * self.max_pages.load(Relaxed)).min(most).max(1)

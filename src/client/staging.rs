@@ -49,7 +49,7 @@ pub(crate) enum StagingSize {
 
 impl StagingSize {
     /// Returns how many pages are wanted now, where pages are staged at all.
-    fn target(self) -> usize {
+    pub(super) fn target(self) -> usize {
         match self {
             Self::Nothing => 0,
             Self::Pages(pages) => pages as usize,
@@ -71,35 +71,49 @@ pub(super) struct Staged {
     pub(super) checked: bool,
 }
 
-/// Pages of one virtqueue, in the order in which they came.
+/// Pages that wait, in the order in which they came.
 ///
 /// # Invariants
 ///
 /// `items` has room for all slots that there can be.
-pub(super) struct Fifo {
-    items: KVVec<Option<Staged>>,
+pub(super) struct Fifo<T> {
+    items: KVVec<Option<T>>,
     head: usize,
     len: usize,
 }
 
-impl Fifo {
+impl<T> Fifo<T> {
+    /// Makes room for pages of `capacity` slots, which is how many there can be. May sleep.
+    pub(super) fn new(capacity: usize) -> Result<Self> {
+        let mut items = KVVec::with_capacity(capacity, GFP_KERNEL)?;
+        for _ in 0..capacity {
+            items.push(None, GFP_KERNEL)?;
+        }
+        // INVARIANT: There can be as many slots.
+        Ok(Self {
+            items,
+            head: 0,
+            len: 0,
+        })
+    }
+
     /// Returns the place of what is at most one turn further.
     fn wrap(&self, at: usize) -> usize {
         at.checked_sub(self.items.len()).unwrap_or(at)
     }
 
     /// Adds a page: there is room for all slots.
-    pub(super) fn push(&mut self, staged: Staged) {
+    pub(super) fn push(&mut self, item: T) {
         let at = self.wrap(self.head.wrapping_add(self.len));
 
         if let Some(place) = self.items.get_mut(at) {
-            *place = Some(staged);
+            *place = Some(item);
             self.len += 1;
         }
     }
 
     /// Takes the pages that have waited longest, as many as there is room for; returns how many.
-    fn pop(&mut self, into: &mut [Option<Staged>]) -> usize {
+    fn pop(&mut self, into: &mut [Option<T>]) -> usize {
         let count = into.len().min(self.len);
 
         for place in into.iter_mut().take(count) {
@@ -111,6 +125,24 @@ impl Fifo {
         self.len -= count;
         count
     }
+
+    /// Returns the page that has waited longest.
+    pub(super) fn first(&self) -> Option<&T> {
+        self.items.get(self.head)?.as_ref()
+    }
+
+    /// As [`Self::pop`], but stops at the first page of which `more` is not true.
+    pub(super) fn pop_while(&mut self, into: &mut [Option<T>], more: impl Fn(&T) -> bool) -> usize {
+        let mut count = 0;
+
+        for place in into {
+            if !self.first().is_some_and(&more) {
+                break;
+            }
+            count += self.pop(core::slice::from_mut(place));
+        }
+        count
+    }
 }
 
 /// The staging memory.
@@ -118,7 +150,7 @@ impl Fifo {
 pub(super) struct Staging {
     size: StagingSize,
     pages: Arc<PagePool>,
-    pub(super) fifos: KVec<Pin<KBox<SpinLockIrq<Fifo>>>>,
+    pub(super) fifos: KVec<Pin<KBox<SpinLockIrq<Fifo<Staged>>>>>,
     pub(super) waiting: Atomic<usize>,
     /// Until when, in jiffies, nobody waits for a page to be free.
     pub(super) impatient_until: Atomic<usize>,
@@ -134,16 +166,7 @@ impl Staging {
             let capacity = size.target();
             let mut fifos = KVec::with_capacity(queues, GFP_KERNEL)?;
             for _ in 0..queues {
-                let mut items = KVVec::with_capacity(capacity, GFP_KERNEL)?;
-                for _ in 0..capacity {
-                    items.push(None, GFP_KERNEL)?;
-                }
-                // INVARIANT: There can be as many slots.
-                let fifo = Fifo {
-                    items,
-                    head: 0,
-                    len: 0,
-                };
+                let fifo = Fifo::new(capacity)?;
                 fifos.push(
                     KBox::pin_init(new_spinlock_irq!(fifo, "Staging::fifos"), GFP_KERNEL)?,
                     GFP_KERNEL,

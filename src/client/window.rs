@@ -99,7 +99,7 @@ impl Pool {
     pub(super) const fn kind(self) -> Kind {
         match self {
             Self::Frontswap => Kind::Persistent,
-            Self::Cleancache => Kind::Ephemeral,
+            Self::Cleancache | Self::Shared(_) => Kind::Ephemeral,
         }
     }
 }

@@ -46,6 +46,7 @@
 
 mod file;
 mod read;
+mod shared;
 mod verify;
 
 use core::ptr::{
@@ -91,6 +92,7 @@ use super::{
         Watch, //
     },
     points,
+    volumes,
     Client,
     Context,
     Entered, //
@@ -103,6 +105,7 @@ const ARMED: u8 = 1 << 0;
 /// The hooks of this half, but for those of filesystems.
 pub(super) struct Hooks {
     // Dropped in this order: what puts goes first.
+    _volumes: Option<volumes::Hooks>,
     /// Where there was no window when the hooks were installed.
     _evicted: Option<Redirect>,
     _removed: Probe,
@@ -129,6 +132,7 @@ impl Hooks {
             let removed = Probe::new(points::REMOVED, removed as Code)?;
 
             Ok(Self {
+                _volumes: volumes::Hooks::install(client),
                 // With a window pages wait for nobody.
                 _evicted: (!client.has_window()).then(hold_up_reclaim).flatten(),
                 _removed: removed,
@@ -148,7 +152,8 @@ impl Hooks {
 /// Without it pages are lost to the pool when they are evicted faster than the host takes them,
 /// and all is well otherwise. With a window they are copied there at once, so that there is nothing
 /// to hold reclaim up for, and no reason to have all of its folios pass here: swapped ones do, too.
-fn hold_up_reclaim() -> Option<Redirect> {
+/// Then it is done only once there is a volume whose pages are shared, and staged.
+pub(super) fn hold_up_reclaim() -> Option<Redirect> {
     // SAFETY: The replacement is of the function's type, which is called by a static call.
     unsafe {
         Redirect::optional(
@@ -204,9 +209,12 @@ unsafe fn hold_up(
     // has the folio locked, keeps both.
     let (file, folio) = unsafe { (File::new(mapping), Folio::new(folio)) };
     let count = folio.pages() as usize;
+    let staged = |file| {
+        shared::volume_of(context, file).is_some()
+            || !context.client.puts_here(Pool::Cleancache) && wants_put(context, file, folio)
+    };
 
-    if !context.client.can_stage(count) && file.is_some_and(|file| wants_put(context, file, folio))
-    {
+    if !context.client.can_stage(count) && file.is_some_and(staged) {
         context.client.await_staging(count);
     }
 }
@@ -233,6 +241,10 @@ unsafe extern "C" fn removed(_data: *mut c_void, folio: *mut bindings::folio) {
     let last = first.saturating_add(folio.pages() - 1);
     let tag = file.tag();
 
+    if let Some(volume) = shared::volume_of(&context, file) {
+        // Of before it was joined the host may have some as the guest's own, which nobody looks for.
+        return shared::put(&context, volume, file, folio);
+    }
     let Some(filesystem) = may_put(&context, file, folio) else {
         return file.flush(&context, first, last);
     };

@@ -41,6 +41,8 @@ use super::{
         Filesystem, //
     },
     frontswap,
+    ftrace::Redirect,
+    volumes::Volumes,
     Client, //
 };
 
@@ -59,6 +61,12 @@ pub(super) struct Context {
     /// The hooks of filesystems.
     #[pin]
     pub(super) reads: Mutex<KVec<filesystem::Hooks>>,
+    /// What holds reclaim up for pages that are shared, where nothing else does.
+    #[pin]
+    pub(super) held_up: Mutex<Option<Redirect>>,
+    /// The volumes whose pages other guests have, too.
+    #[pin]
+    pub(super) volumes: Volumes,
     /// What to compare pages by that come from the host, if they are compared.
     pub(super) verify: Option<cleancache::Verify>,
     /// How many pages the largest folio has that is put.
@@ -77,6 +85,8 @@ pub(super) struct Context {
     draining: Work<Self, 2>,
     #[pin]
     read: Work<Self, 3>,
+    #[pin]
+    join: Work<Self, 4>,
 }
 
 impl_has_work! {
@@ -84,6 +94,7 @@ impl_has_work! {
     impl HasWork<Self, 1> for Context { self.hook }
     impl HasWork<Self, 2> for Context { self.draining }
     impl HasWork<Self, 3> for Context { self.read }
+    impl HasWork<Self, 4> for Context { self.join }
 }
 
 /// The context, or null.
@@ -131,6 +142,8 @@ impl Context {
                 drain <- frontswap::Drainer::new(),
                 filesystems,
                 reads <- new_mutex!(KVec::new(), "Context::reads"),
+                held_up <- new_mutex!(None, "Context::held_up"),
+                volumes <- Volumes::new(),
                 verify,
                 largest: 1 << params::max_order(),
                 urgent: OwnedQueue::new(c"virtio_tmem_swap", true)?,
@@ -140,6 +153,7 @@ impl Context {
                 hook <- new_work!("Context::hook"),
                 draining <- new_work!("Context::draining"),
                 read <- new_work!("Context::read"),
+                join <- new_work!("Context::join"),
             }? Error),
             GFP_KERNEL,
         )?;
@@ -237,6 +251,11 @@ impl Context {
         let _ = self.leisurely.enqueue::<_, 1>(self.arc());
     }
 
+    /// Has the host be asked about volumes soon. Any context.
+    pub(super) fn join_later(&self) {
+        let _ = self.leisurely.enqueue::<_, 4>(self.arc());
+    }
+
     /// Waits for all work. Sleeps.
     pub(super) fn flush_work(&self) {
         self.drain.end();
@@ -280,6 +299,22 @@ impl workqueue::WorkItem<3> for Context {
     fn run(this: Arc<Self>) {
         if let Some(context) = Self::get() {
             this.to_host.read(&context);
+        }
+    }
+}
+
+impl workqueue::WorkItem<4> for Context {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.volumes.settle(&this.client);
+        // Where there is none, nothing has been staged, nor was reclaim held up for it.
+        if this.client.running() && this.client.has_window() && this.client.stages() {
+            let mut held_up = this.held_up.lock();
+
+            if held_up.is_none() {
+                *held_up = cleancache::hold_up_reclaim();
+            }
         }
     }
 }

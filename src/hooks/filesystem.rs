@@ -39,6 +39,9 @@ pub(super) struct Kind {
     /// Whether it lets readers bring pages in while it changes the blocks under them: it does not
     /// hold the mapping's `invalidate_lock` then, but only the inode's `i_rwsem`.
     pub(super) lets_readers_in: bool,
+    /// Whether a volume is one block device, at whose beginning is what changes with each write, and
+    /// its inodes are known by their numbers: not so where there are subvolumes.
+    pub(super) can_be_shared: bool,
     /// A function that changes the blocks of a file without a word to its mapping: that of its second
     /// argument, a `struct file`.
     silent: Option<&'static CStr>,
@@ -50,18 +53,21 @@ pub(super) const KINDS: [Kind; 3] = [
         name: c"ext4",
         checks: false,
         lets_readers_in: false,
+        can_be_shared: true,
         silent: Some(points::MOVE_EXTENTS),
     },
     Kind {
         name: c"xfs",
         checks: false,
         lets_readers_in: false,
+        can_be_shared: true,
         silent: None,
     },
     Kind {
         name: c"btrfs",
         checks: true,
         lets_readers_in: true,
+        can_be_shared: false,
         silent: None,
     },
 ];

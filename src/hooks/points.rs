@@ -9,6 +9,7 @@
 //! | [`INVALIDATE_PAGES`] | replaced | F4: pages are invalidated, for direct I/O above all | 6.12–7.3 |
 //! | [`INVALIDATE_INODE`] | replaced | F5: a filesystem invalidates pages | 6.18–7.3 |
 //! | [`REMOVE_MAPPING`] | replaced, where there is one and no window | reclaim is held up while it may still sleep | where the compiler leaves it out of line |
+//! | [`REMOUNT`], [`UNMOUNT`] | watched, where pools can be shared | a volume may be written to from now on | 6.12–7.3 |
 //! | [`ERROR_REPORT`] | watched | a filesystem reports an error of its own | 7.3 |
 //! | [`MOVE_EXTENTS`] | watched | ext4 exchanges the blocks of two files | 6.12–7.3 |
 //! | [`REMOVED`] | tracepoint | F2, and the one way in which clean pages are put | 6.12–7.3 |
@@ -34,6 +35,10 @@ pub(super) const INVALIDATE_PAGES: &CStr = c"invalidate_inode_pages2_range";
 pub(super) const INVALIDATE_INODE: &CStr = c"filemap_invalidate_inode";
 /// `int __remove_mapping(struct address_space *, struct folio *, bool, struct mem_cgroup *)`
 pub(super) const REMOVE_MAPPING: &CStr = c"__remove_mapping";
+/// `int reconfigure_super(struct fs_context *)`
+pub(super) const REMOUNT: &CStr = c"reconfigure_super";
+/// `void kill_block_super(struct super_block *)`
+pub(super) const UNMOUNT: &CStr = c"kill_block_super";
 /// `void fserror_report(struct super_block *, struct inode *, …)`
 pub(super) const ERROR_REPORT: &CStr = c"fserror_report";
 /// `int ext4_move_extents(struct file *, struct file *, …)`

@@ -150,6 +150,7 @@ impl Drop for Hooks {
         };
         context.client.quiesce();
         context.flush_work();
+        drop(context.held_up.lock().take());
         let reads = core::mem::take(&mut *context.reads.lock());
         drop(reads);
 

@@ -134,6 +134,22 @@ pub fn key(wire: u64, index: u64, version: u32) -> Key {
     }
 }
 
+/// Returns the key of a page in a pool that several guests share.
+///
+/// Unlike [`key()`] it means the same to all of them: the file by its handle, and as the version the
+/// stamp of what the volume has.
+pub fn shared_key(inode: u64, generation: u32, index: u64, stamp: u64) -> Key {
+    Key {
+        object: ObjectId([
+            Le64::new(inode),
+            Le64::new(u64::from(generation)),
+            Le64::new(0),
+        ]),
+        index: Le64::new(index),
+        version: Le64::new(stamp),
+    }
+}
+
 /// Returns the range that is one page.
 pub fn one(wire: u64, index: u64) -> Range {
     Range {

@@ -189,6 +189,7 @@ impl<O: Origin> Client<O> {
                         .is_some_and(|mut shard| match pool {
                             Pool::Cleancache => shard.erase_slot(tag, index, slot),
                             Pool::Frontswap => shard.lose_slot(tag, index, slot),
+                            Pool::Shared(_) => false,
                         });
 
                     if gone {

@@ -14,7 +14,10 @@ use kernel::{
 
 use crate::{
     bindings,
-    client::Pool, //
+    client::{
+        Handle,
+        Pool, //
+    },
 };
 
 use super::super::{
@@ -46,6 +49,31 @@ impl File {
 
     pub(super) fn tag(self) -> u64 {
         self.0.as_ptr().addr() as u64
+    }
+
+    /// Returns its superblock.
+    pub(super) fn superblock(self) -> *mut bindings::super_block {
+        // SAFETY: By the type invariants it is valid, and has an inode, which has a superblock.
+        unsafe { (*(*self.0.as_ptr()).host).i_sb }
+    }
+
+    /// Returns what other guests that have the volume know it by.
+    pub(super) fn handle(self) -> Handle {
+        // SAFETY: By the type invariants it is valid, and has an inode.
+        let inode = unsafe { (*self.0.as_ptr()).host };
+
+        // SAFETY: The inode is valid, as above; neither number changes while it is.
+        let (inode, generation) = unsafe { ((*inode).i_ino, (*inode).i_generation) };
+        Handle { inode, generation }
+    }
+
+    /// Returns whether other guests may have the same file: all of its filesystem is on one block
+    /// device, and inodes of it are known by their numbers.
+    pub(super) fn can_be_shared(self, context: &Entered) -> bool {
+        self.is_cacheable()
+            && self
+                .filesystem(context)
+                .is_some_and(|filesystem| filesystem.kind.can_be_shared)
     }
 
     /// Returns whether its pages are what the disk has, and stay so unless a hook hears of it.

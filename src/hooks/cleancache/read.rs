@@ -51,6 +51,7 @@ use super::{
         Origin,
         PageOf, //
     },
+    shared,
     verify,
     File, //
 };
@@ -72,6 +73,11 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
+    /// A folio all of which is asked for.
+    pub(super) fn of(folio: Folio) -> Self {
+        Self { folio, whole: true }
+    }
+
     /// Ends the reads of folios: whoever waits for a page that did not come reads it from the disk.
     ///
     /// The pages of a folio come one after the other. Any context.
@@ -151,6 +157,8 @@ pub(crate) struct Waiter {
     wait: NonNull<Wait>,
     /// Whether the host writes to the folio itself, which whoever waits can do without.
     to_folio: bool,
+    /// How many pages were asked for before.
+    before: u64,
 }
 
 // SAFETY: It is given to whoever completes the request, while the one who waits does not go away.
@@ -162,6 +170,8 @@ pub(crate) struct Wait {
     /// Requests that are still to come back, plus one while they are made.
     left: Atomic<u32>,
     failed: Atomic<bool>,
+    /// How many of the first pages came, if not all did.
+    came: Atomic<u64>,
     /// Whether the host may still write to the folio.
     forsaken: Atomic<bool>,
     #[pin]
@@ -169,10 +179,11 @@ pub(crate) struct Wait {
 }
 
 impl Wait {
-    fn new() -> impl PinInit<Self> {
+    pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             left: Atomic::new(1),
             failed: Atomic::new(false),
+            came: Atomic::new(u64::MAX),
             forsaken: Atomic::new(false),
             completion <- Completion::new(),
         })
@@ -184,7 +195,35 @@ impl Wait {
         Waiter {
             wait: NonNull::from(self),
             to_folio,
+            before: 0,
         }
+    }
+
+    /// Returns what tells whoever waits of one more request for pages of folios themselves, of which
+    /// so many were asked for before.
+    pub(super) fn waiter_from(&self, before: u64) -> Waiter {
+        Waiter {
+            before,
+            ..self.waiter(true)
+        }
+    }
+
+    /// Returns how many of the first pages came; [`u64::MAX`] if all did.
+    pub(super) fn came_first(&self) -> u64 {
+        self.came.load(Acquire)
+    }
+
+    /// Takes note that no more of the first pages than so many came.
+    fn failed(&self, came: u64) {
+        let mut old = self.came.load(Relaxed);
+
+        while came < old {
+            match self.came.cmpxchg(old, came, Release) {
+                Ok(_) => break,
+                Err(now) => old = now,
+            }
+        }
+        self.failed.store(true, Release);
     }
 
     fn put(&self) {
@@ -194,7 +233,7 @@ impl Wait {
     }
 
     /// Waits for all requests; returns what came. Sleeps.
-    fn wait(&self) -> Came {
+    pub(super) fn wait(&self) -> Came {
         self.put();
         // A host that falls silent is not waited for, so that this ends: see `Waiter::leave()`.
         self.completion.wait_for_completion();
@@ -242,11 +281,12 @@ impl Waiter {
         // SAFETY: Who waits does so until the last `put()`.
         let wait = unsafe { self.wait.as_ref() };
 
-        if answers
+        let failed = answers
             .iter()
-            .any(|(_, outcome)| outcome == Outcome::Failed)
-        {
-            wait.failed.store(true, Release);
+            .position(|(_, outcome)| outcome == Outcome::Failed);
+        if let Some(n) = failed {
+            // CAST: To as many bits.
+            wait.failed(self.before + n as u64);
         }
         wait.put();
     }
@@ -412,8 +452,12 @@ pub(in crate::hooks) unsafe extern "C" fn readahead(rac: *mut bindings::readahea
     if let Some(context) = &context {
         // SAFETY: The mapping is valid as long as it is being read.
         let file = unsafe { File::new(mapping) };
+        let volume = file.and_then(|file| Some((shared::volume_to_read(context, file)?, file)));
 
-        if let Some(file) = file.filter(|file| gives(context, *file)) {
+        if let Some((volume, file)) = volume {
+            // SAFETY: It is what the filesystem is asked to read.
+            unsafe { shared::readahead(context, rac, volume, file) };
+        } else if let Some(file) = file.filter(|file| gives(context, *file)) {
             // SAFETY: It is what the filesystem is asked to read.
             unsafe {
                 match &context.verify {
@@ -554,7 +598,24 @@ pub(in crate::hooks) unsafe extern "C" fn read_folio(
         // SAFETY: The folio is locked, and so stays in its mapping, until the read is ended.
         let (cache, folio) = unsafe { (File::new(mapping), Folio::new(folio)) };
 
-        if let Some(cache) = cache.filter(|cache| is_hit(context, *cache, folio)) {
+        let volume = cache.and_then(|cache| Some((shared::volume_to_read(context, cache)?, cache)));
+
+        if let Some((volume, cache)) = volume {
+            match shared::read(context, volume, cache, folio) {
+                Came::All => {
+                    // SAFETY: It is locked for a read, which the filesystem is not asked for.
+                    unsafe { folio.end_read(true) };
+                    return 0;
+                }
+                Came::NotAll => (),
+                Came::Later => {
+                    // SAFETY: It is locked for a read, which nobody is asked for any more; who has
+                    // asked for it looks for it anew.
+                    unsafe { folio.evict() };
+                    return TRUNCATED;
+                }
+            }
+        } else if let Some(cache) = cache.filter(|cache| is_hit(context, *cache, folio)) {
             match &context.verify {
                 None => {
                     match read_by_parts(context, cache, folio, 0, true, |n| folio.page(n).ok()) {
