@@ -54,6 +54,11 @@ daemon: toolbox ## Build the host daemon and tmemctl: build/cargo/release/
 manuals: daemon ## Write man pages and completions: build/manuals/
 	@$(run) scripts/manuals build/cargo/release/tmemctl build/manuals
 
+.PHONY: docs
+docs: ## Build the manuals as a website: build/docs/html/
+	@scripts/toolbox --docs
+	@$(run) scripts/docs build/docs
+
 # The daemon, and what only tests need, in one go.
 .PHONY: programs
 programs: toolbox

@@ -5,6 +5,7 @@ Whatever stands on a page between a line `<!-- results: WHAT -->` and the next `
 made of the results. WHAT is one of:
 
     marks              all that should be reached, and what was
+    headlines          of these, what matters most
     table PART NAME    a table
     plot PART NAME     a plot
     machine            when, and on what, each part was measured
@@ -24,6 +25,20 @@ from .table import Mark, Table, table_of
 
 RESULTS = paths.REPO / "results"
 PAGES = ("README.md", "PERFORMANCE.md")
+
+# The marks that the front page has.
+HEADLINES = (
+    "building 6 units of a kernel module, -j 4: sectors, to disk swap",
+    "building 6 units of a kernel module, -j 4: seconds, to zram, before disk swap",
+    "building 6 units of a kernel module, -j 4: seconds, to 512 MiB more RAM",
+    "instructions of a swap put, what keeps the page: to zram's (lz4)",
+    "instructions of a swap get with a window, what keeps the page",
+    "instructions of a clean page's put with a window: more than without, and than a copy",
+    "exits a page, swap put",
+    "exits a page, swap get",
+    "the daemon's gets of 1 page, to those of a disk in memory",
+    "bytes for each page that the module needs to find it",
+)
 
 _BLOCK = re.compile(r"(<!-- results: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -56,10 +71,13 @@ class Results:
     def block(self, what: str, above: str) -> str:
         """What is to stand in a block of a page that has `above` between it and the results."""
         match what.split():
-            case ["marks" | "machine"] if not self.parts:
+            case ["marks" | "headlines" | "machine"] if not self.parts:
                 return NOTHING
             case ["marks"]:
-                return self._marks()
+                return table_of(self.marks()).markdown()
+            case ["headlines"]:
+                chosen = (mark for mark in self.marks() if mark.what in HEADLINES)
+                return table_of(sorted(chosen, key=lambda mark: HEADLINES.index(mark.what))).markdown()
             case [_, part, *_] if part in self._every and part not in self.parts:
                 return NOTHING
             case ["machine"]:
@@ -75,9 +93,9 @@ class Results:
     def _of(self, part: str, what: str) -> dict[str, Any]:
         return self.parts.get(part, {}).get(what, {})
 
-    def _marks(self) -> str:
-        marks = [Mark.from_json(mark) for found in self.parts.values() for mark in found["marks"]]
-        return table_of(marks).markdown()
+    def marks(self) -> list[Mark]:
+        """All that should be reached, and what was."""
+        return [Mark.from_json(mark) for found in self.parts.values() for mark in found["marks"]]
 
     def _machine(self) -> str:
         columns = ["date", "took", "commit", "CPU", "kernel", "guest's kernel", "QEMU", "asked for"]

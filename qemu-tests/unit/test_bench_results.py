@@ -2,6 +2,7 @@
 """What was measured comes back from the JSON that it is written down as, and onto pages."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,22 @@ def test_blocks_of_a_page_are_made_of_the_results(tmp_path: Path) -> None:
         assert text.startswith("a\n<!-- results: ") and text.endswith("<!-- end -->\nb\n")
         assert "old" not in text
         assert results.fill(text, "results/") == text
+
+
+def test_the_front_page_has_what_matters_most(tmp_path: Path) -> None:
+    last, first = publish.HEADLINES[-1], publish.HEADLINES[0]
+    marks = [replace(_mark(0.3, most=1.0), what=name) for name in (last, "a page", first)]
+    (tmp_path / "daemon").mkdir()
+    document = {"marks": [mark.as_json() for mark in marks]}
+    (tmp_path / "daemon" / "results.json").write_text(json.dumps(document))
+    rows = publish.Results(tmp_path, ["daemon"]).block("headlines", "").splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == [f"| {first}", f"| {last}"]
+
+
+def test_what_the_front_page_has_is_measured() -> None:
+    parts = [folder.name for folder in publish.RESULTS.iterdir() if folder.is_dir()]
+    measured = publish.Results(publish.RESULTS, parts)
+    assert set(publish.HEADLINES) <= {mark.what for mark in measured.marks()}
 
 
 def test_a_block_of_what_is_not_there_yet(tmp_path: Path) -> None:
