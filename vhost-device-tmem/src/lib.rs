@@ -13,7 +13,8 @@
 //! ```
 //!
 //! The store knows nothing of virtqueues, and the device nothing of the operator. The [`policy`]
-//! says how guests share memory, and knows nothing but figures. What is [`saved`] of a guest is a
+//! says how guests share memory, and knows nothing but figures; [`balance`] says how large their own
+//! memory should be, which `tmemctl` sets by [`qmp`]. What is [`saved`] of a guest is a
 //! stream of its pages. The [`supervisor`] looks into none
 //! of the memory that it holds; a [`worker`] has a device, a store, and the operator's socket.
 //!
@@ -24,6 +25,7 @@
 
 pub mod args;
 pub mod backoff;
+pub mod balance;
 pub mod config;
 pub mod control;
 pub mod device;
@@ -35,6 +37,7 @@ pub mod metrics;
 pub mod policy;
 mod prefetch;
 pub mod pressure;
+pub mod qmp;
 pub mod sandbox;
 pub mod saved;
 pub mod serving;

@@ -4,12 +4,12 @@
 
 /// Somebody who is to have a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Claim {
-    pub(super) weight: u32,
+pub(crate) struct Claim {
+    pub(crate) weight: u32,
     /// The least of it.
-    pub(super) min: u64,
+    pub(crate) min: u64,
     /// The most of it, not less than `min`.
-    pub(super) max: u64,
+    pub(crate) max: u64,
 }
 
 /// Binary digits of a part of a byte.
@@ -18,7 +18,7 @@ const FRACTION: u32 = 16;
 /// Divides `total` by weight, with nobody below its `min` or above its `max`. Less than a byte for
 /// each claim is left over, or what is above all maxima. Where not even all minima can be had, these
 /// are what is divided.
-pub(super) fn divide(total: u64, claims: &[Claim]) -> Vec<u64> {
+pub(crate) fn divide(total: u64, claims: &[Claim]) -> Vec<u64> {
     let minima: u128 = claims.iter().map(|claim| u128::from(claim.min)).sum();
     if minima > u128::from(total) {
         let least = claims.iter().map(|claim| Claim {

@@ -15,21 +15,21 @@ const HYSTERESIS: f64 = 1.1;
 
 /// A guest, and what it gives or takes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Trader {
-    pub(super) share: u64,
+pub(crate) struct Trader {
+    pub(crate) share: u64,
     /// What others' figures do not take from it.
-    pub(super) floor: u64,
+    pub(crate) floor: u64,
     /// What its figures do not get it beyond, unless it is idle memory.
-    pub(super) ceiling: u64,
-    pub(super) cap: u64,
+    pub(crate) ceiling: u64,
+    pub(crate) cap: u64,
     /// The most that moves for the sake of figures.
-    pub(super) stride: u64,
+    pub(crate) stride: u64,
     /// What it gains by more, and loses by less, weighted.
-    pub(super) gain: f64,
-    pub(super) loss: f64,
-    pub(super) is_idle: bool,
-    pub(super) given: u64,
-    pub(super) taken: u64,
+    pub(crate) gain: f64,
+    pub(crate) loss: f64,
+    pub(crate) is_idle: bool,
+    pub(crate) given: u64,
+    pub(crate) taken: u64,
 }
 
 /// Memory that somebody may have.
@@ -41,7 +41,7 @@ struct Offer {
 
 /// Moves memory, `budget` bytes at most. A floor that is missed by less than `grain` bytes is none:
 /// floors follow figures, and would have shares tremble. Returns how many bytes that were.
-pub(super) fn trade(traders: &mut [Trader], budget: u64, grain: u64) -> u64 {
+pub(crate) fn trade(traders: &mut [Trader], budget: u64, grain: u64) -> u64 {
     let mut left = budget;
     let is_short = |trader: &Trader| trader.share.saturating_add(grain) <= trader.floor;
     let mut rights: Vec<_> = (0..traders.len()).collect();

@@ -84,11 +84,11 @@
 
 mod capacity;
 mod estimate;
-mod fair;
+pub(crate) mod fair;
 mod figures;
-mod market;
+pub(crate) mod market;
 mod order;
-mod pace;
+pub(crate) mod pace;
 mod persistent;
 mod terms;
 

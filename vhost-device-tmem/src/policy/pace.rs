@@ -21,7 +21,7 @@ const MOST_WARY: f64 = 2.0;
 
 /// A guest's pace.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     stride: u64,
     last: Option<Ordering>,
     turns: f64,
@@ -29,18 +29,18 @@ pub(super) struct Pace {
 
 impl Pace {
     /// Returns the most that moves now.
-    pub(super) fn stride(&self, grain: u64, most: u64) -> u64 {
+    pub(crate) fn stride(&self, grain: u64, most: u64) -> u64 {
         self.stride.min(most).max(grain)
     }
 
     /// Returns how many times better reasons to move have to be than those of a guest that has not
     /// turned.
-    pub(super) fn wariness(&self) -> f64 {
+    pub(crate) fn wariness(&self) -> f64 {
         (1.0 + WARIER * self.turns).min(MOST_WARY)
     }
 
     /// Takes note of what moved: whether the share grew, stayed, or shrank.
-    pub(super) fn moved(&mut self, way: Ordering, grain: u64, most: u64) {
+    pub(crate) fn moved(&mut self, way: Ordering, grain: u64, most: u64) {
         let stride = self.stride(grain, most);
         self.turns -= self.turns * FORGOTTEN;
         let stride = if way == Ordering::Equal {

@@ -6,6 +6,7 @@
 #![allow(missing_docs, reason = "tests")]
 
 pub(crate) mod operated;
+pub(crate) mod qmp;
 pub(crate) mod systemd;
 pub(crate) mod window;
 
