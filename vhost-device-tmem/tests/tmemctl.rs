@@ -215,7 +215,7 @@ fn exit_codes_are_documented() {
         let row = format!("| {code} | {meaning} |");
         assert!(readme.contains(&row), "README.md has no {row:?}");
     }
-    assert_eq!(codes.lines().count(), 8);
+    assert_eq!(codes.lines().count(), 9);
 }
 
 #[test]
@@ -279,8 +279,12 @@ fn the_manual_explains_every_option() {
         "list",
         "stat",
         "top",
+        "balance",
         "stop",
         "upgrade",
+        "reload",
+        "guest",
+        "set",
         "freeze",
         "thaw",
         "flush",

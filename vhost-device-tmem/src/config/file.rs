@@ -93,6 +93,15 @@ impl GuestFile {
     }
 }
 
+/// Reads the text of another file at `path`, whose tables are `T`.
+///
+/// # Errors
+///
+/// What is wrong with it first.
+pub(super) fn parse_other<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, Problems> {
+    parse(path, text).map(|(value, _)| value)
+}
+
 /// Where a file says what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Text {

@@ -8,8 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::de::DeserializeOwned;
+
 use super::{
-    file::{File, GuestFile},
+    file::{parse_other, File, GuestFile},
     problem::{Place, Problem, Problems},
 };
 
@@ -35,9 +37,8 @@ fn text(path: &Path) -> Result<String, Problems> {
         fs::read_to_string(path)
     };
     read().map_err(|error| {
-        let what = format!(
-            "cannot be read: {error}; it has to be there, open to the daemon's user, and UTF-8"
-        );
+        let what =
+            format!("cannot be read: {error}; it has to be there, open to who reads it, and UTF-8");
         problem(path, what).into()
     })
 }
@@ -49,6 +50,15 @@ fn text(path: &Path) -> Result<String, Problems> {
 /// What is wrong with it first.
 pub(super) fn read_file(path: &Path) -> Result<File, Problems> {
     File::parse(path, &text(path)?)
+}
+
+/// Reads another file in TOML, whose tables are `T`.
+///
+/// # Errors
+///
+/// What is wrong with it first.
+pub fn read_other<T: DeserializeOwned>(path: &Path) -> Result<T, Problems> {
+    parse_other(path, &text(path)?)
 }
 
 /// A guest's file, as it was found.

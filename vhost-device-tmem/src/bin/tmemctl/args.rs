@@ -11,7 +11,7 @@ use vhost_device_tmem::{
     control::{Request, DEFAULT_PATH},
 };
 
-use crate::{failure::EXIT_CODES, manual::Program, operations::Operation, top};
+use crate::{balance, failure::EXIT_CODES, manual::Program, operations::Operation, top};
 
 /// Talks to vhost-device-tmem.
 #[derive(Debug, Parser)]
@@ -52,6 +52,9 @@ pub(crate) enum Command {
     },
     /// Show the guests live: rates, and how they were lately, beside what the host waits for.
     Top(top::Options),
+    /// Propose how large guests' own memory should be, and with --apply have their balloons make it so:
+    /// memory goes to guests whose pages come back, from those whose pages do not.
+    Balance(balance::Options),
     /// Stop the daemon. It refuses if guests would lose pages by that.
     Stop {
         /// Lose the pages.
@@ -130,6 +133,7 @@ impl Command {
             Self::List { output }
             | Self::Stat { output, .. }
             | Self::Top(top::Options { output, .. })
+            | Self::Balance(balance::Options { output, .. })
             | Self::Stop { output, .. }
             | Self::Reload { output, .. }
             | Self::Guest { output, .. }

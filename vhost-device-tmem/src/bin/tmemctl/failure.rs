@@ -5,7 +5,10 @@
 use std::{io, path::PathBuf, process::ExitCode};
 
 use serde_json::json;
-use vhost_device_tmem::{control::ClientError, saved::StreamError};
+use vhost_device_tmem::{
+    balance::TermsError, config::Problems, control::ClientError, qmp::QmpError, saved::StreamError,
+    size::Bytes,
+};
 
 /// The exit codes, which programs can depend on.
 pub(crate) const EXIT_CODES: &str = "\
@@ -17,7 +20,8 @@ Exit codes:
   4  the daemon's answer is not understood
   5  there is no guest of that name
   6  the output cannot be written
-  7  the file cannot be read, or is no whole saved guest";
+  7  the file cannot be read, or is no whole saved guest
+  8  a guest's QEMU cannot be reached, or its answer is not understood";
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +39,23 @@ pub(crate) enum Failure {
         path: PathBuf,
         #[source]
         error: StreamError,
+    },
+    #[error("{0}")]
+    Config(#[from] Problems),
+    #[error("there is no total; give it by --total, or in the file")]
+    NoTotal,
+    #[error(transparent)]
+    Terms(#[from] TermsError),
+    #[error(
+        "guest {guest:?}: min is {}, and its machine was made with {}; lower min",
+        Bytes(*.min), Bytes(*.ram)
+    )]
+    MinAboveRam { guest: String, min: u64, ram: u64 },
+    #[error("guest {guest:?}: {error}")]
+    Qmp {
+        guest: String,
+        #[source]
+        error: QmpError,
     },
     #[error("this is no terminal; --once prints one frame, and --json figures for programs")]
     NoTerminal,
@@ -55,10 +76,12 @@ impl Failure {
                 | ClientError::Slow(_) => 3,
                 ClientError::Answer(_) | ClientError::OtherAnswer => 4,
             },
+            Self::Config(_) | Self::NoTotal | Self::Terms(_) | Self::MinAboveRam { .. } => 2,
             Self::NoGuest { .. } => 5,
             Self::Stream(StreamError::CutOff(_) | StreamError::Io(_)) => 3,
             Self::Stream(_) => 4,
             Self::File { .. } => 7,
+            Self::Qmp { .. } => 8,
             Self::Write(_) | Self::NoTerminal => 6,
         }
     }

@@ -3,6 +3,7 @@
 //! The operator's command.
 
 mod args;
+mod balance;
 mod failure;
 mod figures;
 mod manual;
@@ -67,6 +68,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             }
         },
         Command::Top(options) => top::run(path, options),
+        Command::Balance(options) => balance::run(path, options),
         Command::Stop { force, output } => {
             demand(path, Request::Stop { force: *force }, output.json)
         }

@@ -13,12 +13,12 @@ use vhost_device_tmem::{
 use crate::figures::Listed;
 
 /// A column: its head, and the unit of what is in it; none of words.
-type Column = (&'static str, &'static str);
+pub(crate) type Column = (&'static str, &'static str);
 
 /// What stands for a number that there is not.
 pub(crate) const NONE: &str = "-";
 
-const WORDS: &str = "";
+pub(crate) const WORDS: &str = "";
 
 /// Returns the guests, one a line, and the pools that they share.
 pub(crate) fn overview(stat: &Stat) -> String {
@@ -434,7 +434,7 @@ pub(crate) fn percent(part: Option<f64>) -> String {
 
 /// Lays rows out below heads and units; nothing if there are no rows. Words are to the left, numbers
 /// to the right.
-fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub(crate) fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let heads = columns.iter().map(|(head, unit)| format!("{head}\n{unit}"));
     let mut table = Table::new();
     table.load_preset(NOTHING).set_header(heads).add_rows(rows);
