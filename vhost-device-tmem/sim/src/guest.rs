@@ -63,8 +63,10 @@ pub struct Second {
     pub hits: f64,
     /// Found by how long ago they were put, as the policy is told.
     pub by_age: [u64; AGES],
-    /// Not found, though they had been put once.
+    /// Not found, though they had been put once, as the policy is told.
     pub missed: u64,
+    /// The same, all of them.
+    pub again: f64,
 }
 
 /// Pages that were put at about the same time.
@@ -180,6 +182,7 @@ impl Guest {
             Told::Evicted | Told::All => rate * piece.curve.most(),
         };
         let missed = most - above;
+        found.again = (rate * piece.curve.most() - above).max(0.0);
         found.missed = drawn(missed, random);
         found.by_age = by_age.map(|mean| drawn(mean, random));
         found
@@ -201,6 +204,39 @@ impl Guest {
                 old.put = (old.put * old.pages + young.put * young.pages) / pages;
             }
             old.pages = pages;
+        }
+    }
+
+    /// Returns the pages of its page cache that it has no use for at this time.
+    #[must_use]
+    pub fn unused(&self, second: usize) -> f64 {
+        let piece = self.piece(second);
+        let used = if piece.rate > 0.0 {
+            piece.curve.objects() * self.likeness.pages
+        } else {
+            0.0
+        };
+        (self.likeness.cache - used).max(0.0)
+    }
+
+    /// Makes its page cache as large as that. What has no room there any more is put; what has now is
+    /// what was put last.
+    pub fn set_cache(&mut self, second: usize, pages: f64) {
+        let before = std::mem::replace(&mut self.likeness.cache, pages);
+        if before > pages {
+            self.put(second as f64, before - pages);
+            return;
+        }
+        let mut more = pages - before;
+        while let Some(layer) = self.layers.last_mut() {
+            let part = layer.pages.min(more);
+            layer.pages -= part;
+            more -= part;
+            self.used = (self.used - part).max(0.0);
+            if layer.pages > 0.0 {
+                break;
+            }
+            self.layers.pop();
         }
     }
 

@@ -6,14 +6,16 @@
 //! synthetic ─┐
 //! trace ─────┴─ reuse ── workload ── guest ─┐
 //!                                           ├─ world: second by second
-//!                             sharing ──────┘     │
-//!         the policy, equal parts, one LRU        measure
+//!                             sharing ──────┤     │
+//!         the policy, equal parts, one LRU  │     measure
+//!                            balloons ──────┘     │
 //!                                    optimum ─────┘
 //! ```
 //!
 //! A trace is looked through once, for how much memory each access would have been served by
 //! ([`reuse`]); of a guest, a second then costs the same however many pages it reads ([`guest`]).
 
+pub mod balloons;
 pub mod guest;
 pub mod measure;
 pub mod optimum;

@@ -54,6 +54,9 @@ struct Args {
     /// What the policy is told of misses
     #[arg(long, value_enum, default_value_t)]
     told: Told,
+    /// Have balloons move guests' own memory, too, as `tmemctl balance` would each so many seconds
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    balloons: Option<u64>,
     /// Write all guests' shares and hits there, as CSV
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
@@ -91,6 +94,8 @@ struct Course {
     jain: Vec<f64>,
     /// Bytes of the first guests.
     shares: Vec<Vec<u64>>,
+    /// Bytes of the first guests' own memory.
+    own: Vec<Vec<u64>>,
     /// Bytes of all guests, at the end.
     last: Vec<u64>,
     /// The second from which on hits are those of the end, but for 5 %.
@@ -204,6 +209,9 @@ fn course(
     mut csv: Option<&mut BufWriter<File>>,
 ) -> anyhow::Result<Course> {
     let mut world = World::new(scenario, way)?;
+    if let Some(every) = args.balloons {
+        world = world.with_balloons(every as usize)?;
+    }
     let mut course = Course::default();
     let mut hits = Vec::new();
     let mut later: Vec<Vec<f64>> = vec![Vec::new(); scenario.guests.len()];
@@ -226,6 +234,7 @@ fn course(
                 .push(measure::jain(&by_weight.collect::<Vec<_>>()));
             let shown = seen.shares.len().min(SHOWN);
             course.shares.push(seen.shares[..shown].to_vec());
+            course.own.push(seen.own[..shown].to_vec());
             if let Some(csv) = csv.as_mut() {
                 let name = serde_json::to_string(&way)?;
                 let name = name.trim_matches('"');

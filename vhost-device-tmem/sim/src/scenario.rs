@@ -45,6 +45,9 @@ pub enum Name {
     Liar,
     /// Steady guests, and a first one that reports as much as can be true of its share
     Boaster,
+    /// Guests with much memory of their own, of which every other one works with more than that, and
+    /// the others idle: for --balloons
+    Balloon,
     /// Steady guests, and a first one that goes round a set which fits nowhere
     Looper,
 }
@@ -110,6 +113,17 @@ pub fn make(name: Name, guests: usize, capacity: u64, seed: u64) -> Scenario {
                     likeness.weight = WEIGHT << (n % 3);
                 }
                 workload(0, STEADY[0])
+            }
+            Name::Balloon => {
+                likeness.cache = 8.0 * CACHE;
+                // More than that, and than all that it could get.
+                likeness.pages = random.random_range(48.0..64.0);
+                let kind = if n % 2 == 0 {
+                    Kind::Zipf(0.8)
+                } else {
+                    Kind::Idle
+                };
+                workload(n % 2, (kind, 1.0))
             }
             Name::Mixed if n % 2 == 1 => workload(100 + changing, CHANGING[changing]),
             Name::Mixed => workload(n / 2 % STEADY.len(), STEADY[n / 2 % STEADY.len()]),

@@ -3,10 +3,11 @@
 //! Guests that share memory in some way, second by second.
 
 use rand::{rngs::SmallRng, SeedableRng};
-use vhost_device_tmem::policy::TermsError;
+use vhost_device_tmem::{balance, policy::TermsError};
 
 use crate::{
-    guest::{Guest, Likeness},
+    balloons::Balloons,
+    guest::{Guest, Likeness, PAGE},
     sharing::{Sharing, Way},
 };
 
@@ -34,6 +35,8 @@ pub struct Seen {
     pub moved: u64,
     /// Bytes that each guest may have afterwards.
     pub shares: Vec<u64>,
+    /// Bytes that each guest has of its own.
+    pub own: Vec<u64>,
 }
 
 /// Guests, and what shares memory among them.
@@ -41,6 +44,7 @@ pub struct Seen {
 pub struct World {
     guests: Vec<Guest>,
     sharing: Sharing,
+    balloons: Option<Balloons>,
     capacity: u64,
     random: SmallRng,
     second: usize,
@@ -57,10 +61,21 @@ impl World {
         Ok(Self {
             sharing: Sharing::new(way, &guests, scenario.capacity)?,
             guests,
+            balloons: None,
             capacity: scenario.capacity,
             random: SmallRng::seed_from_u64(scenario.seed),
             second: 0,
         })
+    }
+
+    /// The same, with balloons that move guests' own memory each so many seconds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Balloons::new`].
+    pub fn with_balloons(mut self, every: usize) -> Result<Self, balance::TermsError> {
+        self.balloons = Some(Balloons::new(&self.guests, every)?);
+        Ok(self)
     }
 
     /// Lets a second go by.
@@ -76,12 +91,17 @@ impl World {
         let (shares, moved) = self
             .sharing
             .settle(second, &mut self.guests, &seen, self.capacity);
+        if let Some(balloons) = &mut self.balloons {
+            balloons.settle(second, &mut self.guests, &seen);
+        }
+        let own = self.guests.iter().map(|guest| guest.likeness().cache);
         Seen {
             reads: seen.iter().map(|seen| seen.reads).sum(),
             hits: seen.iter().map(|seen| seen.hits).sum(),
             hits_by_guest: seen.iter().map(|seen| seen.hits).collect(),
             moved,
             shares,
+            own: own.map(|pages| (pages * PAGE) as u64).collect(),
         }
     }
 
