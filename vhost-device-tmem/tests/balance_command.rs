@@ -126,7 +126,7 @@ fn what_is_applied_is_taken_before_it_is_given() {
     let [web, db] = balanced.told();
     let (web, db) = (web[0], db[0]);
     assert!(
-        db >= 128 * MIB && db < 512 * MIB && web + db == 1024 * MIB,
+        (128 * MIB..512 * MIB).contains(&db) && web + db == 1024 * MIB,
         "{web} {db}"
     );
     assert_eq!(json["version"], 1);

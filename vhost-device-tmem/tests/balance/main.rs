@@ -5,10 +5,13 @@
 mod invariants;
 mod model;
 
-use proptest::prelude::*;
-use vhost_device_tmem::balance::Reason;
+use std::time::Duration;
 
-use model::{terms, Worker, World};
+use proptest::prelude::*;
+use serde_json::{json, Value};
+use vhost_device_tmem::balance::{Balancer, Observation, Reason};
+
+use model::{terms, Worker, World, MIB};
 
 const TOTAL: u64 = 4096;
 
@@ -190,6 +193,84 @@ fn needs_that_change_are_followed() {
     world.inmates[1].worker = busy;
     world.steps(60);
     assert!(world.sizes()[1] > 1500, "{:?}", world.sizes());
+}
+
+/// Looks at a guest that faults a lot and one that does not, of 1 GiB each and 2 GiB together; `stats`
+/// says what else each tells at a look. Returns the reasons at the last of ten looks.
+fn looked(stats: impl Fn(u64) -> [Value; 2]) -> [Reason; 2] {
+    let all = vec![terms("web", 64, 4096), terms("db", 64, 4096)];
+    let mut balancer = Balancer::new(2048 * MIB, all).unwrap();
+    let mut reasons = [Reason::Unknown; 2];
+    for look in 1..=10 {
+        let seen = stats(look).into_iter().enumerate().map(|(n, mut stats)| {
+            stats["stat-major-faults"] = json!(if n == 0 { look * 10_000 } else { 0 });
+            let stats = json!({"stats": stats, "last-update": look});
+            Some(Observation {
+                actual: 1024 * MIB,
+                ram: None,
+                stats: serde_json::from_value(stats).unwrap(),
+                tmem: None,
+                weight: 100,
+            })
+        });
+        let plan = balancer.step(&seen.collect::<Vec<_>>(), Duration::from_secs(5));
+        reasons = [0, 1].map(|n| plan.proposals[n].reason);
+    }
+    reasons
+}
+
+/// What a guest tells of so many MiB of free and available memory.
+fn has(free: u64) -> Value {
+    json!({"stat-free-memory": free * MIB, "stat-available-memory": free * MIB})
+}
+
+#[test]
+fn whoever_has_free_memory_reads_for_the_first_time() {
+    assert_eq!(
+        looked(|_| [has(10), has(900)]),
+        [Reason::Needs, Reason::Gives]
+    );
+    assert_eq!(looked(|_| [has(300), has(900)]), [Reason::Rests; 2]);
+}
+
+#[test]
+fn whoever_had_a_process_killed_gives_nothing_for_a_while() {
+    let killed = |look: u64, at: u64| {
+        let mut stats = has(900);
+        stats["stat-oom-kills"] = json!(u64::from(look >= at));
+        stats
+    };
+    assert_eq!(
+        looked(|look| [has(10), killed(look, 5)]),
+        [Reason::Rests; 2]
+    );
+    // What was before the first look is no news.
+    let before = looked(|look| [has(10), killed(look, 1)]);
+    assert_eq!(before, [Reason::Needs, Reason::Gives]);
+}
+
+#[test]
+fn a_guest_that_tells_nothing_new_stays() {
+    let all = vec![terms("web", 64, 4096)];
+    let mut balancer = Balancer::new(4096 * MIB, all).unwrap();
+    let seen = |at: u64| Observation {
+        actual: 1024 * MIB,
+        ram: None,
+        stats: serde_json::from_value(json!({"stats": has(0), "last-update": at})).unwrap(),
+        tmem: None,
+        weight: 100,
+    };
+    for (at, words) in [(0, "tells no figures"), (7, "has told no figures since")] {
+        let second = Duration::from_secs(1);
+        balancer.step(&[Some(seen(at))], second);
+        let plan = balancer.step(&[Some(seen(at))], second);
+        assert_eq!(plan.proposals[0].reason, Reason::Learning);
+        assert!(
+            plan.doubts[0].to_string().contains(words),
+            "{:?}",
+            plan.doubts
+        );
+    }
 }
 
 fn workers() -> impl Strategy<Value = Vec<(Worker, u64)>> {
