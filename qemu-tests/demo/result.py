@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.daemon import Stat
 from harness.guest import BACK, Guest
 
-from .load import ANON_MIB, FILES_MIB, MEMORY_MIB, PHASES
+from .load import ANON_MIB, BALLOONED_MIB, FILES_MIB, MACHINE_MIB, MEMORY_MIB, PHASES
 
 
 @dataclass
@@ -30,12 +30,15 @@ class Result:
     interrupts: int
     pages_moved: int
     pages_by_window: int
+    balloon_sectors: int
+    balloon_oom_kills: int
 
     @classmethod
     def of(cls, guest: Guest, stat: Stat, most_held: int) -> "Result":
         """Reads the numbers of a guest that has done its work."""
         begin, create = guest.snapshot("begin"), guest.snapshot("create")
         first, second, anon = (guest.snapshot(name) for name in ("first", "second", "anon"))
+        filled, balloon = (guest.snapshot(name) for name in ("filled", "balloon"))
         swap_read = anon.read("swap") - begin.read("swap")
         window_gets, window_puts = (
             sum(anon.driver.get(f"{pool}/{name}", 0) for pool in ("frontswap", "cleancache"))
@@ -69,6 +72,11 @@ class Result:
             interrupts=anon.driver.get("queue/interrupts", stat.total("calls")),
             pages_moved=moved,
             pages_by_window=window_gets + window_puts,
+            balloon_sectors=sum(
+                balloon.read(disk) + balloon.written(disk) - filled.read(disk) - filled.written(disk)
+                for disk in ("swap", "files")
+            ),
+            balloon_oom_kills=balloon.vmstat["oom_kill"] - filled.vmstat["oom_kill"],
         )
 
 
@@ -94,6 +102,8 @@ def _rows(without: Result, with_module: Result) -> list[tuple[str, str, str]]:
         ("swap disk: sectors read", "swap_read", ",d"),
         ("swap-ins from the disk, pages", "swapins_disk", ",d"),
         ("swap-ins from the host, pages", "swapins_host", ",d"),
+        ("balloon: sectors read and written, both disks", "balloon_sectors", ",d"),
+        ("balloon: processes killed for want of memory", "balloon_oom_kills", ",d"),
         ("most pages that the host held", "pages_held", ",d"),
         ("swap-ins that the host answered, %", "swap_hit_percent", ".1f"),
         ("second reading that the host answered, %", "files_hit_percent", ".1f"),
@@ -114,12 +124,15 @@ def table(without: Result, with_module: Result) -> str:
     lines += [f"{title:{width}}  {a:>12}  {b:>12}" for title, a, b in rows]
     second = less(without.files_read_second, with_module.files_read_second)
     swap = less(without.swap_written, with_module.swap_written)
+    balloon = less(without.balloon_sectors, with_module.balloon_sectors)
     lines += [
         "",
         f"Second reading of {FILES_MIB} MiB of files in a guest of {MEMORY_MIB} MiB:"
         f" {-second:+.1f} % sectors read",
         f"{ANON_MIB} MiB of memory in a guest of {MEMORY_MIB} MiB:"
         f" {-swap:+.1f} % sectors written to the swap disk",
+        f"A balloon that leaves a guest {BALLOONED_MIB} of {MACHINE_MIB} MiB under load:"
+        f" {-balloon:+.1f} % sectors",
         "Run under TCG, that is, on an emulated CPU: counts are what they are on a real one,"
         " times are not.",
     ]
@@ -133,7 +146,9 @@ def write(path: Path, without: Result, with_module: Result, kernel: str) -> None
         "version": 1,
         "accelerator": "tcg",
         "kernel": kernel,
+        "machine_mib": MACHINE_MIB,
         "guest_mib": MEMORY_MIB,
+        "ballooned_mib": BALLOONED_MIB,
         "anon_mib": ANON_MIB,
         "files_mib": FILES_MIB,
         "without_module": asdict(without),
@@ -142,5 +157,6 @@ def write(path: Path, without: Result, with_module: Result, kernel: str) -> None
             without.files_read_second, with_module.files_read_second
         ),
         "swap_sectors_written_less_percent": less(without.swap_written, with_module.swap_written),
+        "balloon_sectors_less_percent": less(without.balloon_sectors, with_module.balloon_sectors),
     }
     path.write_text(json.dumps(document, indent=2) + "\n")

@@ -106,7 +106,7 @@ vmstat() {
 	local name value separator=
 	while read -r name value; do
 		case $name in
-		pswpin | pswpout | nrswpin | pgmajfault | workingset_refault_file | workingset_refault_anon | nr_free_pages)
+		pswpin | pswpout | nrswpin | pgmajfault | oom_kill | workingset_refault_file | workingset_refault_anon | nr_free_pages)
 			printf '%s"%s":%s' "$separator" "$name" "$value"
 			separator=,
 			;;

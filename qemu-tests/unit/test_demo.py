@@ -26,8 +26,17 @@ WITHOUT = Result(
     interrupts=0,
     pages_moved=0,
     pages_by_window=0,
+    balloon_sectors=20000,
+    balloon_oom_kills=1,
 )
-WITH = replace(WITHOUT, files_read_second=80, swap_written=50, swap_hit_percent=99.9)
+WITH = replace(
+    WITHOUT,
+    files_read_second=80,
+    swap_written=50,
+    swap_hit_percent=99.9,
+    balloon_sectors=1000,
+    balloon_oom_kills=0,
+)
 
 
 @pytest.mark.parametrize(("without", "with_module", "percent"), [(100, 25, 75), (10, 20, -100), (0, 0, 0)])
@@ -41,6 +50,11 @@ def test_the_table_has_both_sides_and_what_they_come_to() -> None:
     assert row.split()[-2:] == ["800", "80"]
     row = next(line for line in lines if "swap-ins that the host answered" in line)
     assert row.split()[-2:] == ["–", "99.9"]
+    row = next(line for line in lines if line.startswith("balloon: sectors"))
+    assert row.split()[-2:] == ["20,000", "1,000"]
+    row = next(line for line in lines if line.startswith("balloon: processes killed"))
+    assert row.split()[-2:] == ["1", "0"]
+    assert any("128 of 512 MiB under load: -95.0 % sectors" in line for line in lines)
     assert any("-90.0 % sectors read" in line for line in lines)
     assert any("-99.0 % sectors written" in line for line in lines)
     assert "TCG" in lines[-1]
@@ -56,4 +70,5 @@ def test_the_json_has_the_ratios(tmp_path: Path) -> None:
     document = json.loads(path.read_text())
     assert document["accelerator"] == "tcg"
     assert document["second_read_sectors_less_percent"] == 90.0
+    assert document["balloon_sectors_less_percent"] == 95.0
     assert document["with_module"]["swap_written"] == 50
