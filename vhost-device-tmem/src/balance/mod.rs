@@ -28,8 +28,8 @@
 //! - **Who gives.** First memory that nobody has. Then guests whose pages stay away: what is available
 //!   in them, half of it at most at a step. Then, if it is surely worth it, guests that need less than
 //!   others do; and beyond what is available in them only those that can swap.
-//! - **Nobody starves.** A guest that needs its memory has a right to a quarter of its part by weight,
-//!   whatever others need.
+//! - **Nobody starves.** Of a guest that needs its memory nothing is taken below a quarter of its part by
+//!   weight, whatever others need; and where it needs much, it gets up to that.
 //! - **It comes to rest.** Memory moves in bounded steps, no more than an eighth of a guest's part, and
 //!   a sixty-fourth at least; where a gain is well above a loss; and a guest that has just turned needs
 //!   better reasons. A gain counts only while it lasts, a loss for some time after; and a guest gives
@@ -292,7 +292,8 @@ impl Member {
         let (right, gives) = if self.reason != Reason::Rests {
             (min, 0)
         } else if self.need.is_quiet() {
-            (min, self.need.gives(stride, most))
+            let right = self.need.does_with().min(fair / SPAN);
+            (min.max(right), self.need.gives(stride, most))
         } else {
             (min.max(fair / SPAN), self.need.gives(stride, stride))
         };
@@ -303,8 +304,8 @@ impl Member {
         } else {
             0.0
         };
-        // Nobody needs more who has some to spare, whatever it needed lately.
-        let claims = gain > 0.0 && self.units.saturating_add(grain) <= right;
+        let starves = self.reason == Reason::Rests && self.need.starves();
+        let claims = starves && self.units.saturating_add(grain) <= right;
         let floor = if claims {
             right
         } else {

@@ -16,6 +16,9 @@ const MEMORY: f64 = 20.0;
 /// Pages a second that are as good as none: programs that start read that much.
 const QUIET: f64 = 20.0;
 
+/// Pages a second from which on a guest starves. Less is no reason to take from those who need more.
+const STARVES: f64 = 200.0;
+
 /// The part of a guest's memory that is kept available to it, and its bounds.
 const RESERVE: u64 = 16;
 const LEAST_RESERVE: u64 = 24 << 20;
@@ -129,6 +132,20 @@ impl Need {
             0.0
         } else {
             gain
+        }
+    }
+
+    /// Returns whether so much comes back that it has a claim on what it has a right to.
+    pub(super) fn starves(&self) -> bool {
+        self.gain() >= STARVES
+    }
+
+    /// Returns the [`UNIT`]s with which it has not needed more lately, as far as it was seen with less.
+    pub(super) fn does_with(&self) -> u64 {
+        if self.worst.needed < QUIET {
+            0
+        } else {
+            self.worst.units + 1
         }
     }
 
