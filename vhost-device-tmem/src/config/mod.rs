@@ -27,7 +27,7 @@ pub use edits::{Edits, GuestEdit};
 pub use file::{File, GuestFile};
 pub use plan::{plan, Circumstances, Step};
 pub use problem::{Key, Place, Problem, Problems};
-pub use shared::{parse_uuid, SharedEdit};
 pub use read::read_other;
+pub use shared::{parse_uuid, SharedEdit};
 pub use sources::Sources;
 pub use terms::GivenTerms;

@@ -20,6 +20,8 @@
 //!                     plan: quotas, shares, and the order of giving back
 //! ```
 //!
+//! `fair`, `market` and `pace` know nothing of tmem, and serve [`balance`](crate::balance) as well.
+//!
 //! # Rules
 //!
 //! - **Never too much.** Quotas, or what persistent pages still take where that is more, and
