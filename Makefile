@@ -92,6 +92,11 @@ test: module-install programs ## Run all tests; the last line is their sum
 fuzz: toolbox ## Try what a fuzzer makes up on the daemon, for FUZZ_SECONDS (120)
 	@scripts/fuzz
 
+.PHONY: deb
+deb: toolbox ## Build Debian packages: build/deb/
+	@scripts/toolbox --deb
+	@scripts/deb
+
 # The kernel with its checks on, and all that is done with it.
 debug := $(MAKE) TMEM_DEBUG=1
 
