@@ -44,6 +44,7 @@
 //! before the put, and the folio, which was in the page cache while the blocks changed or was read
 //! after that, is what the same reader would have been left with anyway.
 
+mod answers;
 mod file;
 mod read;
 mod shared;
@@ -69,12 +70,14 @@ use crate::{
 };
 
 pub(super) use self::{
-    read::{
-        read_folio,
-        readahead,
+    answers::{
         Left,
         Reading,
         Waiter, //
+    },
+    read::{
+        read_folio,
+        readahead, //
     },
     verify::Verify, //
 };

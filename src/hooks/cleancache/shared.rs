@@ -32,7 +32,7 @@ use super::{
         Origin,
         PageOf, //
     },
-    read::{
+    answers::{
         Came,
         Reading,
         Wait, //

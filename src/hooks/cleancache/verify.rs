@@ -46,10 +46,10 @@ use super::{
         folio::Folio,
         Entered, //
     },
+    answers::Came,
     read::{
         may_get,
-        read_by_parts,
-        Came, //
+        read_by_parts, //
     },
     File, //
 };
