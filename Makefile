@@ -97,6 +97,11 @@ deb: toolbox ## Build Debian packages: build/deb/
 	@scripts/toolbox --deb
 	@scripts/deb
 
+.PHONY: deb-test
+deb-test: deb programs ## Install, boot, upgrade and purge them on a Debian machine
+	@scripts/deb-image
+	@scripts/test deb
+
 # The kernel with its checks on, and all that is done with it.
 debug := $(MAKE) TMEM_DEBUG=1
 

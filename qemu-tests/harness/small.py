@@ -58,13 +58,18 @@ class SmallMachine(Machine):
     def wrap(self, folder: Path, script: str) -> str:
         return f"{PRELUDE}\n{script}"
 
-    def command(self, script: Path) -> list[str]:
-        """How QEMU is called."""
-        kind = "memory-backend-memfd" if self.shared else "memory-backend-ram"
-        share = "on" if self.shared else "off"
+    def boots(self, script: Path) -> tuple[Path, Path]:
+        """The kernel's image, and the initramfs."""
         archive = initramfs.make(
             script.parent, script.read_text(), modules=(*initramfs.MODULES, *self.modules)
         )
+        return paths.kernel(self.kernel), archive
+
+    def command(self, script: Path) -> list[str]:
+        """How QEMU is called."""
+        kernel, archive = self.boots(script)
+        kind = "memory-backend-memfd" if self.shared else "memory-backend-ram"
+        share = "on" if self.shared else "off"
         return [
             "qemu-system-x86_64",
             "-nodefaults",
@@ -85,7 +90,7 @@ class SmallMachine(Machine):
             "-object",
             f"{kind},id=mem,size={self.mib()}M,share={share}",
             "-kernel",
-            str(paths.kernel(self.kernel)),
+            str(kernel),
             "-initrd",
             str(archive),
             "-append",
