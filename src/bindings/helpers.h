@@ -117,6 +117,13 @@ void tmem_device_attribute_init(struct device_attribute *attr,
 						 const char *buf, size_t len));
 
 /* the page cache */
+
+/*
+ * A bit of sb->s_iflags that the kernel has no use for: of a filesystem that has
+ * reported an error.
+ */
+#define TMEM_SB_DISTRUSTED (BITS_PER_LONG - 1)
+
 bool tmem_mapping_cacheable(struct address_space *mapping);
 bool tmem_superblock_distrust(struct super_block *sb);
 bool tmem_superblock_shareable(const struct super_block *sb);
