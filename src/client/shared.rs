@@ -248,13 +248,7 @@ impl<O: Origin> Client<O> {
         let mut slots = [const { None }; MAX_PAGES];
 
         let admitted = state.admit(count.min(MAX_PAGES));
-        let taken = self.staging.pages().take(admitted, &mut slots);
-        if taken < admitted {
-            state.counters.no_staging.add(admitted - taken);
-            if self.staging.may_grow() {
-                self.want_growth();
-            }
-        }
+        let taken = self.take_slots(state, admitted, &mut slots);
         state.admitted(admitted, taken);
         if taken == 0 {
             return 0;
@@ -288,10 +282,9 @@ impl<O: Origin> Client<O> {
             shared.lingered.store(false, Relaxed);
             return None;
         }
-        if waiting < self.burst() && !shared.lingered.xchg(true, Relaxed) {
+        if self.lingers(waiting, &shared.lingered) {
             return Some(1);
         }
-        shared.lingered.store(false, Relaxed);
         while shared.waiting.load(Relaxed) > 0 && self.send_shared() {}
         (shared.waiting.load(Relaxed) > 0).then_some(1)
     }
@@ -316,14 +309,8 @@ impl<O: Origin> Client<O> {
             self.requests.give(blank);
             return true;
         };
-        let state = self.pool(volume.pool());
-
         if !self.has_joined(volume) {
-            let mut dropped = 0;
-            let slots = waiting.into_iter().flatten().map(|page| page.slot);
-
-            self.staging.pages().give(slots.inspect(|_| dropped += 1));
-            state.credits.settle(dropped);
+            self.give_up_waiting(waiting);
             self.requests.give(blank);
             return true;
         }
@@ -348,15 +335,20 @@ impl<O: Origin> Client<O> {
             let mut waiting = [const { None }; MAX_PAGES];
 
             self.shared.pop(&mut waiting);
-            let Some(volume) = waiting.iter().flatten().next().map(|page| page.volume) else {
+            if waiting.iter().all(Option::is_none) {
                 return;
-            };
-            let mut dropped = 0;
-            let slots = waiting.into_iter().flatten().map(|page| page.slot);
-
-            self.staging.pages().give(slots.inspect(|_| dropped += 1));
-            self.pool(volume.pool()).credits.settle(dropped);
+            }
+            self.give_up_waiting(waiting);
         }
+    }
+
+    /// Frees the slots of pages that will not be sent, and their credit.
+    fn give_up_waiting(&self, waiting: [Option<Waiting>; MAX_PAGES]) {
+        let mut count = 0;
+        let slots = waiting.into_iter().flatten().map(|page| page.slot);
+
+        self.staging.pages().give(slots.inspect(|_| count += 1));
+        self.shared_pools.credits.settle(count);
     }
 
     /// Puts pages at `index..` of a file into a batch of gets, to be written to `pages`; returns how

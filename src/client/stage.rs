@@ -4,7 +4,10 @@
 
 use kernel::{
     prelude::*,
-    sync::atomic::Relaxed,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
     time::msecs_to_jiffies, //
 };
 
@@ -17,6 +20,7 @@ use super::{
     frame::MAX_PAGES,
     get::crc_of,
     logic::wire::Operation,
+    pages::Slot,
     pool::PoolState,
     request::{
         Entry,
@@ -67,13 +71,7 @@ impl<O: Origin> Client<O> {
         } else {
             0
         };
-        let taken = self.staging.pages().take(admitted, &mut slots);
-        if taken < admitted {
-            state.counters.no_staging.add(admitted - taken);
-            if self.staging.may_grow() {
-                self.want_growth();
-            }
-        }
+        let taken = self.take_slots(state, admitted, &mut slots);
         let Some(mut shard) = state.shard(tag).filter(|_| taken > 0) else {
             state.admitted(admitted, 0);
             self.flush_range(Pool::Cleancache, tag, index, last);
@@ -180,6 +178,37 @@ impl<O: Origin> Client<O> {
         }
     }
 
+    /// Takes up to `count` slots for pages of a pool, into the first of `slots`; returns how many.
+    ///
+    /// Any context.
+    pub(super) fn take_slots(
+        &self,
+        state: &PoolState,
+        count: usize,
+        slots: &mut [Option<Slot>],
+    ) -> usize {
+        let taken = self.staging.pages().take(count, slots);
+
+        if taken < count {
+            state.counters.no_staging.add(count - taken);
+            if self.staging.may_grow() {
+                self.want_growth();
+            }
+        }
+        taken
+    }
+
+    /// Returns whether so many pages are to wait for more to come, which they do once. For the thread
+    /// itself.
+    pub(super) fn lingers(&self, waiting: usize, lingered: &Atomic<bool>) -> bool {
+        let lingers = waiting < self.burst() && !lingered.xchg(true, Relaxed);
+
+        if !lingers {
+            lingered.store(false, Relaxed);
+        }
+        lingers
+    }
+
     /// Has staged pages sent, now that so many more wait than did before. Any context.
     pub(super) fn staged(&self, before: usize, more: usize) {
         let bursts = |pages: usize| pages.checked_div(self.burst());
@@ -206,10 +235,9 @@ impl<O: Origin> Client<O> {
             self.pump.lingered.store(false, Relaxed);
             return None;
         }
-        if waiting < self.burst() && !self.pump.lingered.xchg(true, Relaxed) {
+        if self.lingers(waiting, &self.pump.lingered) {
             return Some(1);
         }
-        self.pump.lingered.store(false, Relaxed);
 
         for n in 0..self.staging.queues() {
             while self.staging.any() && self.send_staged(n) {}
