@@ -150,8 +150,7 @@ unsafe impl Send for Waiter {}
 pub(crate) struct Wait {
     /// Requests that are still to come back, plus one while they are made.
     left: Atomic<u32>,
-    failed: Atomic<bool>,
-    /// How many of the first pages came, if not all did.
+    /// How many of the first pages came; [`u64::MAX`] if all did.
     came: Atomic<u64>,
     /// Whether the host may still write to the folio.
     forsaken: Atomic<bool>,
@@ -163,7 +162,6 @@ impl Wait {
     pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             left: Atomic::new(1),
-            failed: Atomic::new(false),
             came: Atomic::new(u64::MAX),
             forsaken: Atomic::new(false),
             completion <- Completion::new(),
@@ -204,7 +202,6 @@ impl Wait {
                 Err(now) => old = now,
             }
         }
-        self.failed.store(true, Release);
     }
 
     fn put(&self) {
@@ -220,10 +217,10 @@ impl Wait {
         self.completion.wait_for_completion();
         if self.forsaken.load(Acquire) {
             Came::Later
-        } else if self.failed.load(Acquire) {
-            Came::NotAll
-        } else {
+        } else if self.came_first() == u64::MAX {
             Came::All
+        } else {
+            Came::NotAll
         }
     }
 }

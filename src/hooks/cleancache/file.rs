@@ -62,7 +62,8 @@ impl File {
         // SAFETY: By the type invariants it is valid, and has an inode.
         let inode = unsafe { (*self.0.as_ptr()).host };
 
-        // SAFETY: The inode is valid, as above; neither number changes while it is.
+        // SAFETY: An inode is there for as long as its own mapping, which by the type invariants is
+        // valid; neither number changes meanwhile.
         let (inode, generation) = unsafe { ((*inode).i_ino, (*inode).i_generation) };
         Handle { inode, generation }
     }

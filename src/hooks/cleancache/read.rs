@@ -352,43 +352,31 @@ pub(in crate::hooks) unsafe extern "C" fn read_folio(
     if let (Some(context), Some(folio)) = (&context, NonNull::new(folio)) {
         // SAFETY: The folio is locked, and so stays in its mapping, until the read is ended.
         let (cache, folio) = unsafe { (File::new(mapping), Folio::new(folio)) };
-
         let volume = cache.and_then(|cache| Some((shared::volume_to_read(context, cache)?, cache)));
+        let mut came = Came::NotAll;
 
         if let Some((volume, cache)) = volume {
-            match shared::read(context, volume, cache, folio) {
-                Came::All => {
-                    // SAFETY: It is locked for a read, which the filesystem is not asked for.
-                    unsafe { folio.end_read(true) };
-                    return 0;
-                }
-                Came::NotAll => (),
-                Came::Later => {
-                    // SAFETY: It is locked for a read, which nobody is asked for any more; who has
-                    // asked for it looks for it anew.
-                    unsafe { folio.evict() };
-                    return TRUNCATED;
-                }
-            }
+            came = shared::read(context, volume, cache, folio);
         } else if let Some(cache) = cache.filter(|cache| is_hit(context, *cache, folio)) {
             match &context.verify {
                 None => {
-                    match read_by_parts(context, cache, folio, 0, true, |n| folio.page(n).ok()) {
-                        Came::All => {
-                            // SAFETY: It is locked for a read, which the filesystem is not asked for.
-                            unsafe { folio.end_read(true) };
-                            return 0;
-                        }
-                        Came::NotAll => (),
-                        Came::Later => {
-                            // SAFETY: It is locked for a read, which nobody is asked for any more;
-                            // who has asked for it looks for it anew.
-                            unsafe { folio.evict() };
-                            return TRUNCATED;
-                        }
-                    }
+                    came = read_by_parts(context, cache, folio, 0, true, |n| folio.page(n).ok());
                 }
                 Some(verify) => check = verify.check(context, cache, folio),
+            }
+        }
+        match came {
+            Came::All => {
+                // SAFETY: It is locked for a read, which the filesystem is not asked for.
+                unsafe { folio.end_read(true) };
+                return 0;
+            }
+            Came::NotAll => (),
+            Came::Later => {
+                // SAFETY: It is locked for a read, which nobody is asked for any more; who has asked
+                // for it looks for it anew.
+                unsafe { folio.evict() };
+                return TRUNCATED;
             }
         }
     }
