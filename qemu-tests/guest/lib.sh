@@ -258,6 +258,15 @@ set_tmem() {
 	tmem "$1" && echo "$2" >"$REPLY"
 }
 
+# hear: takes what the host tells by a serial line, which others are told of by `told`.
+hear() {
+	local name
+	mkdir -p "$RUN/told"
+	while read -r name; do
+		: >"$RUN/told/$name"
+	done </dev/ttyS1
+}
+
 # beats: tells the host each second that the guest is alive.
 beats() {
 	while sleep 1; do

@@ -55,15 +55,8 @@ export HOME=/root
 stty -F /dev/ttyS1 raw -echo
 exec >/dev/ttyS1 2>&1
 RUN=/run/test
-mkdir -p "$RUN/told"
 WORKLOAD=/run/tools/tmem-workload
 . /run/tools/lib.sh
-hear() {
-	local name
-	while read -r name; do
-		: >"$RUN/told/$name"
-	done </dev/ttyS1
-}
 hear &
 trap 'mark finished; systemctl poweroff --no-block' EXIT
 mark booted

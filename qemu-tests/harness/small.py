@@ -15,13 +15,6 @@ from .guest import Machine
 
 # What is told comes on the line that the output goes to.
 PRELUDE = """
-mkdir "$RUN/told"
-hear() {
-	local name
-	while read -r name; do
-		: >"$RUN/told/$name"
-	done </dev/ttyS1
-}
 hear &
 
 # modprobe [-r] NAME [PARAMETER=VALUE...]: there is no other; what modules need is loaded already.
