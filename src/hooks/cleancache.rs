@@ -95,7 +95,10 @@ use super::{
         Watch, //
     },
     points,
-    volumes,
+    volumes::{
+        self,
+        Owner, //
+    },
     Client,
     Context,
     Entered, //
@@ -244,9 +247,16 @@ unsafe extern "C" fn removed(_data: *mut c_void, folio: *mut bindings::folio) {
     let last = first.saturating_add(folio.pages() - 1);
     let tag = file.tag();
 
-    if let Some(volume) = shared::volume_of(&context, file) {
-        // Of before it was joined the host may have some as the guest's own, which nobody looks for.
-        return shared::put(&context, volume, file, folio);
+    match shared::owner_of(&context, file) {
+        Owner::Guest => (),
+        Owner::All(volume) => return shared::put(&context, volume, file, folio),
+        Owner::Unknown { .. } => {
+            // As the guest's own it would be in the host twice.
+            let counters = context.client.counters(Pool::Cleancache);
+
+            counters.not_admitted.add(folio.pages() as usize);
+            return file.flush(&context, first, last);
+        }
     }
     let Some(filesystem) = may_put(&context, file, folio) else {
         return file.flush(&context, first, last);

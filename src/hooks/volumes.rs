@@ -3,9 +3,9 @@
 //! Volumes whose pages several guests share: filesystems that nobody can write to.
 //!
 //! Such a filesystem is mounted read-only from a block device that is read-only, too, and has a UUID.
-//! When something of it is read for the first time the host is asked for the pool of that UUID, by
-//! work that may sleep; until there is an answer, and where the host's operator does not allow it,
-//! its pages are the guest's own, as all others are.
+//! When something of it is read or evicted for the first time the host is asked for the pool of that
+//! UUID, by work that may sleep. Until there is an answer its pages are not put; where the host's
+//! operator does not allow it they are the guest's own, as all others are.
 //!
 //! What is put there is named by a stamp of what the volume has: the bytes that its filesystem
 //! changes whenever it writes. Copies of one image that went different ways have the same UUID, and
@@ -66,6 +66,19 @@ enum State {
     Leaving,
 }
 
+/// Whose the pages of a superblock are.
+pub(super) enum Owner {
+    /// The guest's own.
+    Guest,
+    /// All guests' that have the volume.
+    All(Volume),
+    /// Nobody knows before the host has answered.
+    Unknown {
+        /// Whether the host is to be asked, by [`Context::join_later`].
+        ask: bool,
+    },
+}
+
 /// A superblock, by its address, and how far it is with it.
 struct Place {
     superblock: usize,
@@ -77,8 +90,6 @@ struct Place {
 pub(super) struct Volumes {
     /// How many there can be.
     most: Atomic<usize>,
-    /// Whether there has been any: if not, nobody has to look.
-    known: Atomic<bool>,
     #[pin]
     places: SpinLockIrq<[Option<Place>; MAX_VOLUMES]>,
 }
@@ -131,7 +142,6 @@ impl Drop for Allowed {
     fn drop(&mut self) {
         if let Some(context) = Context::get() {
             context.volumes.most.store(0, Relaxed);
-            context.volumes.known.store(false, Relaxed);
         }
     }
 }
@@ -168,7 +178,6 @@ impl Volumes {
     pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             most: Atomic::new(0),
-            known: Atomic::new(false),
             places <- new_spinlock_irq!([const { None }; MAX_VOLUMES], "Volumes::places"),
         })
     }
@@ -179,22 +188,29 @@ impl Volumes {
         self.most.load(Relaxed) > 0
     }
 
-    /// Returns the volume of a superblock, if its pages are shared now. Any context.
+    /// Returns whether pages of a superblock could be shared. Any context.
     ///
     /// # Safety
     ///
     /// `superblock` must be valid.
     #[inline]
+    pub(super) unsafe fn can_have(&self, superblock: *mut bindings::super_block) -> bool {
+        // SAFETY: By the safety requirements it is valid.
+        self.any() && unsafe { bindings::tmem_superblock_shareable(superblock) }
+    }
+
+    /// Returns the volume of a superblock, if its pages are shared now. Any context.
+    ///
+    /// # Safety
+    ///
+    /// `superblock` must be valid.
     pub(super) unsafe fn of(
         &self,
         client: &Client,
         superblock: *mut bindings::super_block,
     ) -> Option<Volume> {
-        if !self.known.load(Relaxed) || !self.any() {
-            return None;
-        }
         // SAFETY: By the safety requirements it is valid.
-        if !unsafe { bindings::tmem_superblock_shareable(superblock) } {
+        if !unsafe { self.can_have(superblock) } {
             return None;
         }
         self.places
@@ -208,58 +224,58 @@ impl Volumes {
             })
     }
 
-    /// Takes note that something of a superblock is read; returns whether the host is to be asked
-    /// about it. Any context.
+    /// Returns whose the pages of a superblock are, of which something is read or evicted. Where
+    /// that has not been decided yet, it is taken note that the host is to be asked. Any context.
     ///
     /// # Safety
     ///
     /// `superblock` must be valid, and in use.
-    pub(super) unsafe fn notice(
+    pub(super) unsafe fn owner(
         &self,
         client: &Client,
         superblock: *mut bindings::super_block,
-    ) -> bool {
+    ) -> Owner {
         // SAFETY: By the safety requirements it is valid.
-        let shareable = unsafe { bindings::tmem_superblock_shareable(superblock) };
-        if !self.any() || !shareable || !client.running() {
-            return false;
+        if !unsafe { self.can_have(superblock) } {
+            return Owner::Guest;
         }
         let mut places = self.places.lock();
         let known = places.iter().position(
             |place| matches!(place, Some(place) if place.superblock == superblock.addr()),
         );
-        let at = match known {
-            Some(at) => at,
-            None => match places
+        let at = known.or_else(|| {
+            places
                 .iter()
                 .take(self.most.load(Relaxed))
                 .position(Option::is_none)
-            {
-                Some(at) => at,
-                None => return false,
-            },
-        };
-        let Some(place) = places.get_mut(at) else {
-            return false;
+        });
+        let Some(place) = at.and_then(|at| places.get_mut(at)) else {
+            return Owner::Guest;
         };
 
-        let ask = match place.as_ref().map(|place| place.state) {
-            None => true,
-            // The device was reset.
-            Some(State::Joined(volume)) => !client.has_joined(volume),
-            Some(State::Refused { until }) => (thread::jiffies().wrapping_sub(until) as isize) >= 0,
-            Some(State::Wanted { .. } | State::Leaving) => false,
-        };
-        // SAFETY: It is in use, so that there is a reference to take another one with.
-        if !ask || !unsafe { bindings::tmem_superblock_hold(superblock) } {
-            return false;
+        match place.as_ref().map(|place| place.state) {
+            Some(State::Joined(volume)) if client.has_joined(volume) => {
+                return Owner::All(volume);
+            }
+            Some(State::Wanted { .. }) => return Owner::Unknown { ask: false },
+            Some(State::Refused { until })
+                if (thread::jiffies().wrapping_sub(until) as isize) < 0 =>
+            {
+                return Owner::Guest;
+            }
+            Some(State::Leaving) => return Owner::Guest,
+            // The device was reset, the last answer is old, or there was none.
+            Some(State::Joined(_) | State::Refused { .. }) | None => (),
         }
-        self.known.store(true, Relaxed);
+        // SAFETY: It is in use, so that there is a reference to take another one with.
+        if !client.running() || !unsafe { bindings::tmem_superblock_hold(superblock) } {
+            return Owner::Guest;
+        }
         *place = Some(Place {
             superblock: superblock.expose_provenance(),
             state: State::Wanted { same: true },
         });
-        true
+        Owner::Unknown { ask: true }
     }
 
     /// Takes note that a superblock goes, or may be written to soon; returns whether there is
@@ -311,7 +327,7 @@ impl Volumes {
 
                 match found {
                     Some((superblock, State::Wanted { .. })) => {
-                        // SAFETY: `notice()` has taken a reference for whoever asks, which is this.
+                        // SAFETY: `owner()` has taken a reference for whoever asks, which is this.
                         let held = unsafe { Held::new(superblock) };
 
                         self.join(client, at, held);
@@ -417,7 +433,7 @@ impl Held {
     fn stamp(&self) -> Result<u64> {
         let mut stamp = 0;
 
-        // SAFETY: By the type invariants it is valid; it is one that `notice()` has found to have a
+        // SAFETY: By the type invariants it is valid; it is one that `owner()` has found to have a
         // block device, which it keeps for as long as it lives.
         to_result(unsafe { bindings::tmem_superblock_stamp(self.0, &raw mut stamp) })?;
         Ok(stamp)

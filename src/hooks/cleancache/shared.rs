@@ -28,6 +28,7 @@ use crate::{
 use super::{
     super::{
         folio::Folio,
+        volumes::Owner,
         Entered,
         Origin,
         PageOf, //
@@ -46,20 +47,31 @@ pub(super) fn volume_of(context: &Entered, file: File) -> Option<Volume> {
     unsafe { context.volumes.of(&context.client, file.superblock()) }
 }
 
-/// As [`volume_of()`], for a file that is read: where it is not known yet, the host is asked.
-///
-/// Process context.
-pub(super) fn volume_to_read(context: &Entered, file: File) -> Option<Volume> {
-    let volume = volume_of(context, file);
+/// Returns whose the pages of a file are that is read, or of which a page is evicted. Where it is not
+/// known yet, the host is asked. Any context.
+pub(super) fn owner_of(context: &Entered, file: File) -> Owner {
+    let superblock = file.superblock();
 
-    if volume.is_none() && context.volumes.any() && file.can_be_shared(context) {
-        // SAFETY: The file's superblock is there as long as the file is, by the invariants of `File`,
-        // and in use, as the file is being read.
-        if unsafe { context.volumes.notice(&context.client, file.superblock()) } {
-            context.join_later();
-        }
+    // SAFETY: The file's superblock is there as long as the file is, by the invariants of `File`.
+    if !unsafe { context.volumes.can_have(superblock) } || !file.can_be_shared(context) {
+        return Owner::Guest;
     }
-    volume
+    // SAFETY: The file's superblock is there as long as the file is, by the invariants of `File`, and
+    // in use, as the file has pages.
+    let owner = unsafe { context.volumes.owner(&context.client, superblock) };
+
+    if let Owner::Unknown { ask: true } = owner {
+        context.join_later();
+    }
+    owner
+}
+
+/// Returns the volume of a file that is read, if its pages are shared; see [`owner_of()`].
+pub(super) fn volume_to_read(context: &Entered, file: File) -> Option<Volume> {
+    match owner_of(context, file) {
+        Owner::All(volume) => Some(volume),
+        Owner::Guest | Owner::Unknown { .. } => None,
+    }
 }
 
 /// Puts the pages of a folio that is evicted.
