@@ -7,11 +7,13 @@
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
-export MAKECMDGOALS TMEM_DEBUG
+# The kernel that all is done for, by its release, instead of the toolbox's own.
+KERNEL ?= $(TMEM_KERNEL)
+TMEM_KERNEL := $(KERNEL)
+export MAKECMDGOALS TMEM_DEBUG TMEM_KERNEL
 
 repo := $(CURDIR)
 run := scripts/in-toolbox
-module := build/module$(if $(TMEM_DEBUG),-debug)
 cargo := $(run) env CARGO_TARGET_DIR=$(repo)/build/cargo cargo
 
 .PHONY: help
@@ -37,10 +39,7 @@ vendor: toolbox
 
 .PHONY: module
 module: kernel vendor ## Build the kernel module: build/module/virtio_tmem.ko
-	@mkdir -p $(module)
-	@scripts/kbuild M=$(repo) MO=$(repo)/$(module) \
-		STATIC_ASSERTIONS=build/vendor/static_assertions/src modules
-	@$(run) python3 scripts/check_originals.py $(module)/virtio_tmem.o
+	@scripts/module
 
 .PHONY: module-install
 module-install: module ## Install the module into the toolbox, where guests find it

@@ -5,6 +5,8 @@
 # module is built for, and how to speak to the user. Sourced, never run.
 #
 # Environment:
+#   TMEM_KERNEL   the release of the kernel that all is done for, instead of the
+#                 toolbox's own: see scripts/toolbox
 #   TMEM_DEBUG    if not empty, all is done for the kernel with its checks on,
 #                 instead of the toolbox's own: see scripts/kernel-tree
 
@@ -33,19 +35,33 @@ repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 debug=${TMEM_DEBUG:+-debug}
 export TMEM_DEBUG=${TMEM_DEBUG:-}
 
-# The folder that the module is built in.
-# shellcheck disable=SC2034
-module_folder=$repo/build/module$debug
+# stock_release: the release of the kernel that the toolbox was made with.
+stock_release() {
+	sed -n 's/^release=//p' "$toolbox/etc/virtio-tmem-toolbox"
+}
 
 # kernel_release: the release of the kernel that the module is built for, and
 # that guests run.
 kernel_release() {
 	local release
-	release=$(sed -n 's/^release=//p' "$toolbox/etc/virtio-tmem-toolbox")
+	release=$(stock_release)
 	if [ -n "$debug" ]; then
 		release=${release%%-*}-debug-amd64
+	elif [ -n "${TMEM_KERNEL:-}" ]; then
+		release=$TMEM_KERNEL
 	fi
 	printf '%s\n' "$release"
+}
+
+# module_folder: the folder that the module for that kernel is built in.
+module_folder() {
+	local release
+	release=$(kernel_release)
+	if [ "$release" = "$(stock_release)" ]; then
+		printf '%s\n' "$repo/build/module"
+	else
+		printf '%s\n' "$repo/build/module-$release"
+	fi
 }
 
 program=${0##*/}
