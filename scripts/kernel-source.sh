@@ -9,6 +9,11 @@
 # Sourced, never run: by scripts/kernel-tree, for the toolbox, and by the
 # scripts of the package virtio-tmem-dkms, for the machine that they run on.
 
+# The kernels that the module is made for, by their series: the `kernel` crate, and
+# what is hooked, are others in those before.
+# shellcheck disable=SC2034  # Used by the scripts that source this file.
+made_for=7.3
+
 # Debian's Rust tools by their paths, whatever else is in PATH or in the working
 # directory.
 # shellcheck disable=SC2034  # Used by the scripts that source this file.
