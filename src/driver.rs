@@ -191,8 +191,8 @@ fn bind<'bound>(vdev: &'bound virtio::Device<Core<'_>>) -> Result<TmemData<'boun
     dev_info!(
         vdev,
         "frontswap {}, cleancache {}, {} data virtqueues, room for {} pages\n",
-        on_off(hooks.frontswap()),
-        on_off(hooks.cleancache()),
+        hooks.frontswap(),
+        if hooks.cleancache() { "on" } else { "off" },
         config.data_queues.get(),
         client.credits(Pool::Frontswap),
     );
@@ -207,14 +207,6 @@ fn bind<'bound>(vdev: &'bound virtio::Device<Core<'_>>) -> Result<TmemData<'boun
         client,
         _window: window,
     })
-}
-
-fn on_off(on: bool) -> &'static str {
-    if on {
-        "on"
-    } else {
-        "off"
-    }
 }
 
 /// Reads the configuration, and refuses one that is not a tmem device's, or not sound.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The operator's files, in the folder `tmem` of the device in sysfs.
+//! The operator's files: in the folder `tmem` of the device in sysfs, and of the module's own devices in
+//! `/sys/devices/faux/virtio_tmem/tmswap/`.
 
 use core::fmt::Write;
 
@@ -16,11 +17,13 @@ use kernel::{
 use crate::{
     bindings::sysfs::{
         File,
+        Folder,
         Group,
         Text, //
     },
     hooks::{
         Client,
+        Devices,
         Drain, //
     },
 };
@@ -123,4 +126,45 @@ fn store_drain(_: &About, text: &str) -> Result {
         }
     }
     Ok(())
+}
+
+/// The files of the module's own devices; those go with it.
+pub(crate) struct Tmswap {
+    _files: Folder<Devices>,
+}
+
+static TMSWAP_FILES: [File<Devices>; 3] = [
+    File {
+        name: c"add",
+        show: None,
+        store: Some(|devices, path| devices.add(path)),
+    },
+    File {
+        name: c"remove",
+        show: None,
+        store: Some(|devices, name| devices.remove(name)),
+    },
+    File {
+        name: c"devices",
+        show: Some(show_devices),
+        store: None,
+    },
+];
+
+/// Adds the files of the module's own devices, for as long as the result lives. May sleep.
+pub(crate) fn add_module(module: &'static ThisModule) -> Result<Tmswap> {
+    let devices = Devices::new(module)?;
+
+    Ok(Tmswap {
+        _files: Folder::new(c"virtio_tmem", c"tmswap", &TMSWAP_FILES, devices)?,
+    })
+}
+
+/// Says of each device what it is stacked on.
+fn show_devices(devices: &Devices, text: &mut Text<'_>) -> Result {
+    devices.for_each(|name, number, path| {
+        let path = path.to_str().map_err(|_| EINVAL)?;
+
+        writeln!(text, "{name}{number} {path}").map_err(|_| EOVERFLOW)
+    })
 }

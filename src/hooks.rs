@@ -34,7 +34,10 @@ use self::context::{
 };
 
 pub(crate) use self::{
-    frontswap::Drain,
+    frontswap::{
+        Devices,
+        Drain, //
+    },
     left_behind::Teardown,
     seat::{
         Hooks,
@@ -51,7 +54,7 @@ pub(crate) type Client = client::Client<Origin>;
 /// Who asked the client for something.
 pub(crate) enum Origin {
     /// A swap request.
-    Swap(frontswap::Request),
+    Swap(frontswap::Asker),
     /// A readahead.
     Readahead,
     /// Somebody who waits.

@@ -40,6 +40,8 @@ fn this_module() -> &'static ThisModule {
 /// The module.
 #[pin_data]
 struct TmemModule {
+    // Before all else: what the host has of them is drained as long as there is one.
+    _tmswap: files::Tmswap,
     #[pin]
     registration: kernel::driver::Registration<virtio::Adapter<driver::TmemDriver>>,
     // Windows are there before the devices that they belong to, and go after them.
@@ -53,6 +55,7 @@ impl kernel::InPlaceModule for TmemModule {
         pin_init::pin_init_scope(move || {
             params::check()?;
             Ok(try_pin_init!(Self {
+                _tmswap: files::add_module(module)?,
                 _window: window::register(module)?,
                 registration <- kernel::driver::Registration::new(
                     <Self as kernel::ModuleMetadata>::NAME,

@@ -2,6 +2,11 @@
 
 //! Reading and writing pages of block devices, past everything but the block layer.
 
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+
 use kernel::{
     error::to_result,
     prelude::*, //
@@ -9,9 +14,45 @@ use kernel::{
 
 use super::{
     page::PageRef,
-    raw,
-    swap::Area, //
+    raw, //
 };
+
+/// A block device that somebody else keeps open.
+///
+/// # Invariants
+///
+/// The pointer is a valid block device for `'a`.
+#[derive(Clone, Copy)]
+pub(crate) struct BlockDevice<'a>(NonNull<raw::block_device>, PhantomData<&'a ()>);
+
+impl BlockDevice<'_> {
+    /// Borrows a block device.
+    ///
+    /// # Safety
+    ///
+    /// It must be one, and open, for as long as the instance and its copies are used.
+    pub(super) unsafe fn new(device: NonNull<raw::block_device>) -> Self {
+        // INVARIANT: By the safety requirements.
+        Self(device, PhantomData)
+    }
+
+    /// Returns the raw block device.
+    pub(super) fn as_ptr(self) -> *mut raw::block_device {
+        self.0.as_ptr()
+    }
+
+    /// Returns whether it is one of device-mapper's. Any context.
+    pub(crate) fn is_device_mapper(self) -> bool {
+        // SAFETY: By the type invariants it is valid.
+        unsafe { raw::tmem_bdev_is_dm(self.as_ptr()) }
+    }
+
+    /// Returns the number of the driver that it belongs to. Any context.
+    pub(crate) fn major(self) -> u32 {
+        // SAFETY: By the type invariants it is valid.
+        unsafe { raw::tmem_bdev_major(self.as_ptr()) }
+    }
+}
 
 /// The memory for requests of up to `N` pages, one after the other.
 pub(crate) struct Transfer<const N: usize> {
@@ -43,35 +84,35 @@ impl<const N: usize> Transfer<N> {
         Ok(())
     }
 
-    /// Writes pages to a swap area's block device, beginning with page `block` of that.
+    /// Writes pages to a block device, beginning with page `block` of it.
     ///
     /// Fails if there are more than `N`, or with the device's error; then any of them may have been
     /// written. Sleeps for as long as the device needs, and needs no memory but what the block layer
     /// has set aside.
     pub(crate) fn write(
         &mut self,
-        area: Area,
+        device: BlockDevice<'_>,
         block: u64,
         pages: impl Iterator<Item = PageRef>,
     ) -> Result {
-        self.run(area, block, pages, true)
+        self.run(device, block, pages, true)
     }
 
-    /// Reads pages from a swap area's block device, beginning with page `block` of that.
+    /// Reads pages from a block device, beginning with page `block` of it.
     ///
     /// As [`Self::write()`] otherwise. It is up to the caller that nobody else uses the pages.
     pub(crate) fn read(
         &mut self,
-        area: Area,
+        device: BlockDevice<'_>,
         block: u64,
         pages: impl Iterator<Item = PageRef>,
     ) -> Result {
-        self.run(area, block, pages, false)
+        self.run(device, block, pages, false)
     }
 
     fn run(
         &mut self,
-        area: Area,
+        device: BlockDevice<'_>,
         block: u64,
         pages: impl Iterator<Item = PageRef>,
         write: bool,
@@ -80,11 +121,11 @@ impl<const N: usize> Transfer<N> {
         if self.len == 0 {
             return Ok(());
         }
-        // SAFETY: The area's block device is there by the invariants of `Area`; the pages are valid by
+        // SAFETY: The block device is there by the invariants of `BlockDevice`; the pages are valid by
         // those of `PageRef`, and all is over when the function returns.
         to_result(unsafe {
             raw::tmem_bdev_transfer(
-                area.bdev(),
+                device.as_ptr(),
                 block,
                 self.vectors.as_mut_ptr(),
                 self.len as c_uint,

@@ -3,10 +3,12 @@
 #define _TMEM_HELPERS_H
 
 #include <linux/blk_types.h>
+#include <linux/blkdev.h>
 #include <linux/device.h>
 #include <linux/fs.h>
 #include <linux/ftrace.h>
 #include <linux/kthread.h>
+#include <linux/mempool.h>
 #include <linux/pagemap.h>
 #include <linux/shrinker.h>
 #include <linux/swap.h>
@@ -103,8 +105,42 @@ int tmem_call_zswap_load(struct folio *folio);
 
 /* block devices */
 bool tmem_bdev_is_dm(struct block_device *bdev);
+unsigned int tmem_bdev_major(struct block_device *bdev);
+struct file *tmem_bdev_open(const char *path, void *holder);
+bool tmem_bdev_stackable(struct block_device *bdev);
+void *tmem_bdev_data(struct block_device *bdev);
+struct gendisk *tmem_disk_alloc(struct block_device *lower,
+				const struct block_device_operations *ops,
+				void *data, const char *name, int major,
+				int minor, unsigned int max_pages,
+				unsigned int align_pages);
+bool tmem_disk_close(struct gendisk *disk, bool *closed);
 int tmem_bdev_transfer(struct block_device *bdev, u64 block,
 		       struct bio_vec *vectors, unsigned int count, bool write);
+
+/* bios */
+enum tmem_bio_kind {
+	/* Reads pages. */
+	TMEM_BIO_READ,
+	/* Writes pages that are swapped out. */
+	TMEM_BIO_SWAP,
+	/* Changes what is on the device otherwise. */
+	TMEM_BIO_CHANGE,
+	/* Neither. */
+	TMEM_BIO_OTHER,
+};
+
+enum tmem_bio_kind tmem_bio_kind(const struct bio *bio);
+bool tmem_bio_range(const struct bio *bio, u64 *first, u64 *count);
+unsigned int tmem_bio_pages(struct bio *bio, struct page **pages,
+			    unsigned int max);
+struct bio *tmem_bio_split(struct bio *bio, unsigned int pages);
+void tmem_bio_forward(struct bio *bio, struct block_device *to);
+void tmem_bio_end(struct bio *bio, int err);
+
+/* memory with a reserve */
+mempool_t *tmem_mempool_new(unsigned int count, size_t size);
+void *tmem_mempool_alloc(mempool_t *pool, bool wait);
 
 /* sysfs */
 void tmem_device_attribute_init(struct device_attribute *attr,

@@ -26,6 +26,7 @@ pub(crate) use super::raw::page as RawPage;
 ///
 /// The page is valid for as long as the instance, or a copy of it, is used.
 #[derive(Clone, Copy)]
+#[repr(transparent)]
 pub(crate) struct PageRef(NonNull<raw::page>);
 
 // SAFETY: A page belongs to no thread, and its content is raw memory to all who can reach it.

@@ -10,7 +10,10 @@ use core::{
 
 use kernel::prelude::*;
 
-use super::raw;
+use super::{
+    block::BlockDevice,
+    raw, //
+};
 
 /// A swap area that is on.
 ///
@@ -63,12 +66,6 @@ impl Area {
         None
     }
 
-    /// Returns whether the area's block device is one of device-mapper's. Any context.
-    pub(crate) fn is_on_device_mapper(self) -> bool {
-        // SAFETY: By the type invariants the area is valid, and has its block device if it has one.
-        unsafe { raw::tmem_bdev_is_dm((*self.0.as_ptr()).bdev) }
-    }
-
     /// Returns whether it is in memory: what is written to it is there when the kernel's function
     /// returns. Any context.
     pub(crate) fn is_synchronous(self) -> bool {
@@ -86,10 +83,13 @@ impl Area {
         unsafe { (&raw const (*self.0.as_ptr()).flags).read_volatile() }
     }
 
-    /// Returns the block device.
-    pub(super) fn bdev(self) -> *mut raw::block_device {
+    /// Returns the block device, if the area is on one. Any context.
+    pub(crate) fn device(&self) -> Option<BlockDevice<'_>> {
         // SAFETY: By the type invariants the area is valid, and keeps its block device.
-        unsafe { (*self.0.as_ptr()).bdev }
+        let device = unsafe { (*self.0.as_ptr()).bdev };
+
+        // SAFETY: By the type invariants the area is used for no longer than it is on, and has it open.
+        NonNull::new(device).map(|device| unsafe { BlockDevice::new(device) })
     }
 
     /// Returns the raw area.

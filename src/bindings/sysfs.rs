@@ -20,6 +20,7 @@ use kernel::{
         from_result,
         to_result, //
     },
+    faux,
     page::PAGE_SIZE,
     prelude::*, //
 };
@@ -215,5 +216,43 @@ impl<T: Send + Sync> Drop for Group<'_, T> {
         // SAFETY: By the type invariants the group was added to the device, which is still bound, and
         // so still there. This waits for whoever reads or writes a file of it.
         unsafe { raw::sysfs_remove_group(&raw mut (*self.device).kobj, &raw const *self.group) };
+    }
+}
+
+/// A folder of files that belongs to no device, but to the module: `/sys/devices/faux/MODULE/NAME/`.
+///
+/// # Invariants
+///
+/// `group` is in the folder of `_device`, which is dropped after it.
+pub(crate) struct Folder<T: Send + Sync + 'static> {
+    _group: Group<'static, T>,
+    _device: KBox<faux::Registration>,
+}
+
+impl<T: Send + Sync + 'static> Folder<T> {
+    /// Adds the folder `name` with `files` about `data` to that of the module.
+    ///
+    /// The files are there at once. May sleep.
+    pub(crate) fn new(
+        module: &CStr,
+        name: &'static CStr,
+        files: &'static [File<T>],
+        data: T,
+    ) -> Result<Self> {
+        let registration = KBox::new(faux::Registration::new(module, None)?, GFP_KERNEL)?;
+        let device: *const Device<Bound> = {
+            let device: &faux::Device<Bound> = (*registration).as_ref();
+
+            device.as_ref()
+        };
+
+        // SAFETY: The device is registered, and so bound, until the registration is dropped, which is
+        // after the group, and nobody else is given the reference.
+        let group = Group::new(unsafe { &*device }, name, files, data)?;
+        // INVARIANT: As above.
+        Ok(Self {
+            _group: group,
+            _device: registration,
+        })
     }
 }

@@ -50,10 +50,9 @@ use super::{
 #[pin_data]
 pub(super) struct Context {
     pub(super) client: Arc<Client>,
-    /// Swap requests that are to go to the swap area after all.
-    pub(super) to_area: frontswap::Queue,
-    /// Swap requests that are to be read once the host can be asked.
-    pub(super) to_host: frontswap::Queue,
+    /// Swap requests that are to go to the swap area after all, or to be read once the host can be
+    /// asked.
+    pub(super) waiting: frontswap::Waiting,
     /// What writes swapped pages back.
     #[pin]
     pub(super) drain: frontswap::Drainer,
@@ -137,8 +136,7 @@ impl Context {
         let context = Arc::pin_init(
             try_pin_init!(Context {
                 client: client.clone(),
-                to_area: frontswap::Queue::new(),
-                to_host: frontswap::Queue::new(),
+                waiting: frontswap::Waiting::new(),
                 drain <- frontswap::Drainer::new(),
                 filesystems,
                 reads <- new_mutex!(KVec::new(), "Context::reads"),
@@ -270,7 +268,7 @@ impl workqueue::WorkItem<0> for Context {
 
     fn run(this: Arc<Self>) {
         if let Some(context) = Self::get() {
-            this.to_area.finish(&context);
+            this.waiting.finish(&context);
         }
     }
 }
@@ -298,7 +296,7 @@ impl workqueue::WorkItem<3> for Context {
 
     fn run(this: Arc<Self>) {
         if let Some(context) = Self::get() {
-            this.to_host.read(&context);
+            this.waiting.read(&context);
         }
     }
 }

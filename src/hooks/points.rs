@@ -20,7 +20,7 @@
 //! | [`SLOT_FREE`], [`SWAP_OFF`] | watched | slots and swap areas are free | 7.3 |
 //!
 //! Where a kernel lacks one, or the compiler has made copies of it, the half that needs it is left
-//! off, and a line says so. What the other end of a hook point looks like is checked when the module
+//! off, and a line says so; of swapping, what is swapped to devices of our own is served all the same. What the other end of a hook point looks like is checked when the module
 //! is built: see [`checks`].
 
 use kernel::prelude::*;

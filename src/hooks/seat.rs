@@ -69,13 +69,15 @@ impl Seat {
             seat: self,
         };
         if wants.frontswap {
-            hooks.frontswap = match frontswap::Hooks::install(client) {
-                Ok(hooks) => Some(KBox::new(hooks, GFP_KERNEL)?),
-                Err(_) => {
-                    pr_warn!("frontswap is off: this kernel lacks a hook point that it needs\n");
-                    None
-                }
-            };
+            let frontswap = frontswap::Hooks::install(client);
+
+            if !frontswap.is_transparent() {
+                pr_warn!(
+                    "frontswap is on for tmswap devices only: this kernel lacks a hook point that it \
+                     needs for other swap areas\n"
+                );
+            }
+            hooks.frontswap = Some(KBox::new(frontswap, GFP_KERNEL)?);
         }
         if wants.cleancache {
             hooks.cleancache = cleancache::Hooks::install(client)
@@ -107,9 +109,13 @@ pub(crate) struct Hooks {
 }
 
 impl Hooks {
-    /// Returns whether swapped pages are put.
-    pub(crate) fn frontswap(&self) -> bool {
-        self.frontswap.is_some()
+    /// Returns which swapped pages are put, in a few words.
+    pub(crate) fn frontswap(&self) -> &'static str {
+        match &self.frontswap {
+            Some(hooks) if hooks.is_transparent() => "on",
+            Some(_) => "on for tmswap devices",
+            None => "off",
+        }
     }
 
     /// Returns whether clean pages are put.

@@ -15,8 +15,8 @@
 //!
 //! A slot cannot be read from the area before its page is there; whoever looked for a page in the
 //! index before that, and does not get it, looks for it in the area: see
-//! [`Request`](super::Request). An area cannot go while one of its slots is being written to: it is
-//! held, as get_swap_device() would.
+//! [`Request`](super::request::Request). An area cannot go while one of its slots is being written to:
+//! it is held, as get_swap_device() would.
 
 mod handle;
 
@@ -46,9 +46,9 @@ use kernel::{
 
 use crate::{
     bindings::{
+        self,
         block::Transfer,
         page::PageRef,
-        swap::Area,
         work::OwnedQueue, //
     },
     client::{
@@ -77,12 +77,13 @@ use super::{
         Origin,
         PageOf, //
     },
-    key,
-    AreaOf,
-    Request,
-    AREAS,
-    OBJECT_PAGES,
-    OBJECT_SHIFT, //
+    areas::{
+        self,
+        key,
+        Held,
+        OBJECT_PAGES,
+        OBJECT_SHIFT, //
+    },
 };
 
 pub(crate) use self::handle::Drain;
@@ -208,22 +209,18 @@ impl Drainer {
         (!self.closed.load(Acquire)).then_some(putting)
     }
 
-    /// Waits until no slot of a request is being written to. Sleeps, for as long as the disk needs.
+    /// Waits as long as what is being written is in the way. Sleeps, for as long as the disk needs.
     ///
-    /// To be called by those who write to the area, once what the host has of the request cannot be
+    /// To be called by those who write to the area, once what the host has of their pages cannot be
     /// got any more.
-    pub(super) fn wait_for(&self, request: &Request) {
+    pub(super) fn wait_while(&self, in_the_way: impl Fn(&InFlight) -> bool) {
         // The worker sets this before it looks for the pages in the index.
         if !self.flying.load(Acquire) {
             return;
         }
         let mut flight = self.in_flight.lock();
 
-        while request.folios().any(|folio| {
-            let (area, offset) = folio.swap();
-
-            flight.overlaps(area, offset, folio.pages())
-        }) {
+        while in_the_way(&flight) {
             self.landed.wait(&mut flight);
         }
     }
@@ -333,35 +330,80 @@ impl Drainer {
         }
     }
 
+    /// Drains one area that nobody puts pages from any more, whatever else is to be drained; returns
+    /// whether nothing of it is left. Sleeps.
+    pub(super) fn empty(&self, context: &Entered, area: u32) -> bool {
+        let mut memory = self.memory.lock();
+        let mut course = Course::new(Goal::All);
+
+        loop {
+            self.pass_area(context, &mut memory, &mut course, area, |_| true);
+            let left = areas::present(&context.client, area);
+            let unsettled = context.client.pending(Pool::Frontswap) > 0;
+
+            match course.end_pass(left, unsettled && left > 0) {
+                Next::Again => (),
+                // SAFETY: Whoever calls may sleep, as this function says, and holds no spin lock.
+                Next::Wait => unsafe { bindings::msleep(WAIT_MS) },
+                Next::Over(end) => return end == End::Done,
+            }
+        }
+    }
+
     /// Goes through all areas, and returns false if it was stopped.
     fn pass(&self, context: &Entered, memory: &mut Memory, course: &mut Course) -> bool {
-        for (area, seen) in (0..).zip(AREAS.iter()) {
-            let end = seen.objects() << OBJECT_SHIFT;
-            let mut offset = 0;
+        for (area, objects) in areas::all() {
+            if objects > 0 {
+                let goes_on = |course: &mut Course| {
+                    let mut state = self.state.lock();
 
-            while offset < end {
-                {
-                    let state = self.state.lock();
-
-                    if state.stop {
-                        return false;
-                    }
                     course.set_goal(state.goal);
-                }
-                if course.is_enough() {
-                    return true;
-                }
-                offset = fill(context, memory, area, offset, end);
-                if memory.window.is_empty() {
-                    continue;
-                }
-                let goes_on = self.window(context, memory, area, seen, course);
+                    state.written = course.written();
+                    state.failed = course.failed();
+                    !state.stop
+                };
 
-                context.client.end_moves(Pool::Frontswap, &mut memory.moves);
-                if !goes_on {
-                    course.pass_over();
-                    break;
+                if !self.pass_area(context, memory, course, area, goes_on) {
+                    return false;
                 }
+            }
+            if course.is_enough() {
+                break;
+            }
+        }
+        true
+    }
+
+    /// Goes through an area as long as `goes_on` says, and returns false if that was not to its end, or
+    /// to that of the drain.
+    fn pass_area(
+        &self,
+        context: &Entered,
+        memory: &mut Memory,
+        course: &mut Course,
+        area: u32,
+        goes_on: impl Fn(&mut Course) -> bool,
+    ) -> bool {
+        let end = areas::objects(area) << OBJECT_SHIFT;
+        let mut offset = 0;
+
+        while offset < end {
+            if !goes_on(course) {
+                return false;
+            }
+            if course.is_enough() {
+                return true;
+            }
+            offset = fill(context, memory, area, offset, end);
+            if memory.window.is_empty() {
+                continue;
+            }
+            let is_there = self.window(context, memory, area, course);
+
+            context.client.end_moves(Pool::Frontswap, &mut memory.moves);
+            if !is_there {
+                course.pass_over();
+                break;
             }
         }
         true
@@ -373,7 +415,6 @@ impl Drainer {
         context: &Entered,
         memory: &mut Memory,
         area: u32,
-        seen: &AreaOf,
         course: &mut Course,
     ) -> bool {
         let counters = context.client.counters(Pool::Frontswap);
@@ -382,7 +423,7 @@ impl Drainer {
         if !params::write_through() {
             self.fetch(context, memory, area);
             // Not before: whoever swaps it off waits for the disk alone.
-            let Some(held) = seen.hold() else {
+            let Some(held) = Held::new(area) else {
                 return false;
             };
             *self.in_flight.lock() = memory.window.in_flight(area);
@@ -394,7 +435,7 @@ impl Drainer {
                     .client
                     .is_away(Pool::Frontswap, tag, index, page.version)
             });
-            memory.write(*held);
+            memory.write(&held);
         }
         let Memory { window, moves, .. } = memory;
         let tally = window.settle(|page| {
@@ -413,9 +454,6 @@ impl Drainer {
         counters.drained.add(tally.written as usize);
         counters.drain_failed.add(tally.failed as usize);
         course.note(tally);
-        let mut state = self.state.lock();
-        state.written = course.written();
-        state.failed = course.failed();
         true
     }
 
@@ -504,7 +542,7 @@ fn page_of(pages: &[Page], n: usize) -> Option<PageRef> {
 
 impl Memory {
     /// Writes what is in the window. Sleeps.
-    fn write(&mut self, area: Area) {
+    fn write(&mut self, area: &Held) {
         let Self {
             window,
             transfer,
@@ -518,19 +556,21 @@ impl Memory {
                 Some(unsafe { PageRef::new(page) })
             })
         };
+        let device = area.device();
+        let block = |offset| device.and_then(|_| area.block(offset));
+        let mut write = |block, first, count| {
+            device.is_some_and(|device| transfer.write(device, block, some(first, count)).is_ok())
+        };
         let mut from = 0;
 
-        while let Some(run) = window.run(from, |offset| area.block(offset)) {
+        while let Some(run) = window.run(from, block) {
             from = run.first + run.count;
-            if transfer
-                .write(area, run.block, some(run.first, run.count))
-                .is_ok()
-            {
+            if write(run.block, run.first, run.count) {
                 continue;
             }
             // Which of them is it that cannot be written?
             for (n, block) in (run.first..from).zip(run.block..) {
-                if run.count == 1 || transfer.write(area, block, some(n, 1)).is_err() {
+                if run.count == 1 || !write(block, n, 1) {
                     window.fail(n);
                 }
             }

@@ -29,7 +29,7 @@ use super::{
         Context,
         Entered, //
     },
-    key,
+    areas::key, //
 };
 
 /// Hooks what this kernel asks, if it does. Sleeps.

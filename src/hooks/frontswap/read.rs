@@ -11,11 +11,16 @@ use crate::{
 };
 
 use super::{
-    present,
-    request::Position,
-    Builder,
-    Entered,
-    Request, //
+    builder::Builder,
+    iocb::{
+        span_of,
+        Iocb, //
+    },
+    request::{
+        Position,
+        Request, //
+    },
+    Entered, //
 };
 
 /// How long a read waits until the host can be asked.
@@ -32,11 +37,11 @@ pub(super) enum Patience {
 ///
 /// The kernel merges what is next to each other in the area, so that some of it may be in the one
 /// and some in the other: then it is taken apart. Sleeps.
-pub(super) fn read(context: &Entered, request: Request, patience: Patience) {
+pub(super) fn read(context: &Entered, request: Iocb, patience: Patience) {
     loop {
         // What is in the window is there without a look at what the host has.
         if read_here(context, request) {
-            return request.all_read();
+            return request.complete();
         }
         let (here, end) = same(context, request);
         // There is always memory for a part: it is waited for.
@@ -45,7 +50,7 @@ pub(super) fn read(context: &Entered, request: Request, patience: Patience) {
         };
 
         if here && read_here(context, part) {
-            part.all_read();
+            part.complete();
         } else {
             read_whole(context, part, here, patience);
         }
@@ -54,7 +59,7 @@ pub(super) fn read(context: &Entered, request: Request, patience: Patience) {
 
 /// Returns whether the host has the first folio, and the first other one of which the opposite is
 /// true.
-fn same(context: &Entered, request: Request) -> (bool, Option<usize>) {
+fn same(context: &Entered, request: Iocb) -> (bool, Option<usize>) {
     if let Some(run) = request.only_run() {
         let pool = Pool::Frontswap;
         let present = context.client.present(pool, run.tag, run.index, run.len);
@@ -66,7 +71,7 @@ fn same(context: &Entered, request: Request) -> (bool, Option<usize>) {
     // Where the host has a page of a folio, what it has not is nowhere.
     let mut here = request
         .folios()
-        .map(|folio| present(context, folio) > 0)
+        .map(|folio| span_of(folio).present(context) > 0)
         .enumerate();
     let first = here.next().is_some_and(|(_, here)| here);
 
@@ -76,11 +81,16 @@ fn same(context: &Entered, request: Request) -> (bool, Option<usize>) {
     )
 }
 
-/// Reads a request of which the host has each folio, or none.
-fn read_whole(context: &Entered, request: Request, here: bool, patience: Patience) {
+/// Reads a request of which the host has each place, or none.
+pub(super) fn read_whole<R: Request>(
+    context: &Entered,
+    request: R,
+    here: bool,
+    patience: Patience,
+) {
     let client = &context.client;
 
-    // CAST: There are at most 32 folios.
+    // CAST: It is the length of a request.
     let pages = request.pages() as usize;
     let counters = client.counters(Pool::Frontswap);
 
@@ -94,7 +104,7 @@ fn read_whole(context: &Entered, request: Request, here: bool, patience: Patienc
         let first = match gets.begin(Pool::Frontswap) {
             Err(NotNow::Busy) if patience == Patience::None => {
                 drop(gets);
-                context.to_host.push(request);
+                R::queues(context).wait_for_host(request);
                 return context.read_later();
             }
             first => first.ok(),
@@ -104,11 +114,11 @@ fn read_whole(context: &Entered, request: Request, here: bool, patience: Patienc
         builder.batch = first;
         return builder.run();
     }
-    request.read_from_area();
+    request.submit();
 }
 
 /// Reads a request from the window, if all of its pages are there. Any context.
-fn read_here(context: &Entered, request: Request) -> bool {
+pub(super) fn read_here<R: Request>(context: &Entered, request: R) -> bool {
     let client = &context.client;
     let mut from = Position::START;
 
