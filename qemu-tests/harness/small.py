@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import ClassVar
 
 from . import initramfs, paths
+from .daemon import DRIVER
 from .guest import Machine
+
+# The machine of QEMU's that has no PCI, and what devices are called that it has instead.
+MICROVM = "microvm"
+WITHOUT_PCI = {
+    DRIVER: "vhost-user-test-device",
+    "virtio-blk-pci": "virtio-blk-device",
+}
+
+# Emulated, it has no clock that the kernel could tell the speed of the processor's by.
+MICROVM_OPTIONS = "tsc_early_khz=2000000"
 
 # What is told comes on the line that the output goes to.
 PRELUDE = """
@@ -45,6 +56,8 @@ class SmallMachine(Machine):
     memory: str = ""
     # Modules that are loaded besides those that every guest needs.
     modules: Sequence[str] = ()
+    # What QEMU calls such a machine.
+    board: str = "pc"
 
     listens: ClassVar[bool] = True
 
@@ -53,10 +66,26 @@ class SmallMachine(Machine):
 
     def boots(self, script: Path) -> tuple[Path, Path]:
         """The kernel's image, and the initramfs."""
-        archive = initramfs.make(
-            script.parent, script.read_text(), modules=(*initramfs.MODULES, *self.modules)
-        )
+        modules = [*initramfs.MODULES, *self.modules]
+        if self.board == MICROVM:
+            modules.append("virtio_mmio")
+        archive = initramfs.make(script.parent, script.read_text(), modules=modules)
         return paths.kernel(self.kernel), archive
+
+    def options_of_kernel(self) -> str:
+        options = super().options_of_kernel()
+        return f"{options} {MICROVM_OPTIONS}" if self.board == MICROVM else options
+
+    def parts(self) -> list[str]:
+        parts = super().parts()
+        if self.board != MICROVM:
+            return [*parts, "-serial", "chardev:said"]
+        # It has one serial line of its own.
+        return [
+            *("-global", "virtio-mmio.force-legacy=false"),
+            *("-device", "isa-serial,chardev=said,index=1"),
+            *(_without_pci(part) for part in parts),
+        ]
 
     def command(self, script: Path) -> list[str]:
         """How QEMU is called."""
@@ -71,7 +100,7 @@ class SmallMachine(Machine):
             "none",
             "-no-reboot",
             "-machine",
-            "pc,memory-backend=mem",
+            f"{self.board},memory-backend=mem",
             "-accel",
             "tcg,thread=multi",
             "-cpu",
@@ -94,7 +123,10 @@ class SmallMachine(Machine):
             "chardev:console",
             "-chardev",
             "stdio,id=said,signal=off",
-            "-serial",
-            "chardev:said",
             *self.parts(),
         ]
+
+
+def _without_pci(part: str) -> str:
+    driver, comma, properties = part.partition(",")
+    return WITHOUT_PCI.get(driver, driver) + comma + properties
