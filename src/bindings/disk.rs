@@ -46,9 +46,9 @@ pub(crate) trait Driver: Send + Sync + 'static {
 /// The kernel's table of what devices do.
 struct Operations(raw::block_device_operations);
 
-// SAFETY: It is only read.
+// SAFETY: Nobody changes it once it is made, from whatever thread.
 unsafe impl Send for Operations {}
-// SAFETY: As above.
+// SAFETY: Nobody changes it once it is made, so that several may read it at once.
 unsafe impl Sync for Operations {}
 
 /// A static, because the kernel looks at it until the last reference to a device is gone.
@@ -100,9 +100,9 @@ impl Drop for Major {
 /// The pointer is an open block device's file that belongs to the instance.
 pub(crate) struct Lower(NonNull<raw::file>);
 
-// SAFETY: It may be used, and closed, from any thread.
+// SAFETY: The file may be closed from any thread.
 unsafe impl Send for Lower {}
-// SAFETY: As above.
+// SAFETY: What is done by a reference only reads what an open device does not change.
 unsafe impl Sync for Lower {}
 
 impl Lower {
@@ -159,9 +159,10 @@ pub(crate) struct Disk {
     data: KBox<Data>,
 }
 
-// SAFETY: It may be used, and taken away, from any thread.
+// SAFETY: The device may be taken away from any thread that may sleep.
 unsafe impl Send for Disk {}
-// SAFETY: As above.
+// SAFETY: What is done by a reference is done with the lock of the device held, or is one store of an
+// atomic.
 unsafe impl Sync for Disk {}
 
 impl Disk {

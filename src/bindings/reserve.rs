@@ -24,7 +24,7 @@ pub(crate) struct Reserve<T> {
 
 // SAFETY: Pools may be used from any thread.
 unsafe impl<T> Send for Reserve<T> {}
-// SAFETY: As above; they have locks for that.
+// SAFETY: Pools may be used by several threads at once: they have locks for that.
 unsafe impl<T> Sync for Reserve<T> {}
 
 impl<T> Reserve<T> {

@@ -136,9 +136,13 @@ impl<'a, R: Request> Builder<'a, R> {
             }
         }
         self.submit();
+        // What fails to be read may be read from the disk, and that be waited for; what fails to be
+        // put is only handed to it.
+        let may_sleep = self.gets.is_none() || R::MAY_WAIT;
+
         // Before somebody may sleep.
         drop(self.gets.take());
-        request.put(self.context, true);
+        request.put(self.context, may_sleep);
     }
 
     /// Gets pages from the window, or puts them there; returns how many of the first, which is also

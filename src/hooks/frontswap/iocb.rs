@@ -314,6 +314,8 @@ pub(super) fn span_of(folio: Folio) -> Span {
 }
 
 impl Request for Iocb {
+    const MAY_WAIT: bool = true;
+
     fn state(&self) -> &State {
         &self.transfer().state
     }

@@ -101,6 +101,9 @@ pub(super) struct Run {
 /// it, or before it answers. Then it does not come, the index does not have it any more, and it is
 /// in its area: see [`Self::finish_read`].
 pub(super) trait Request: Copy + Send {
+    /// Whether whoever submits one may wait for the disk meanwhile.
+    const MAY_WAIT: bool;
+
     /// Returns how it stands.
     fn state(&self) -> &State;
 

@@ -177,6 +177,9 @@ impl Submitted {
 }
 
 impl Request for Submitted {
+    /// What is submitted while a bio is being submitted does not begin before that is over.
+    const MAY_WAIT: bool = false;
+
     fn state(&self) -> &State {
         &self.transfer().state
     }
