@@ -181,6 +181,22 @@ fn a_second_front_end_is_turned_away_at_once() {
     }
 }
 
+#[test]
+fn a_front_end_that_dies_within_a_message_is_let_go_of() {
+    let place = Place::new();
+    let (_daemon, mut victim) = start(&place);
+    let path = place.path("evil.sock");
+    // Of nothing, but it has been begun; of a header; and of what should follow one.
+    for part in [4, 12, 20] {
+        let mut front_end = UnixStream::connect(&path).unwrap();
+        let message = [3u32, 1, 100, 0, 0].map(u32::to_ne_bytes).concat();
+        front_end.write_all(&message[..part]).unwrap();
+    }
+    let mut evil = Guest::connect(&path);
+    assert_eq!(evil.create_pool(0, 0), Status::Ok);
+    assert_unharmed(&mut victim);
+}
+
 /// Sends a message of the protocol without descriptors, and returns the payload of the answer, if
 /// one is wanted.
 fn say(stream: &mut UnixStream, request: u32, flags: u32, payload: &[u8], answer: bool) -> Vec<u8> {

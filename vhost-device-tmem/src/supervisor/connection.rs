@@ -266,15 +266,22 @@ impl Handler {
     fn wait(&self, stop: &StopToken) -> io::Result<Option<Header>> {
         let mut pause = Duration::from_millis(1);
         loop {
-            let mut fds =
-                [self.socket(), stop.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            // That the other end sends no more, of which nix has no name.
+            let no_more = PollFlags::from_bits_retain(libc::POLLRDHUP);
+            let mut fds = [self.socket(), stop.as_fd()]
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN | no_more));
             wait_ready(&mut fds, None)?;
             if stop.is_asked() {
                 return Ok(None);
             }
+            // Looked at before what has come is. There are no events for nix where there is one
+            // without a name.
+            let events = fds[0].revents();
+            let is_over = events.is_none_or(|events| events.contains(PollFlags::POLLHUP));
             match self.peek()? {
                 Peek::Ended => return Ok(None),
                 Peek::Whole(header) => return Ok(Some(header)),
+                Peek::Part if is_over => return Ok(None),
                 // There is no way to wait for so many bytes and for something else, too.
                 Peek::Part => {
                     stop.wait(pause);
