@@ -24,6 +24,7 @@ use crate::{
     sandbox::Sandbox,
     socket,
     store::{self, Compression, Faults, HugePages},
+    tier::choice::TierUse,
     window::WindowSource,
 };
 
@@ -88,6 +89,11 @@ pub struct Args {
     #[arg(skip)]
     pub ephemeral_max: Option<String>,
 
+    /// Which pages of guests may be in the tier below the store, where their tables do not say: those
+    /// that may be forgotten, unless given.
+    #[arg(skip)]
+    pub tier: Option<TierUse>,
+
     /// Take guests off that are not named any more though they are connected.
     #[arg(skip)]
     pub remove_connected: Option<bool>,
@@ -145,6 +151,15 @@ pub struct Args {
     #[arg(long = "window-size", value_name = "[NAME=]SIZE")]
     #[serde(skip)]
     pub window_sizes: Vec<String>,
+
+    /// File or block device that cold pages are moved to where the capacity is used up. Without it they
+    /// are dropped, or refused. It is encrypted, and of no use to the next daemon.
+    #[arg(long, value_name = "PATH")]
+    pub tier_file: Option<PathBuf>,
+
+    /// How much that may take, such as 64GiB.
+    #[arg(long, value_name = "SIZE")]
+    pub tier_size: Option<String>,
 
     /// Socket that tmemctl connects to; the path that it looks at by itself is
     /// /run/vhost-device-tmem/control.sock.
@@ -272,6 +287,8 @@ pub struct GuestTable {
     pub ephemeral_min: Option<String>,
     /// The ephemeral memory that it never has more of.
     pub ephemeral_max: Option<String>,
+    /// Which of its pages may be in the tier below the store.
+    pub tier: Option<TierUse>,
 }
 
 /// A shared pool, as a file has it.
@@ -310,6 +327,7 @@ impl Args {
             persistent_max: self.persistent_max.or(other.persistent_max),
             ephemeral_min: self.ephemeral_min.or(other.ephemeral_min),
             ephemeral_max: self.ephemeral_max.or(other.ephemeral_max),
+            tier: self.tier.or(other.tier),
             remove_connected: self.remove_connected.or(other.remove_connected),
             socket_paths: if self.socket_paths.is_empty() {
                 other.socket_paths
@@ -329,6 +347,8 @@ impl Args {
             } else {
                 self.window_sizes
             },
+            tier_file: self.tier_file.or(other.tier_file),
+            tier_size: self.tier_size.or(other.tier_size),
             control_path: self.control_path.or(other.control_path),
             metrics_listen: self.metrics_listen.or(other.metrics_listen),
             pressure: self.pressure.or(other.pressure),
@@ -411,6 +431,8 @@ pub struct Config {
     pub window_source: WindowSource,
     /// Where guests' files are.
     pub guests_dir: Option<PathBuf>,
+    /// The spill file, and the bytes that it may take.
+    pub tier_file: Option<(PathBuf, u64)>,
     /// The operator's socket.
     pub control_path: Option<PathBuf>,
     /// Where metrics are served.

@@ -5,7 +5,7 @@
 //! ```text
 //! front-ends ── supervisor ── link ── worker        supervisor: connections, what must live
 //!                                        │          worker: what may die
-//! guest ── virtqueues ── device ── store            device: rings, requests, bounds
+//! guest ── virtqueues ── device ── store ── tier    device: rings, requests, bounds
 //!   │                      ├─────────┤              store: pools, pages, capacity
 //!   │                    window ─────┤              window: memory that guests use by themselves
 //! operator ── socket ── control ─────┤              control: what the operator asks for
@@ -15,7 +15,7 @@
 //! The store knows nothing of virtqueues, and the device nothing of the operator. The [`policy`]
 //! says how guests share memory, and knows nothing but figures; [`balance`] says how large their own
 //! memory should be, which `tmemctl` sets by [`qmp`]. What is [`saved`] of a guest is a
-//! stream of its pages. The [`supervisor`] looks into none
+//! stream of its pages. What the store has no room for may be in the [`tier`] below it. The [`supervisor`] looks into none
 //! of the memory that it holds; a [`worker`] has a device, a store, and the operator's socket.
 //!
 //! Around them is [`pressure`] (how short of memory the host is), and what a process needs: [`args`]
@@ -48,6 +48,7 @@ pub mod stop;
 pub mod stop_policy;
 pub mod store;
 pub mod supervisor;
+pub mod tier;
 pub mod tmpfs;
 pub mod window;
 pub mod worker;

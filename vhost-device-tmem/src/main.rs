@@ -25,6 +25,7 @@ use vhost_device_tmem::{
     socket::{self, listen_at, OwnedSocket, Rights, SocketError},
     store::{HugePages, Memory, StoreError},
     supervisor::{self, GuestSetup, Inherited, Passed, Premises, Settings, Setup, SupervisorError},
+    tier::spill::{self, SpillError},
     tmpfs::Tmpfs,
     window::{self, OwnedPath, WindowError, WindowFiles},
     worker,
@@ -43,6 +44,8 @@ enum Failure {
     Socket(#[from] SocketError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Spill(#[from] SpillError),
     #[error(transparent)]
     Window(#[from] WindowError),
     #[error(transparent)]
@@ -120,6 +123,7 @@ fn run(args: Args) -> Result<(), Failure> {
     let groups = groups(&config)?;
     // With the privileges that are left.
     let memory = memory(&config, &mut inherited)?;
+    let tier = tier(&config)?;
     if let Some(identity) = Identity::resolve(config.user.as_deref(), config.group.as_deref())? {
         let also: Vec<_> = groups.0.into_iter().chain(groups.1).collect();
         identity.assume(&also)?;
@@ -185,6 +189,7 @@ fn run(args: Args) -> Result<(), Failure> {
         control,
         metrics,
         memory,
+        tier,
         settings: Settings {
             sources,
             config,
@@ -288,6 +293,18 @@ fn memory(config: &Config, inherited: &mut Inherited) -> Result<Vec<OwnedFd>, Fa
         files.push(supervisor::new_claim().map_err(cannot("make a file in memory"))?);
     }
     files.map_err(cannot("keep the store's memory"))
+}
+
+/// Opens the spill file, if there is to be one.
+fn tier(config: &Config) -> Result<Option<OwnedFd>, SpillError> {
+    let Some((path, size)) = &config.tier_file else {
+        return Ok(None);
+    };
+    // No other daemon listens there.
+    let guests = config.guests.iter().map(|guest| &guest.path);
+    let socket = config.control_path.iter().chain(guests).next();
+    let identity = spill::identity(socket.map_or(Path::new("no socket"), PathBuf::as_path));
+    spill::prepare(path, *size, &identity).map(|file| Some(file.into()))
 }
 
 /// Returns a guest's window, which may be that of a daemon before, and its path if the file is there.

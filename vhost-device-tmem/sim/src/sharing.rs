@@ -52,6 +52,7 @@ impl Sharing {
                     weight: guest.likeness().weight,
                     persistent: Bounds { min: 0, cap: 0 },
                     ephemeral: Bounds::NONE,
+                    tier: Default::default(),
                 });
                 let mut policy = Box::new(Policy::default());
                 policy.set_terms(&terms.collect::<Vec<_>>(), capacity)?;

@@ -162,6 +162,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<(Key, String)> {
         ("window-source", old.window_source != new.window_source),
         ("guests-dir", old.guests_dir != new.guests_dir),
         ("socket-dir", old.socket_dirs != new.socket_dirs),
+        ("tier-file", old.tier_file != new.tier_file),
         ("control-path", old.control_path != new.control_path),
         ("metrics-listen", old.metrics_listen != new.metrics_listen),
         ("data-queues", old.limits != new.limits),

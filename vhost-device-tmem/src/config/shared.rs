@@ -16,6 +16,7 @@ use crate::{
     args::{Config, GuestConfig, SharedConfig, SharedTable},
     policy::{Bounds, Terms, MAX_WEIGHT},
     size,
+    tier::choice::TierUse,
 };
 
 /// The least that a shared pool may be limited to, in bytes.
@@ -105,6 +106,8 @@ impl SharedConfig {
                 cap: self.max.unwrap_or(Bounds::NONE.cap),
                 ..Bounds::NONE
             },
+            // What is in it may be forgotten.
+            tier: TierUse::default(),
         }
     }
 }

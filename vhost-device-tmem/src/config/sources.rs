@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
     ops::RangeInclusive,
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -26,6 +26,7 @@ use crate::{
     metrics::Address,
     size,
     store::{Compression, Faults, MIN_CAPACITY},
+    tier::spill,
     window,
 };
 
@@ -511,6 +512,7 @@ fn settings(options: &Args, memory: &Memory, found: &mut Found<'_>) -> Option<Co
     let terms = GivenTerms::of_all(options, &mut |key, what| {
         found.add_of(&Key::Option(key), what);
     });
+    let tier_file = tier_file(options, found);
     Some(Config {
         guests: Vec::new(),
         shared: Vec::new(),
@@ -518,16 +520,18 @@ fn settings(options: &Args, memory: &Memory, found: &mut Found<'_>) -> Option<Co
         socket_dirs: options.socket_dirs.iter().cloned().collect(),
         remove_connected: options.remove_connected.unwrap_or(false),
         capacity,
-        compression: options.compression.unwrap_or(match options.window_dir {
-            Some(_) => Compression::Lz4,
-            None => Compression::None,
-        }),
+        compression: match (options.compression, &options.window_dir, &tier_file) {
+            (Some(compression), ..) => compression,
+            (None, None, None) => Compression::None,
+            (None, ..) => Compression::Lz4,
+        },
         huge_pages: options.huge_pages.unwrap_or_default(),
         lock_memory: options.lock_memory.unwrap_or(false),
         check_contents: options.check_contents.unwrap_or(false),
         window_dir: options.window_dir.clone(),
         window_source: options.window_source.unwrap_or_default(),
         guests_dir: options.guests_dir.clone(),
+        tier_file,
         control_path: options.control_path.clone(),
         metrics_listen: options.metrics_listen.clone(),
         pressure: options.pressure.unwrap_or_default(),
@@ -556,6 +560,41 @@ fn settings(options: &Args, memory: &Memory, found: &mut Found<'_>) -> Option<Co
         fault_crash_guest: options.fault_crash_guest.clone(),
         fault_hang_guest: options.fault_hang_guest.clone(),
     })
+}
+
+/// Returns the spill file and its size, if there is to be one.
+fn tier_file(options: &Args, found: &mut Found<'_>) -> Option<(PathBuf, u64)> {
+    let (path, given) = match (&options.tier_file, &options.tier_size) {
+        (None, None) => return None,
+        (Some(path), Some(size)) => (path, size),
+        (None, Some(_)) => {
+            let what = "is of no use without --tier-file (tier-file in the file); give both";
+            found.add_of(&Key::Option("tier-size"), what);
+            return None;
+        }
+        (Some(_), None) => {
+            let what =
+                "takes --tier-size (tier-size in the file): how much it may take, such as 64GiB";
+            found.add_of(&Key::Option("tier-file"), what);
+            return None;
+        }
+    };
+    if options.compression == Some(Compression::None) {
+        let what =
+            "is for pages that are compressed; give --compression lz4 or zstd, or none at all";
+        found.add_of(&Key::Option("tier-file"), what);
+        return None;
+    }
+    let Some(size) = size::parse(given) else {
+        found.add_of(&Key::Option("tier-size"), format!("{given:?} {NO_SIZE}"));
+        return None;
+    };
+    if !spill::is_size(size) {
+        let what = format!("{given:?} is no size of a spill file; give whole MiB, at least 16MiB");
+        found.add_of(&Key::Option("tier-size"), what);
+        return None;
+    }
+    Some((path.clone(), size))
 }
 
 /// Returns a capacity in bytes, if it is one that the daemon can have.

@@ -11,6 +11,7 @@ use crate::{
     args::{Args, GuestConfig, GuestTable},
     policy::{Bounds, Minima, Policy, Terms, TermsError},
     size,
+    tier::choice::TierUse,
 };
 
 /// The weight of guests of which nothing else is said.
@@ -18,6 +19,9 @@ pub(super) const DEFAULT_WEIGHT: u32 = 100;
 
 /// The key of a weight.
 const WEIGHT: &str = "weight";
+
+/// The key of what may be in the tier.
+const TIER: &str = "tier";
 
 /// The keys of sizes.
 const SIZES: [&str; 4] = [
@@ -29,7 +33,7 @@ const SIZES: [&str; 4] = [
 
 /// Returns whether a key is of a guest's part of the memory.
 pub(super) fn is_term(key: &str) -> bool {
-    key == WEIGHT || SIZES.contains(&key)
+    key == WEIGHT || key == TIER || SIZES.contains(&key)
 }
 
 /// The value by which something that was said is taken back.
@@ -50,6 +54,8 @@ pub struct GivenTerms {
     pub ephemeral_min: Option<u64>,
     /// The bytes of ephemeral memory that it never has more of.
     pub ephemeral_max: Option<u64>,
+    /// Which of its pages may be in the tier below the store.
+    pub tier: Option<TierUse>,
 }
 
 impl GivenTerms {
@@ -62,6 +68,7 @@ impl GivenTerms {
             persistent_max: self.persistent_max.or(other.persistent_max),
             ephemeral_min: self.ephemeral_min.or(other.ephemeral_min),
             ephemeral_max: self.ephemeral_max.or(other.ephemeral_max),
+            tier: self.tier.or(other.tier),
         }
     }
 
@@ -77,6 +84,7 @@ impl GivenTerms {
             weight: self.weight.unwrap_or(DEFAULT_WEIGHT),
             persistent: bounds(self.persistent_min, self.persistent_max),
             ephemeral: bounds(self.ephemeral_min, self.ephemeral_max),
+            tier: self.tier.unwrap_or_default(),
         }
     }
 
@@ -95,6 +103,13 @@ impl GivenTerms {
                 })?;
                 continue;
             }
+            if key == TIER {
+                let tier = given.map(|given| TierUse::parse(given).ok_or(given));
+                self.tier = tier.transpose().map_err(|given| {
+                    format!("tier {given:?} is not off, ephemeral or all; give one, or {DEFAULT}")
+                })?;
+                continue;
+            }
             let places = [
                 &mut self.persistent_min,
                 &mut self.persistent_max,
@@ -105,7 +120,7 @@ impl GivenTerms {
             let Some((_, place)) = places.find(|(of, _)| of == key) else {
                 let [first @ .., last] = SIZES;
                 return Err(format!(
-                    "{key:?} is no key; the keys are {WEIGHT}, {} and {last}",
+                    "{key:?} is no key; the keys are {WEIGHT}, {TIER}, {} and {last}",
                     first.join(", ")
                 ));
             };
@@ -121,6 +136,7 @@ impl GivenTerms {
     /// `wrong`, with its key.
     fn read(
         weight: Option<u32>,
+        tier: Option<TierUse>,
         sizes: [&Option<String>; 4],
         wrong: &mut impl FnMut(&'static str, String),
     ) -> Self {
@@ -140,6 +156,7 @@ impl GivenTerms {
             persistent_max,
             ephemeral_min,
             ephemeral_max,
+            tier,
         }
     }
 
@@ -151,7 +168,7 @@ impl GivenTerms {
             &args.ephemeral_min,
             &args.ephemeral_max,
         ];
-        Self::read(args.weight, sizes, wrong)
+        Self::read(args.weight, args.tier, sizes, wrong)
     }
 
     /// Reads what a file says of one guest.
@@ -165,7 +182,7 @@ impl GivenTerms {
             &table.ephemeral_min,
             &table.ephemeral_max,
         ];
-        Self::read(table.weight, sizes, wrong)
+        Self::read(table.weight, table.tier, sizes, wrong)
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
     config::{GuestEdit, SharedEdit},
     device::WindowState,
     store::{AccessCounters, Compression, Contents, Dropped, PoolCounters, PoolReport},
+    tier::TierReport,
 };
 
 /// The version of requests and replies.
@@ -182,6 +183,9 @@ pub struct Stat {
     pub contents: Contents,
     /// Pages that it forgot by itself.
     pub evictions: u64,
+    /// How the tier below the store is, if there is one.
+    #[serde(default)]
+    pub tier: Option<Box<TierReport>>,
     /// The guests, in the order of the command line.
     pub guests: Vec<GuestStat>,
     /// The pools that guests may share.

@@ -31,6 +31,7 @@ pub fn stat<'s>(
         objects: report.objects,
         contents: report.contents,
         evictions: report.evictions,
+        tier: store.tier_report().map(Box::new),
         guests: slots.into_iter().map(guest).collect(),
         // Whoever knows guests by their numbers says so.
         shared: Vec::new(),

@@ -433,11 +433,13 @@ impl Engine {
             call,
             polling: Polling::new(poll),
         };
-        let made = Ring::new(parts, base).map_err(|error| EngineError::Ring { ring, error })?;
+        let mut made = Ring::new(parts, base).map_err(|error| EngineError::Ring { ring, error })?;
         let thread = lock(&self.loads).place(guest.0 as usize);
         let (sender, reply) = mpsc::channel();
         let id = RingId { guest, ring };
         let mail = &self.threads[thread].mail;
+        let woken = Arc::clone(mail);
+        made.set_wake(Arc::new(move || woken.send(Order::Wake(id))));
         mail.send(Order::Start(id, Box::new(made), sender));
         let started = reply.recv().map_err(|_| EngineError::Stopped);
         if let Err(error) = started.and_then(|started| Ok(started?)) {

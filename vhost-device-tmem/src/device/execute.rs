@@ -17,7 +17,10 @@ use super::{
     request::{parse, Command, QueueKind, Reject, Request, RESPONSE},
     session::Session,
 };
-use crate::store::{Held, PoolError, PoolReport, Progress, Store, Walk};
+use crate::{
+    store::{Held, PoolError, PoolReport, Progress, Store, Walk},
+    tier::Wake,
+};
 
 /// Entries of a table of keys to flush that are as much work as copying a page.
 const FLUSHES: usize = 2;
@@ -43,7 +46,7 @@ pub(super) struct State {
     pub(super) next: usize,
     /// What became of them.
     results: Vec<PageResult>,
-    /// Pages that are gone once the response was published.
+    /// Pages that are gone once the response was published, and pages that are waited for.
     taken: Held,
     /// A flush that is under way.
     walk: Option<Walk<Arc<Store>>>,
@@ -77,12 +80,24 @@ impl State {
 ///
 /// It keeps nothing of guest memory but copies: the chain is looked at again when it goes on.
 pub(super) struct Pending {
-    request: Request,
-    table: Vec<u8>,
+    /// The request; or several that were carried out together, if they wait for pages.
+    requests: Vec<Request>,
+    tables: Vec<u8>,
     state: State,
 }
 
 impl Pending {
+    /// Returns how many requests have to be there for it to go on.
+    pub(super) fn count(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Returns whether it cannot go on yet, as pages have not arrived. Whoever was to be woken is, once
+    /// they have.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.state.taken.is_waiting()
+    }
+
     /// It will not go on. Nothing is lost: it is carried out from its start if it comes again.
     pub(super) fn abandon(mut self, store: &Store) {
         store.end_take(&mut self.state.taken, false);
@@ -104,6 +119,8 @@ pub(super) enum Answer {
 pub(super) enum Step {
     /// There is more to do.
     More,
+    /// There is nothing to do until pages have arrived.
+    Wait,
     Done(Answer),
 }
 
@@ -116,6 +133,9 @@ pub(super) struct Group<'g, 'm> {
     pub(super) requests: &'g [Parts<'m>],
     /// What says whether the memory that they are in could be had.
     pub(super) watch: &'g Watch,
+    /// Who is woken when pages have arrived that one of them waits for; none where that is looked for
+    /// again and again.
+    pub(super) wake: Option<&'g Wake>,
 }
 
 /// Carries out requests in their order, whatever their bytes are, and writes the responses, until
@@ -142,25 +162,33 @@ pub(super) fn serve<E>(
         queue,
         requests,
         watch,
+        wake,
     } = group;
-    scratch.read(session, queue, requests, pending.take());
+    let mut resumed = scratch.read(session, queue, requests, pending.take());
+    scratch.state.taken.set_wake(wake.cloned());
     let mut first = 0;
     while first < requests.len() {
         if watch.fault().is_some() || (first > 0 && meter.is_spent()) {
             break;
         }
-        let run = Run::first(
-            &requests[first..],
-            &scratch.requests[first..],
-            meter.pages(),
-        );
+        // What waited together goes on together.
+        let (end, most) = match std::mem::take(&mut resumed) {
+            several @ 2.. => (several, usize::MAX),
+            _ => (requests.len(), meter.pages()),
+        };
+        let run = Run::first(&requests[first..end], &scratch.requests[first..end], most);
         let state = &mut scratch.state;
         let answer = loop {
             match session.step(&run, &scratch.tables, watch, state, meter) {
                 // Several are never so many pages that they have to be left.
                 Ok(Step::More) if run.parts.len() > 1 || !meter.is_spent() => {}
                 Ok(Step::More) => {
-                    *pending = scratch.leave(first);
+                    *pending = scratch.leave(first, 1);
+                    return Ok(first);
+                }
+                Ok(Step::Wait) => {
+                    let count = run.parts.len();
+                    *pending = scratch.leave(first, count);
                     return Ok(first);
                 }
                 Ok(Step::Done(answer)) => break Ok(answer),
@@ -198,41 +226,51 @@ pub(super) fn serve<E>(
 }
 
 impl Scratch {
-    /// Reads requests. The first is known already if it was left in the middle.
+    /// Reads requests. The first ones are known already if they were left in the middle: returns how
+    /// many.
     fn read(
         &mut self,
         session: &Session,
         queue: QueueKind,
         requests: &[Parts<'_>],
         pending: Option<Box<Pending>>,
-    ) {
+    ) -> usize {
         self.tables.clear();
         self.requests.clear();
         self.state.clear();
         let mut known = 0;
         if let Some(pending) = pending {
-            let Pending {
-                request,
-                table,
-                state,
-            } = *pending;
-            (self.tables, self.state) = (table, state);
-            self.requests.push(Ok(request));
-            known = 1;
+            if pending.count() <= requests.len() {
+                let Pending {
+                    requests,
+                    tables,
+                    state,
+                } = *pending;
+                known = requests.len();
+                (self.tables, self.state) = (tables, state);
+                self.requests.extend(requests.into_iter().map(Ok));
+            } else {
+                // They are carried out again when all of them are there.
+                pending.abandon(&session.store);
+            }
         }
         for parts in &requests[known..] {
             let parsed = parse(parts, queue, &session.offer(), &mut self.tables);
             self.requests.push(parsed);
         }
+        known
     }
 
-    /// Takes out what is needed to go on with a request. Nothing else is read any more.
-    fn leave(&mut self, n: usize) -> Option<Box<Pending>> {
-        let request = self.requests.get(n)?.as_ref().ok()?;
-        let (request, table) = request.alone(&mut self.tables);
+    /// Takes out what is needed to go on with some requests. Nothing else is read any more.
+    fn leave(&mut self, first: usize, count: usize) -> Option<Box<Pending>> {
+        let requests = self.requests.get(first..first + count)?.iter();
+        let requests: Vec<_> = requests
+            .filter_map(|request| request.as_ref().ok())
+            .collect();
+        let (requests, tables) = Request::alone(&requests, &mut self.tables)?;
         Some(Box::new(Pending {
-            request,
-            table,
+            requests,
+            tables,
             state: std::mem::take(&mut self.state),
         }))
     }
@@ -391,24 +429,28 @@ impl Session {
                     meter.copied(1);
                     return Err(Malformed::Flags.into());
                 }
-                let span = state.claim(total, pages, default);
-                let mut sink = Pages::to_get(run, span.start, watch);
-                let (keys, results) = (&keys[span.clone()], &mut state.results[span.clone()]);
-                let got = if take {
-                    let taken = &mut state.taken;
-                    store.begin_take(guest, pool, keys, &mut sink, results, taken)
-                } else {
-                    let got = store.get(guest, pool, false, keys, &mut sink, results);
-                    got.map(drop)
-                };
+                if state.next < total {
+                    let span = state.claim(total, pages, default);
+                    let mut sink = Pages::to_get(run, span.start, watch);
+                    let (keys, results) = (&keys[span.clone()], &mut state.results[span.clone()]);
+                    let (first, held) = (span.start, &mut state.taken);
+                    let got =
+                        store.begin_get(guest, pool, take, first, keys, &mut sink, results, held);
+                    self.note_out_of_reach(sink.out_of_reach());
+                    meter.copied(span.len());
+                    self.went_on(got, span.start, state, total, default)?;
+                }
+                if state.next < total {
+                    return Ok(Step::More);
+                }
+                if state.taken.is_waiting() {
+                    return Ok(Step::Wait);
+                }
+                let mut sink = Pages::to_get(run, 0, watch);
+                let copied = store.finish_get(&mut sink, &mut state.results, &mut state.taken);
                 self.note_out_of_reach(sink.out_of_reach());
-                meter.copied(span.len());
-                self.went_on(got, span.start, state, total, default)?;
-                return Ok(if state.next == total {
-                    Step::Done(Answer::Results { pages: true })
-                } else {
-                    Step::More
-                });
+                meter.copied(copied);
+                return Ok(Step::Done(Answer::Results { pages: true }));
             }
             Command::FlushPages(keys) => {
                 let default = PageResult::Absent;

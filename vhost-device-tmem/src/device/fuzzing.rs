@@ -114,6 +114,7 @@ impl Device {
                     queue: kind,
                     requests: std::slice::from_ref(&parts),
                     watch: &Watch::default(),
+                    wake: None,
                 };
                 let (session, scratch) = (&self.session, &mut self.scratch);
                 let served = serve(session, group, &mut pending, scratch, &mut meter, |lens| {

@@ -208,20 +208,22 @@ impl Request {
         })
     }
 
-    /// Returns it with its table alone, which may be taken out of `tables`.
-    pub(super) fn alone(&self, tables: &mut Vec<u8>) -> (Self, Vec<u8>) {
-        let table = if self.table.start == 0 {
+    /// Returns requests that follow each other with their tables alone, which may be taken out of
+    /// `tables`; [`None`] if there is no request.
+    pub(super) fn alone(requests: &[&Self], tables: &mut Vec<u8>) -> Option<(Vec<Self>, Vec<u8>)> {
+        let (start, end) = (requests.first()?.table.start, requests.last()?.table.end);
+        let alone = if start == 0 {
             // It is left several times, as a rule: then it is the first.
-            tables.truncate(self.table.end);
+            tables.truncate(end);
             std::mem::take(tables)
         } else {
-            tables.get(self.table.clone()).unwrap_or_default().to_vec()
+            tables.get(start..end).unwrap_or_default().to_vec()
         };
-        let request = Self {
-            table: 0..table.len(),
-            ..self.clone()
-        };
-        (request, table)
+        let moved = requests.iter().map(|request| Self {
+            table: request.table.start - start..request.table.end - start,
+            ..(*request).clone()
+        });
+        Some((moved.collect(), alone))
     }
 
     /// Adds the table of the request that follows, if both are puts or both are gets of the same

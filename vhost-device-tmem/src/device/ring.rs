@@ -24,7 +24,7 @@ use super::{
     request::QueueKind,
     session::Session,
 };
-use crate::{prefetch::prefetch_to_write, store::PAGE_SIZE};
+use crate::{prefetch::prefetch_to_write, store::PAGE_SIZE, tier::Wake};
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver wants no interrupt, where there is no event index.
 const NO_INTERRUPT: u16 = 1;
@@ -91,6 +91,8 @@ pub(super) enum Outcome {
     Empty,
     /// There may be more to do.
     More,
+    /// There is nothing to do until pages have arrived, at which the virtqueue is woken.
+    Waiting,
     /// The guest broke the virtqueue, and may notify again.
     Broken,
     /// The guest's memory cannot be had.
@@ -120,6 +122,8 @@ pub(super) struct Ring {
     pub(super) kick: Option<Kick>,
     call: Option<Call>,
     pub(super) polling: Polling,
+    /// Has the virtqueue be looked at again.
+    wake: Option<Wake>,
     /// The request that was left in the middle, and its first descriptor.
     pending: Option<(u16, Box<Pending>)>,
     /// The driver was told that it need not notify.
@@ -163,6 +167,7 @@ impl Ring {
             kick: parts.kick,
             call: parts.call,
             polling: parts.polling,
+            wake: None,
             pending: None,
             quiet: false,
             told: used,
@@ -194,6 +199,11 @@ impl Ring {
     /// Says what to interrupt the driver by.
     pub(super) fn set_call(&mut self, call: Option<Call>) {
         self.call = call;
+    }
+
+    /// Says what has the virtqueue looked at again when pages have arrived.
+    pub(super) fn set_wake(&mut self, wake: Wake) {
+        self.wake = Some(wake);
     }
 
     /// Ends it, and returns the available index at which it goes on.
@@ -346,6 +356,7 @@ impl Ring {
             pending,
             quiet,
             told,
+            wake,
             ..
         } = self;
         let (mem, watch) = (map.mem(), map.watch());
@@ -376,7 +387,16 @@ impl Ring {
                 tell(session, queue, told, call.as_ref(), mem);
             }
             let mut parts: Vec<Parts<'_>> = std::mem::take(group);
-            read(&chains[..count], table, mem, meter, spare, &mut parts);
+            let least = pending.as_ref().map_or(0, |(_, pending)| pending.count());
+            read(
+                &chains[..count],
+                table,
+                mem,
+                least,
+                meter,
+                spare,
+                &mut parts,
+            );
             let mut heads = chains.iter().flatten().map(Chain::head_index);
             let first = heads.clone().next();
             // It is the first one that was left; who changed that has to see what comes of it.
@@ -392,6 +412,7 @@ impl Ring {
                 queue: kind,
                 requests: &parts,
                 watch,
+                wake: wake.as_ref(),
             };
             let served = serve(session, requests, &mut left, scratch, meter, |lens| {
                 let used = lens.iter().copied().zip(&mut heads);
@@ -408,6 +429,9 @@ impl Ring {
             served?;
             if watch.fault().is_some() {
                 return Ok(Outcome::Failed);
+            }
+            if pending.as_ref().is_some_and(|(_, it)| it.is_waiting()) {
+                return Ok(Outcome::Waiting);
             }
         }
         Ok(Outcome::More)
@@ -469,11 +493,13 @@ fn queue(layout: &RingLayout, map: &GuestMap) -> Result<Queue, RingError> {
 /// one: each step from the descriptor to the header would be waited for. So each step is made for
 /// all requests before the next, and says ahead what the next will look at.
 ///
-/// It ends with the request that the meter will probably end with, so that nothing is read in vain.
+/// It ends with the request that the meter will probably end with, so that nothing is read in vain, but
+/// not before there are `least`.
 fn read<'m>(
     chains: &[Option<Chain<'m>>],
     table: u64,
     mem: &'m GuestMemoryMmap,
+    least: usize,
     meter: &Meter,
     spare: &mut Vec<Parts<'static>>,
     group: &mut Vec<Parts<'m>>,
@@ -508,7 +534,7 @@ fn read<'m>(
         }
         pages += (parts.readable_len() + parts.writable_len()) / PAGE_SIZE;
         group.push(parts);
-        if pages > most {
+        if pages > most && group.len() >= least {
             break;
         }
     }

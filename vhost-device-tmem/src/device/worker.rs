@@ -130,7 +130,7 @@ impl Mail {
 /// What a virtqueue is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Doing {
-    /// It waits for a notification.
+    /// It waits for a notification, or for pages.
     Asleep,
     /// It has something to do.
     Busy,
@@ -280,8 +280,8 @@ impl Worker {
         self.turns.done(turn, more);
         match outcome {
             Outcome::Failed => self.fail(turn.ring),
-            // It has nothing to say any more but to whoever notifies.
-            Outcome::Broken => seat.doing = Doing::Asleep,
+            // It has nothing to say any more but to whoever notifies; or whoever has its pages does.
+            Outcome::Broken | Outcome::Waiting => seat.doing = Doing::Asleep,
             _ if more => {}
             _ if seat.ring.polling.begin(now) => {
                 seat.doing = Doing::Watched;

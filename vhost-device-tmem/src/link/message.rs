@@ -23,7 +23,7 @@ pub enum ToWorker {
     ///
     /// Descriptors: the page of [`super::BlamePage`], the operator's socket if `control`, the two of
     /// the store's memory, a file by whose lock workers have that memory one after the other, and
-    /// the socket of metrics if `metrics`.
+    /// the socket of metrics if `metrics`, and the spill file if `tier`.
     Start {
         /// What the daemon was told, but for guests.
         options: Box<Args>,
@@ -34,6 +34,9 @@ pub enum ToWorker {
         /// Whether there is a socket of metrics.
         #[serde(default)]
         metrics: bool,
+        /// Whether there is a spill file.
+        #[serde(default)]
+        tier: bool,
         /// Workers that were started, with this one.
         #[serde(default)]
         worker_starts: u64,

@@ -9,6 +9,7 @@ use crate::{
     control::{Freeable, GuestStat, KindState, SharedStat, Stat, Usage},
     device::WindowState,
     store::{AccessCounters, PoolCounters, PoolKind},
+    tier::TierReport,
     window::CHUNK,
 };
 
@@ -162,6 +163,10 @@ fn of(guest: &GuestStat, kind: PoolKind, count: fn(&PoolCounters) -> u64) -> u64
     count(&guest.counters(kind))
 }
 
+fn tier(stat: &Stat, of: fn(&TierReport) -> u64) -> u64 {
+    stat.tier.as_deref().map_or(0, of)
+}
+
 fn part(guest: &GuestStat, kind: PoolKind) -> KindState {
     let part = guest.part.unwrap_or_default();
     match kind {
@@ -256,6 +261,66 @@ pub(super) const METRICS: &[Metric] = &[
         PAGES,
         "Ephemeral pages that the store forgot to make room.",
         Values::Host(|stat| stat.evictions),
+    ),
+    gauge(
+        "below",
+        PAGES,
+        "Pages that are in the tier below the store, and take no memory but that of their entry.",
+        Values::Host(|stat| stat.contents.below_pages),
+    ),
+    gauge(
+        "tier_size",
+        BYTES,
+        "What the tier below the store may take; 0 where there is none.",
+        Values::Host(|stat| tier(stat, |tier| tier.size_bytes)),
+    ),
+    gauge(
+        "tier_used",
+        BYTES,
+        "What the pages in the tier take there.",
+        Values::Host(|stat| tier(stat, |tier| tier.used_bytes)),
+    ),
+    gauge(
+        "tier_free",
+        BYTES,
+        "What can be written to the tier before something there has to be moved or dropped.",
+        Values::Host(|stat| tier(stat, |tier| tier.free_bytes)),
+    ),
+    counter(
+        "tier_written",
+        PAGES,
+        "Pages that were written to the tier.",
+        Values::Host(|stat| tier(stat, |tier| tier.written)),
+    ),
+    counter(
+        "tier_read",
+        PAGES,
+        "Pages that were read from the tier.",
+        Values::Host(|stat| tier(stat, |tier| tier.read)),
+    ),
+    counter(
+        "tier_write_errors",
+        None,
+        "Writes to the tier that failed; what was to be moved stays in the store.",
+        Values::Host(|stat| tier(stat, |tier| tier.write_errors)),
+    ),
+    counter(
+        "tier_read_errors",
+        None,
+        "Reads from the tier that failed; an ephemeral page is missed then, and a persistent one damaged.",
+        Values::Host(|stat| tier(stat, |tier| tier.read_errors)),
+    ),
+    gauge(
+        "tier_waiting",
+        PAGES,
+        "Pages that are waited for from the tier.",
+        Values::Host(|stat| tier(stat, |tier| tier.waiting)),
+    ),
+    gauge(
+        "tier_slowest",
+        Some("milliseconds"),
+        "For how long the oldest write to, or read from, the tier has been under way.",
+        Values::Host(|stat| tier(stat, |tier| tier.slowest_ms)),
     ),
     gauge(
         "guest_connected",
@@ -377,6 +442,21 @@ pub(super) const METRICS: &[Metric] = &[
         "guest_evicted",
         "Pages of it that the store forgot to make room.",
         |guest, kind| of(guest, kind, |pool| pool.pages_evicted),
+    ),
+    pools(
+        "guest_moved_below",
+        "Pages of it that were moved to the tier below the store.",
+        |guest, kind| of(guest, kind, |pool| pool.pages_moved_below),
+    ),
+    pools(
+        "guest_got_below",
+        "Pages that the guest asked for, and that came back from the tier.",
+        |guest, kind| of(guest, kind, |pool| pool.gets_below),
+    ),
+    pools(
+        "guest_lost_below",
+        "Pages that the guest asked for, and that did not come back from the tier: too late, or damaged.",
+        |guest, kind| of(guest, kind, |pool| pool.gets_lost_below),
     ),
     counter(
         "guest_requests",

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use crate::size::Bytes;
+use crate::{size::Bytes, tier::choice::TierUse};
 
 /// The largest weight, as large as those of control groups.
 pub const MAX_WEIGHT: u32 = 10_000;
@@ -44,6 +44,9 @@ pub struct Terms {
     pub persistent: Bounds,
     /// Of memory for ephemeral pages.
     pub ephemeral: Bounds,
+    /// Which of its pages may be in the tier below the store.
+    #[serde(default)]
+    pub tier: TierUse,
 }
 
 /// A guest's minima, for an error that lists them.
@@ -180,6 +183,7 @@ mod tests {
             weight: 100,
             persistent: Bounds { min, cap: u64::MAX },
             ephemeral: Bounds::NONE,
+            tier: Default::default(),
         }
     }
 

@@ -11,8 +11,8 @@ use libc::{
     SYS_connect, SYS_delete_module, SYS_dup, SYS_dup2, SYS_dup3, SYS_epoll_create1, SYS_epoll_ctl,
     SYS_epoll_pwait, SYS_epoll_pwait2, SYS_epoll_wait, SYS_eventfd2, SYS_execve, SYS_execveat,
     SYS_exit, SYS_exit_group, SYS_faccessat, SYS_faccessat2, SYS_fadvise64, SYS_fallocate,
-    SYS_fchmod, SYS_fchmodat, SYS_fchown, SYS_fchownat, SYS_fcntl, SYS_finit_module, SYS_flock,
-    SYS_fork, SYS_fstat, SYS_fstatfs, SYS_ftruncate, SYS_futex, SYS_getcpu, SYS_getcwd,
+    SYS_fchmod, SYS_fchmodat, SYS_fchown, SYS_fchownat, SYS_fcntl, SYS_fdatasync, SYS_finit_module,
+    SYS_flock, SYS_fork, SYS_fstat, SYS_fstatfs, SYS_ftruncate, SYS_futex, SYS_getcpu, SYS_getcwd,
     SYS_getdents64, SYS_getegid, SYS_geteuid, SYS_getgid, SYS_getpeername, SYS_getpgrp, SYS_getpid,
     SYS_getppid, SYS_getrandom, SYS_getresgid, SYS_getresuid, SYS_getrlimit, SYS_getrusage,
     SYS_getsockname, SYS_getsockopt, SYS_gettid, SYS_gettimeofday, SYS_getuid, SYS_init_module,
@@ -63,6 +63,7 @@ const SERVE: &[i64] = &[
     SYS_lseek,
     SYS_fallocate,
     SYS_fadvise64,
+    SYS_fdatasync,
     // Sockets, but not new ones.
     SYS_accept,
     SYS_accept4,

@@ -11,6 +11,7 @@ use super::{
     id::PageId,
     lru::Lru,
     mapping::Table,
+    reused::Reused,
     PoolKind,
 };
 
@@ -25,7 +26,10 @@ struct Account {
     /// What of the holding is lent.
     lent: Holding,
     lru: Lru,
+    /// Of those whose contents are in the tier.
+    below: Lru,
     evicted: Evicted,
+    reused: Reused,
     /// Pools that are counted here, those that are being emptied included.
     pools: usize,
     /// The guest is there.
@@ -36,6 +40,15 @@ impl Account {
     fn unmet(&self) -> u64 {
         self.holding.unmet(self.part.promised)
     }
+
+    /// Returns the list that a page is in, or is to be in.
+    fn list(&mut self, page: &Page) -> &mut Lru {
+        if page.is_below() {
+            &mut self.below
+        } else {
+            &mut self.lru
+        }
+    }
 }
 
 /// The accounts of all guests.
@@ -44,13 +57,17 @@ impl Account {
 ///
 /// - `unmet` is the sum of what all guests that were promised something do not have yet, whether
 ///   they are there or not.
-/// - `ephemeral_pages` is the sum of the lengths of all lists.
+/// - `ephemeral_pages` is the sum of the lengths of all lists, and `ephemeral_below` of those of pages
+///   in the tier.
 #[derive(Debug)]
 pub(super) struct Accounts {
     accounts: Vec<Account>,
     parts: Parts,
     unmet: u64,
     ephemeral_pages: usize,
+    ephemeral_below: usize,
+    /// It is remembered which pages guests come back for.
+    remembers: bool,
 }
 
 impl Accounts {
@@ -60,6 +77,8 @@ impl Accounts {
             unmet: parts.promised(),
             parts,
             ephemeral_pages: 0,
+            ephemeral_below: 0,
+            remembers: false,
         }
     }
 
@@ -205,19 +224,24 @@ impl Accounts {
 
     /// Adds a guest's ephemeral page that was just put.
     pub(super) fn push(&mut self, id: AccountId, pages: &mut Table<Page>, page: PageId) {
-        self.accounts[id].lru.push(pages, page);
+        let entry = &pages[page.index()];
+        self.ephemeral_below += usize::from(entry.is_below());
+        self.accounts[id].list(entry).push(pages, page);
         self.ephemeral_pages += 1;
     }
 
     /// Takes a guest's ephemeral page out.
     pub(super) fn remove(&mut self, id: AccountId, pages: &mut Table<Page>, page: PageId) {
-        self.accounts[id].lru.remove(pages, page);
+        let entry = &pages[page.index()];
+        self.ephemeral_below -= usize::from(entry.is_below());
+        self.accounts[id].list(entry).remove(pages, page);
         self.ephemeral_pages -= 1;
     }
 
     /// Notes that a guest's ephemeral page was used.
     pub(super) fn touch(&mut self, id: AccountId, pages: &mut Table<Page>, page: PageId) {
-        self.accounts[id].lru.touch(pages, page);
+        let entry = &pages[page.index()];
+        self.accounts[id].list(entry).touch(pages, page);
     }
 
     /// Notes that an ephemeral page of a guest was evicted, by a digest of its key.
@@ -230,7 +254,58 @@ impl Accounts {
     /// asked only where something was evicted.
     pub(super) fn miss(&mut self, id: AccountId, digest: impl FnOnce() -> u32) {
         let account = &mut self.accounts[id];
-        account.evicted.miss(digest, account.holding.ephemeral);
+        let missed = account.evicted.miss(digest, account.holding.ephemeral);
+        if let (Some(digest), true) = (missed, self.remembers) {
+            account.reused.note(digest, account.holding.ephemeral);
+        }
+    }
+
+    /// Has it be remembered which pages guests come back for, from now on.
+    pub(super) fn remember_reuse(&mut self) {
+        self.remembers = true;
+    }
+
+    /// Notes that a guest came back for an ephemeral page. `digest` returns that of its key.
+    pub(super) fn note_reuse(&mut self, id: AccountId, digest: impl FnOnce() -> u32) {
+        if self.remembers {
+            let account = &mut self.accounts[id];
+            account.reused.note(digest(), account.holding.ephemeral);
+        }
+    }
+
+    /// Returns whether a guest is known to have come back for a page.
+    pub(super) fn is_reused(&self, id: AccountId, digest: impl FnOnce() -> u32) -> bool {
+        self.remembers && self.accounts[id].reused.has(digest())
+    }
+
+    /// Returns the places of all accounts, that of the guest which an ephemeral page is taken from next
+    /// first.
+    pub(super) fn by_excess(&self) -> Vec<AccountId> {
+        let accounts = self.accounts.iter().enumerate();
+        let first = victim(accounts.map(|(id, it)| (id, it.holding, it.part.ephemeral)));
+        let others = (0..self.accounts.len()).filter(|id| Some(*id) != first);
+        first.into_iter().chain(others).collect()
+    }
+
+    /// Returns the ephemeral pages in the store that a guest used longest ago, the first of them first.
+    pub(super) fn coldest<'a>(
+        &'a self,
+        id: AccountId,
+        pages: &'a Table<Page>,
+    ) -> impl Iterator<Item = PageId> + 'a {
+        self.accounts[id].lru.oldest(pages)
+    }
+
+    /// Returns how many ephemeral pages are in the tier.
+    pub(super) fn ephemeral_below(&self) -> usize {
+        self.ephemeral_below
+    }
+
+    /// Returns the ephemeral page in the tier to drop next, [`None`] if there is none that nobody is
+    /// reading.
+    pub(super) fn victim_below(&self, pages: &Table<Page>) -> Option<PageId> {
+        let of = |id: AccountId| self.accounts[id].below.victim(pages);
+        self.by_excess().into_iter().find_map(of)
     }
 
     /// Returns what more memory would have spared each guest that is there, by its number.

@@ -16,6 +16,7 @@ use virtio_tmem_abi::ObjectId;
 use zerocopy::{little_endian::U64, FromZeros};
 
 use super::{id::Link, slots::Slot};
+use crate::tier::Below;
 
 /// What a page's entry and its slot are doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub(super) enum Body {
     Same(u64),
     /// The first `len` bytes of a slot: the page as it is, or compressed.
     Slot { slot: Slot, len: u16 },
+    /// It is in the tier below the store.
+    Below(Below),
 }
 
 impl Body {
@@ -56,6 +59,7 @@ impl Body {
             Self::Nothing => 0,
             Self::Same(_) => 1,
             Self::Slot { .. } => 2,
+            Self::Below(_) => 3,
         }
     }
 
@@ -64,15 +68,18 @@ impl Body {
             Self::Nothing => 0,
             Self::Same(word) => word,
             Self::Slot { slot, len } => (slot.to_bits() << 16) | u64::from(len),
+            Self::Below(below) => below.to_bits(),
         }
     }
 }
 
 const STATE: u32 = 16;
 const FORM: u32 = 19;
-const PIN: u32 = 21;
+const USED: u32 = 21;
+const PIN: u32 = 22;
 const STATE_MASK: u32 = 7 << STATE;
 const FORM_MASK: u32 = 3 << FORM;
+const USED_MASK: u32 = 1 << USED;
 const CHECK_MASK: u32 = (1 << STATE) - 1;
 
 /// The most gets and puts that can copy a page at a time.
@@ -99,8 +106,9 @@ pub(super) struct Page {
     /// contents if it has one, and whether this process knows that they are right.
     pub(super) lru_prev: Link,
     pub(super) lru_next: Link,
-    /// A check of 16 bits, the state, the form of the body, and the pins: gets that are copying
-    /// from the slot, and the put that is copying into it. The check is zero where the entry is not
+    /// A check of 16 bits, the state, the form of the body, whether the page was used, and the pins:
+    /// gets that are copying from the slot or wait for the tier, what moves the page there, and the
+    /// put that is copying into it. The check is zero where the entry is not
     /// in force, and never where it is.
     word: u32,
 }
@@ -147,8 +155,25 @@ impl Page {
                 slot: Slot::from_bits(body >> 16),
                 len: body as u16,
             },
+            3 => Body::Below(Below::from_bits(body)),
             _ => Body::Nothing,
         }
+    }
+
+    /// Returns whether its contents are in the tier.
+    pub(super) fn is_below(&self) -> bool {
+        (self.word & FORM_MASK) >> FORM == 3
+    }
+
+    /// Returns whether it was used: of an ephemeral page, whether its guest is known to come back for
+    /// it; of a persistent one, whether it was put or got since the store looked for cold pages last.
+    pub(super) fn is_used(&self) -> bool {
+        self.word & USED_MASK != 0
+    }
+
+    /// Notes whether it was used. That is a hint, which no check is of.
+    pub(super) fn set_used(&mut self, used: bool) {
+        self.word = (self.word & !USED_MASK) | (u32::from(used) << USED);
     }
 
     pub(super) fn pins(&self) -> u32 {
@@ -421,8 +446,8 @@ mod tests {
         page
     }
 
-    /// The bits of what an entry says, without its pins.
-    const BITS: usize = 28 * 8 + PIN as usize;
+    /// The bits of what an entry says, without its pins, and whether it was used.
+    const BITS: usize = 28 * 8 + USED as usize;
 
     #[test]
     fn every_bit_of_an_entry_in_force_is_checked() {

@@ -70,19 +70,21 @@ impl Evicted {
     }
 
     /// Notes that a page was asked for in vain by a guest that has so many bytes. It counts if it was
-    /// evicted of late.
-    pub(super) fn miss(&mut self, digest: impl FnOnce() -> u32, held: u64) {
+    /// evicted of late; its digest is returned then.
+    pub(super) fn miss(&mut self, digest: impl FnOnce() -> u32, held: u64) -> Option<u32> {
         if self.marks.is_empty() {
-            return;
+            return None;
         }
         let digest = digest();
         let place = self.place(digest);
         let Mark { digest: there, at } = self.marks[place];
         let since = self.evictions.wrapping_sub(at);
-        if at != 0 && there == digest && since < remembered(held) {
+        let near = at != 0 && there == digest && since < remembered(held);
+        if near {
             self.marks[place] = Mark::default();
             self.missed += 1;
         }
+        near.then_some(digest)
     }
 
     /// Returns what was counted of a guest that has so many bytes.

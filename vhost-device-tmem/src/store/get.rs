@@ -10,12 +10,14 @@ use super::{
     classes::RAW,
     codec::Workspace,
     entry::{check_of, Body, Check, PageState},
+    fetch::Found,
     id::PageId,
     inner::{Cause, Inner},
     pool::Pool,
     take::Held,
     Guest, PageBytes, PoolError, PoolKind, Store, BATCH,
 };
+use crate::tier::seal::Binding;
 
 /// Where the pages of a get go to.
 pub trait PageSink {
@@ -48,6 +50,8 @@ impl Store {
     /// whether it was there. With `take`, what was copied is gone from the store once the caller
     /// drops what this returns: after it has told the guest.
     ///
+    /// Pages in the tier are waited for.
+    ///
     /// A persistent page that was stored and cannot be read back is [`PageResult::Damaged`], until
     /// it is put anew or flushed.
     ///
@@ -71,20 +75,23 @@ impl Store {
             store: self,
             held: Held::default(),
         };
-        self.get_held(guest, number, take, keys, sink, results, &mut taken.held)?;
+        self.get_held(guest, number, take, 0, keys, sink, results, &mut taken.held)?;
+        self.wait_fetched(sink, results, &mut taken.held);
         Ok(taken)
     }
 
-    /// As [`Self::get`], and adds what is taken to `held`.
+    /// As [`Self::get`], and adds what is taken to `held`, and what is in the tier, by its number: that
+    /// of the first key is `base`.
     #[expect(
         clippy::too_many_arguments,
-        reason = "they are those of a get, and one"
+        reason = "they are those of a get, and two"
     )]
     pub(super) fn get_held(
         &self,
         guest: &Guest,
         number: u32,
         take: bool,
+        base: usize,
         keys: &[Key],
         sink: &mut dyn PageSink,
         results: &mut [PageResult],
@@ -117,6 +124,22 @@ impl Store {
                 let write = |page: &PageBytes| sink.write_page(first + n, page);
                 *result = match page {
                     None => PageResult::Miss,
+                    Some(Pinned {
+                        id,
+                        body: Body::Below(below),
+                        binding: Some(binding),
+                        ..
+                    }) => {
+                        let found = Found {
+                            n: base + first + n,
+                            id: *id,
+                            below: *below,
+                            kind: batch.kind,
+                            take,
+                        };
+                        self.fetch(found, *binding, held);
+                        PageResult::Miss
+                    }
                     // SAFETY: It was pinned when a key led to it.
                     Some(pinned) => match unsafe { self.copy_out(pinned, write) } {
                         Copied::All => PageResult::Hit,
@@ -150,7 +173,8 @@ impl Store {
             }
         }
         match pinned.body {
-            Body::Nothing => Copied::Damaged,
+            // Where it is below it is fetched.
+            Body::Nothing | Body::Below(_) => Copied::Damaged,
             Body::Same(word) => Workspace::with(|space| copied(write(space.repeat(word)))),
             Body::Slot { slot, .. } if slot.class() == RAW => {
                 // SAFETY: The caller pinned it.
@@ -188,6 +212,8 @@ struct Pinned {
     body: Body,
     /// What its contents have to be compared with.
     check: Option<Check>,
+    /// What its record says that it is, if it is in the tier.
+    binding: Option<Binding>,
 }
 
 /// Keys that were looked up.
@@ -239,15 +265,21 @@ impl Inner {
                     continue;
                 }
                 self.accounts.touch(account, &mut self.index.pages, id);
+                if take {
+                    let digest = || self.index.digest(slot, &key.object, key.index.get());
+                    self.accounts.note_reuse(account, digest);
+                }
             }
-            let page = &self.index.pages[id.index()];
+            let page = &mut self.index.pages[id.index()];
+            page.set_used(true);
             *pinned = Some(Pinned {
                 id,
                 body: page.body(),
                 check: match kind {
-                    PoolKind::Persistent => page.unverified(),
-                    PoolKind::Ephemeral => None,
+                    PoolKind::Persistent if !page.is_below() => page.unverified(),
+                    _ => None,
                 },
+                binding: page.is_below().then(|| self.pool(slot).binding(key)),
             });
             hits += 1;
         }
@@ -279,9 +311,16 @@ impl Inner {
         taken: &mut Vec<PageId>,
     ) {
         for (page, result) in pages.iter().zip(results) {
-            let Some(Pinned { id, check, .. }) = *page else {
+            let Some(Pinned {
+                id, check, body, ..
+            }) = *page
+            else {
                 continue;
             };
+            if let Body::Below(_) = body {
+                // It is held until it has arrived.
+                continue;
+            }
             if check.is_some() && *result == PageResult::Hit {
                 self.verified(id, check);
             }

@@ -156,6 +156,7 @@ impl Store {
                 hold,
                 ending: false,
                 access: None,
+                life: 0,
             }),
             Some(slot) if inner.pool(slot).kind == kind && !inner.pool(slot).is_shared() => Ok(()),
             Some(_) => Err(PoolError::Exists),

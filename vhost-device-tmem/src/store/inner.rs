@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    sync::Arc,
+    sync::{atomic::AtomicBool, Arc},
 };
 
 use virtio_tmem_abi::{Key, ObjectId};
@@ -27,6 +27,7 @@ use super::{
     slots::Slots,
     Credits, Faults, PoolError,
 };
+use crate::tier::{choice::TierUse, Tier};
 
 /// Why a page was not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +83,7 @@ const RAW_BYTES: u64 = entry_bytes(1, 0) + slot_bytes(RAW);
 fn body_bytes(body: Body) -> i64 {
     match body {
         Body::Slot { slot, .. } => slot_bytes(slot.class()) as i64,
-        Body::Nothing | Body::Same(_) => 0,
+        Body::Nothing | Body::Same(_) | Body::Below(_) => 0,
     }
 }
 
@@ -123,6 +124,16 @@ pub(super) struct Inner {
     pub(super) evictions: u64,
     faults: Faults,
     dice: u64,
+    /// What is below, if there is something.
+    pub(super) tier: Option<Arc<dyn Tier>>,
+    /// Which pages of guests may be there, by their numbers.
+    pub(super) uses: BTreeMap<u32, TierUse>,
+    /// Where cold persistent pages are looked for next.
+    pub(super) hand: usize,
+    /// The life of the pool that was made last.
+    pub(super) last_life: u64,
+    /// An ephemeral page was evicted since it was last looked for cold ones.
+    pub(super) pressed: Arc<AtomicBool>,
 }
 
 impl Inner {
@@ -155,6 +166,11 @@ impl Inner {
             evictions: 0,
             faults,
             dice: 0x9e37_79b9_7f4a_7c15,
+            tier: None,
+            uses: BTreeMap::new(),
+            hand: 0,
+            last_life: 0,
+            pressed: Arc::default(),
         })
     }
 
@@ -198,6 +214,9 @@ impl Inner {
 
     /// Adds a pool of a number that the guest has none of.
     pub(super) fn add_pool(&mut self, known: Known) -> Result<(), PoolError> {
+        self.last_life += 1;
+        let life = self.last_life;
+        let known = Known { life, ..known };
         let slot = self.describe_new(known).ok_or(PoolError::TooMany)?;
         let guest = self.guest_pools(known.guest);
         guest.pools.insert(known.number, slot);
@@ -305,6 +324,12 @@ impl Inner {
         };
         self.index
             .link_page(id, object, key.index.get(), key.version.get());
+        let Pool { kind, account, .. } = *self.pool(slot);
+        let used = kind == PoolKind::Persistent || {
+            let digest = || self.index.digest(slot, &key.object, key.index.get());
+            self.accounts.is_reused(account, digest)
+        };
+        self.index.pages[id.index()].set_used(used);
         self.count_linked(id, slot);
         Ok(())
     }
@@ -376,9 +401,7 @@ impl Inner {
                 }
                 page.set_state(PageState::Linked);
             } else {
-                let object = ObjectSlot::from_link(page.object);
-                let object = object.expect("a linked page has an object");
-                let pool = self.index.objects[object.index()].pool;
+                let pool = self.pool_of_linked(id);
                 let counters = &mut self.pool_mut(pool).counters;
                 counters.puts_stored -= 1;
                 counters.puts_refused += 1;
@@ -453,11 +476,47 @@ impl Inner {
     pub(super) fn release(&mut self, id: PageId) {
         let page = &mut self.index.pages[id.index()];
         page.set_state(PageState::Unlinked);
-        if let Body::Slot { slot, .. } = page.body() {
-            self.slots.free(slot);
-        }
+        let body = page.body();
         page.set_body(Body::Nothing);
+        self.free_body(body);
         self.index.free_page(id);
+    }
+
+    /// Frees what a page consisted of, which no entry says any more.
+    pub(super) fn free_body(&mut self, body: Body) {
+        match body {
+            Body::Slot { slot, .. } => self.slots.free(slot),
+            Body::Below(below) => {
+                if let Some(tier) = &self.tier {
+                    tier.remove(below.place);
+                }
+            }
+            Body::Nothing | Body::Same(_) => {}
+        }
+    }
+
+    /// Has a linked page consist of something else, which is there already. Should the process end
+    /// meanwhile, the next one finds it as it was or as it is to be. Nobody copies it.
+    pub(super) fn replace_body(&mut self, id: PageId, newer: Body) {
+        let page = self.index.pages[id.index()];
+        let (older, pool) = (page.body(), self.pool_of_linked(id));
+        let Pool { kind, account, .. } = *self.pool(pool);
+        if kind == PoolKind::Ephemeral {
+            self.accounts.remove(account, &mut self.index.pages, id);
+        }
+        self.index.move_contents(id, newer);
+        if kind == PoolKind::Ephemeral {
+            self.accounts.push(account, &mut self.index.pages, id);
+        }
+        self.count(pool, older, newer);
+        self.free_body(older);
+    }
+
+    /// Returns the pool of a linked page.
+    pub(super) fn pool_of_linked(&self, id: PageId) -> PoolSlot {
+        let object = ObjectSlot::from_link(self.index.pages[id.index()].object);
+        let object = object.expect("a linked page has an object");
+        self.index.objects[object.index()].pool
     }
 
     /// Lets go of a page, and frees it if no key leads there any more.

@@ -11,11 +11,12 @@ use super::{
 /// Pages that an eviction looks at before it gives up: those in use by a get cannot go.
 const SEARCH: usize = 128;
 
-/// A list of all ephemeral pages of a guest, the one used last at its end.
+/// A list of ephemeral pages of a guest, the one used last at its end.
 ///
 /// # Invariants
 ///
-/// It holds exactly the linked pages of the guest's ephemeral pools.
+/// A guest has two: together they hold exactly the linked pages of its ephemeral pools, the one those
+/// whose contents are in the store, and the other those in the tier below it.
 #[derive(Debug, Default)]
 pub(super) struct Lru {
     oldest: Link,
@@ -56,6 +57,15 @@ impl Lru {
             self.remove(pages, id);
             self.push(pages, id);
         }
+    }
+
+    /// Returns the pages, the one used longest ago first.
+    pub(super) fn oldest<'p>(
+        &self,
+        pages: &'p Table<Page>,
+    ) -> impl Iterator<Item = PageId> + use<'p> {
+        let first = PageId::from_link(self.oldest);
+        std::iter::successors(first, |id| PageId::from_link(pages[id.index()].lru_next))
     }
 
     /// Returns the page to evict next, [`None`] if there is none that nobody is reading.

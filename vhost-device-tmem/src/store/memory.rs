@@ -6,6 +6,7 @@ use std::{
     fs::File,
     hash::{BuildHasher, RandomState},
     io,
+    mem::offset_of,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::FileExt,
@@ -16,6 +17,7 @@ use std::{
 use rustix::fs::{
     fcntl_add_seals, fcntl_get_seals, fstat, fstatfs, memfd_create, MemfdFlags, SealFlags,
 };
+use rustix::rand::{getrandom, GetRandomFlags};
 use zerocopy::{
     little_endian::{U32, U64},
     FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout,
@@ -29,13 +31,13 @@ use super::{
     spans::SPAN_SIZE,
     Compression, Config, StoreError, PAGE_SIZE,
 };
-use crate::tmpfs::Tmpfs;
+use crate::{tier::seal::SECRET, tmpfs::Tmpfs};
 
 /// What both files begin or end with.
 const MAGIC: [u8; 8] = *b"tmemstor";
 
 /// The layout of both files. Whoever changes what an entry means changes this.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Says what a file is, and whose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -128,9 +130,39 @@ impl Header {
     }
 }
 
+/// What pages are sealed with that leave the process.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Secret {
+    /// Drawn at random.
+    key: [u8; SECRET],
+    /// A check of it.
+    check: U32,
+    zeros: U32,
+    /// Processes that have used it.
+    starts: U64,
+}
+
+impl Secret {
+    fn draw() -> io::Result<Self> {
+        let mut this = Self::new_zeroed();
+        let drawn = getrandom(&mut this.key[..], GetRandomFlags::empty())?;
+        if drawn != SECRET {
+            return Err(io::Error::other("the kernel gives no random numbers"));
+        }
+        this.check = crc32c::crc32c(&this.key).into();
+        Ok(this)
+    }
+
+    fn is_sound(&self) -> bool {
+        self.check.get() == crc32c::crc32c(&self.key)
+    }
+}
+
 /// Where the tables are in the file of descriptions, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
+    secret: u64,
     pub(super) moves: u64,
     pub(super) pools: u64,
     pub(super) objects: u64,
@@ -147,11 +179,13 @@ impl Layout {
             (at + count as u64 * size as u64).next_multiple_of(PAGE_SIZE as u64)
         };
         let entries = budget.max_pages().max(1);
-        let moves = after(0, 1, size_of::<Header>());
+        let secret = after(0, 1, size_of::<Header>());
+        let moves = after(secret, 1, size_of::<Secret>());
         let pools = after(moves, 1, size_of::<Move>());
         let objects = after(pools, MAX_POOLS, size_of::<PoolRecord>());
         let pages = after(objects, entries, size_of::<Object>());
         Self {
+            secret,
             moves,
             pools,
             objects,
@@ -199,6 +233,10 @@ impl Memory {
         let header = Header::new(config, &budget, id, huge);
         let write = |file: &File, at| file.write_all_at(header.as_bytes(), at);
         write(&index, 0).map_err(failed("index"))?;
+        let secret = Secret::draw().map_err(failed("index"))?;
+        index
+            .write_all_at(secret.as_bytes(), layout.secret)
+            .map_err(failed("index"))?;
         write(&pages, layout.spans).map_err(failed("pages"))?;
         let pages = Arc::into_inner(pages).expect("the mapping is gone");
         Ok(Self {
@@ -298,6 +336,30 @@ pub(super) struct Files {
     pub(super) layout: Layout,
     /// Contents can be in huge pages.
     pub(super) huge: bool,
+}
+
+impl Files {
+    /// Returns what pages are sealed with, and the number of this process among those that have used it,
+    /// which is written down before that.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub(super) fn begin_start(&self) -> io::Result<([u8; SECRET], u64)> {
+        let (file, at) = (&self.index, self.layout.secret);
+        let mut secret = Secret::new_zeroed();
+        file.read_exact_at(secret.as_mut_bytes(), at)?;
+        if !secret.is_sound() {
+            // What was sealed with it cannot be opened any more.
+            tracing::error!("the key of the pages below the store is damaged: those are lost");
+            secret = Secret::draw()?;
+            file.write_all_at(secret.as_bytes(), at)?;
+        }
+        let start = secret.starts.get() + 1;
+        let starts = U64::from(start);
+        file.write_all_at(starts.as_bytes(), at + offset_of!(Secret, starts) as u64)?;
+        Ok((secret.key, start))
+    }
 }
 
 /// Returns the bytes of memory that a file takes.

@@ -60,6 +60,7 @@
 
 mod accounts;
 mod arena;
+mod below;
 mod buckets;
 mod budget;
 mod classes;
@@ -69,6 +70,7 @@ mod cursors;
 mod entry;
 mod evicted;
 mod fairness;
+mod fetch;
 mod flush;
 mod freeze;
 mod get;
@@ -86,6 +88,7 @@ mod put;
 mod ranges;
 mod records;
 mod recover;
+mod reused;
 mod room;
 mod scan;
 mod share;
@@ -104,7 +107,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
     sync::{
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         Arc, Mutex, MutexGuard, PoisonError, Weak,
     },
 };
@@ -124,6 +127,7 @@ pub use take::Held;
 pub use walk::{Progress, Walk};
 
 use arena::Arena;
+use below::Lower;
 use budget::{entry_bytes, Budget};
 use entry::{Object, Page};
 pub use evicted::NearMisses;
@@ -135,7 +139,7 @@ use memory::Files;
 use recover::extent;
 use spans::CHUNK_SPANS;
 
-use crate::tmpfs::Tmpfs;
+use crate::{tier::Tier, tmpfs::Tmpfs};
 
 /// The binary logarithm of the page size.
 pub const PAGE_SHIFT: u8 = 12;
@@ -220,6 +224,9 @@ pub enum StoreError {
         #[source]
         error: io::Error,
     },
+    /// What the pages below it take cannot be had.
+    #[error("what is below the store cannot be used: {0}")]
+    Tier(#[source] io::Error),
     /// What was handed over is not the memory of such a store.
     #[error("the {name} of the store cannot be taken over: {why}")]
     Foreign {
@@ -295,6 +302,10 @@ pub struct Store {
     files: Files,
     compression: Compression,
     check_contents: bool,
+    /// What is below, if there is something.
+    lower: Option<Lower>,
+    /// That of the inner one, to be read without the lock.
+    pressed: Arc<AtomicBool>,
     useful_credits: u32,
     watchers: Mutex<Vec<Watching>>,
     /// The length of `watchers`, to be read without its lock.
@@ -330,6 +341,20 @@ impl Store {
     /// [`StoreError::Foreign`] where the memory is not that of a store as `config` says, and others
     /// where the operating system refuses.
     pub fn recover(config: &Config, memory: Memory) -> Result<(Self, Recovered), StoreError> {
+        Self::recover_above(config, memory, None)
+    }
+
+    /// As [`Self::recover`], above a tier: that in which the process before has put what its pages say
+    /// is there.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::recover`].
+    pub fn recover_above(
+        config: &Config,
+        memory: Memory,
+        tier: Option<Arc<dyn Tier>>,
+    ) -> Result<(Self, Recovered), StoreError> {
         let map = |error| StoreError::Map(config.capacity, error);
         let budget = Budget::of(config)?;
         let files = memory.open(config, &budget)?;
@@ -351,12 +376,23 @@ impl Store {
         if config.lock_memory {
             inner.index.lock().map_err(map)?;
         }
+        let lower = tier.map(|tier| {
+            let (secret, start) = files.begin_start()?;
+            // Of each start so many pools can be told apart.
+            inner.last_life = start << 32;
+            inner.tier = Some(Arc::clone(&tier));
+            inner.accounts.remember_reuse();
+            Lower::new(tier, (secret, start))
+        });
+        let lower = lower.transpose().map_err(StoreError::Tier)?;
         let recovered = inner.recover(&files).map_err(map)?;
         let store = Self {
             arena,
             files,
             compression: config.compression,
             check_contents: config.check_contents,
+            lower,
+            pressed: Arc::clone(&inner.pressed),
             useful_credits: useful_credits.clamp(1, 256),
             inner: Mutex::new(inner),
             watchers: Mutex::default(),

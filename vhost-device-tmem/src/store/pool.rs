@@ -68,6 +68,16 @@ pub struct PoolCounters {
     pub pages_flushed: u64,
     /// Pages that the store forgot by itself.
     pub pages_evicted: u64,
+    /// Pages that were moved to the tier below the store.
+    #[serde(default)]
+    pub pages_moved_below: u64,
+    /// Pages that were asked for, and came back from there.
+    #[serde(default)]
+    pub gets_below: u64,
+    /// Pages that were asked for, and did not come back from there: they took too long, could not be
+    /// read, or were damaged.
+    #[serde(default)]
+    pub gets_lost_below: u64,
 }
 
 impl AddAssign for PoolCounters {
@@ -86,6 +96,9 @@ impl AddAssign for PoolCounters {
             flushes,
             pages_flushed,
             pages_evicted,
+            pages_moved_below,
+            gets_below,
+            gets_lost_below,
         } = other;
         self.puts += puts;
         self.puts_stored += puts_stored;
@@ -99,6 +112,9 @@ impl AddAssign for PoolCounters {
         self.flushes += flushes;
         self.pages_flushed += pages_flushed;
         self.pages_evicted += pages_evicted;
+        self.pages_moved_below += pages_moved_below;
+        self.gets_below += gets_below;
+        self.gets_lost_below += gets_lost_below;
     }
 }
 
@@ -116,6 +132,9 @@ pub struct Contents {
     pub raw_pages: u64,
     /// Bytes set aside for the last two kinds, with what is lost to rounding them up.
     pub slot_bytes: u64,
+    /// Pages that are in the tier below the store, and take no memory but that of their entry.
+    #[serde(default)]
+    pub below_pages: u64,
 }
 
 impl Contents {
@@ -123,12 +142,17 @@ impl Contents {
     /// there are none.
     pub fn ratio(&self) -> Option<f64> {
         (self.slot_bytes > 0)
-            .then(|| (self.pages() * PAGE_SIZE as u64) as f64 / self.slot_bytes as f64)
+            .then(|| (self.here() * PAGE_SIZE as u64) as f64 / self.slot_bytes as f64)
+    }
+
+    /// Returns the pages whose contents are in the store.
+    fn here(&self) -> u64 {
+        self.pages() - self.below_pages
     }
 
     /// Returns the pages of which there are contents.
     pub(super) fn pages(&self) -> u64 {
-        self.same_filled_pages + self.compressed_pages + self.raw_pages
+        self.same_filled_pages + self.compressed_pages + self.raw_pages + self.below_pages
     }
 
     pub(super) fn add(&mut self, body: Body) {
@@ -143,6 +167,7 @@ impl Contents {
         match body {
             Body::Nothing => {}
             Body::Same(_) => count(&mut self.same_filled_pages, 1),
+            Body::Below(_) => count(&mut self.below_pages, 1),
             Body::Slot { slot, len } => {
                 if slot.class() == RAW {
                     count(&mut self.raw_pages, 1);
@@ -186,6 +211,9 @@ pub(super) struct Pool {
     pub(super) hold: Hold,
     /// The number of who has the account: a guest, or the shared pool itself.
     pub(super) owner: u32,
+    /// The number that its owner gave it, and what no other pool of that has.
+    pub(super) number: u32,
+    pub(super) life: u64,
     /// The place of that account.
     pub(super) account: AccountId,
     /// Guests' accesses to it, if it is a shared pool.
@@ -210,6 +238,8 @@ impl Pool {
             kind: known.kind,
             hold: known.hold,
             owner: known.guest,
+            number: known.number,
+            life: known.life,
             account,
             accesses: 0,
             pages: 0,

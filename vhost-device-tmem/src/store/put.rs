@@ -161,6 +161,13 @@ pub(super) struct Batch<'b> {
 }
 
 impl Inner {
+    /// Returns whether a page can be taken over for other contents: nobody copies it, and it is in the
+    /// store.
+    fn may_take_over(&self, id: PageId) -> bool {
+        let page = &self.index.pages[id.index()];
+        page.is_idle() && !page.is_below()
+    }
+
     /// Drops what is stored under the keys, and makes each lead to a page that has the room which
     /// its contents need. Returns where that is.
     fn reserve_batch(
@@ -182,7 +189,7 @@ impl Inner {
             self.pool_mut(slot).counters.puts_replaced += u64::from(older.is_some());
             let contents = batch.contents[n];
             let reserved = match older {
-                Some(id) if self.index.pages[id.index()].is_idle() => self
+                Some(id) if self.may_take_over(id) => self
                     .reserve_anew(id, slot, contents, key.version.get())
                     .map(|()| id),
                 _ => {

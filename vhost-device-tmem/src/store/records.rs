@@ -34,6 +34,8 @@ pub(super) struct Known {
     pub(super) ending: bool,
     /// It is no pool, but the guest's access to the shared pool that is described at this place.
     pub(super) access: Option<PoolSlot>,
+    /// What no other pool of these numbers has, before and after it. Whoever describes it says so.
+    pub(super) life: u64,
 }
 
 /// The description of a pool.
@@ -42,6 +44,7 @@ pub(super) struct Known {
 pub(super) struct PoolRecord {
     guest: u32,
     number: u32,
+    life: u64,
     /// What it is, and in the upper half a check of all of it; zero where there is no pool.
     word: u64,
 }
@@ -60,6 +63,7 @@ impl PoolRecord {
     pub(super) fn set(&mut self, known: Known) {
         self.guest = known.guest;
         self.number = known.number;
+        self.life = known.life;
         let hold = match known.hold {
             Hold::Stays => 0,
             Hold::Held => 1,
@@ -101,6 +105,7 @@ impl PoolRecord {
         Ok(Some(Known {
             guest: self.guest,
             number: self.number,
+            life: self.life,
             kind: if word & PERSISTENT == 0 {
                 PoolKind::Ephemeral
             } else {
@@ -118,10 +123,11 @@ impl PoolRecord {
     }
 
     fn computed_check(&self, word: u64) -> u32 {
-        let mut bytes = [0; 16];
+        let mut bytes = [0; 24];
         bytes[..4].copy_from_slice(&self.guest.to_le_bytes());
         bytes[4..8].copy_from_slice(&self.number.to_le_bytes());
-        bytes[8..].copy_from_slice(&word.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.life.to_le_bytes());
+        bytes[16..].copy_from_slice(&word.to_le_bytes());
         crc32c::crc32c(&bytes)
     }
 }
@@ -153,6 +159,7 @@ mod tests {
                         hold,
                         ending,
                         access,
+                        life: 11,
                     };
                     record.set(known);
                     assert_eq!(record.known(), Ok(Some(known)));
@@ -162,6 +169,9 @@ mod tests {
                         assert_eq!(damaged.known(), Err(Broken), "{bit}");
                         let mut damaged = record;
                         damaged.guest ^= 1 << (bit % 32);
+                        assert_eq!(damaged.known(), Err(Broken));
+                        let mut damaged = record;
+                        damaged.life ^= 1 << bit;
                         assert_eq!(damaged.known(), Err(Broken));
                     }
                 }

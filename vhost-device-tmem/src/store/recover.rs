@@ -6,7 +6,7 @@
 //! Of a request that was under way, a page is there as it was before, or gone, or as it was to be.
 //! The request was not answered, and is carried out again.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use super::{
     entry::{Body, Page, PageState, Verdict},
@@ -18,6 +18,7 @@ use super::{
     shared::FIRST_SHARED,
     PoolKind,
 };
+use crate::tier::Tier;
 
 /// What was found of a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,6 +139,13 @@ impl Inner {
                 body = Body::Nothing;
             }
         }
+        if let Body::Below(below) = body {
+            let owner = id.index() as u32;
+            let adopts = |tier: &Arc<dyn Tier>| tier.adopt(below.place, owner);
+            if !self.tier.as_ref().is_some_and(adopts) {
+                body = Body::Nothing;
+            }
+        }
         self.attach(id, object, body);
         true
     }
@@ -195,19 +203,8 @@ impl Inner {
     }
 
     /// Makes a page be damaged.
-    fn lose_contents(&mut self, id: PageId) {
-        let body = self.index.pages[id.index()].body();
-        let object = ObjectSlot::from_link(self.index.pages[id.index()].object);
-        let object = object.expect("a linked page has an object");
-        let pool = self.index.objects[object.index()].pool;
-        let page = &mut self.index.pages[id.index()];
-        page.set_state(PageState::Unlinked);
-        page.set_body(Body::Nothing);
-        page.set_state(PageState::Linked);
-        self.count(pool, body, Body::Nothing);
-        if let Body::Slot { slot, .. } = body {
-            self.slots.free(slot);
-        }
+    pub(super) fn lose_contents(&mut self, id: PageId) {
+        self.replace_body(id, Body::Nothing);
     }
 
     /// Has the free slots of spans that are in use be scrubbed.

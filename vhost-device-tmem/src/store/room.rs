@@ -2,6 +2,8 @@
 
 //! Finding room for pages: by growing, by moving pages together, by evicting.
 
+use std::sync::atomic::Ordering;
+
 use super::{
     budget::STEP,
     classes::ClassId,
@@ -58,8 +60,9 @@ impl Inner {
         page.begin_filling(version);
         let older = page.body();
         let Pool { kind, account, .. } = *self.pool(pool);
-        if kind == PoolKind::Ephemeral {
-            self.accounts.touch(account, &mut self.index.pages, id);
+        match kind {
+            PoolKind::Ephemeral => self.accounts.touch(account, &mut self.index.pages, id),
+            PoolKind::Persistent => self.index.pages[id.index()].set_used(true),
         }
         let newer = match older {
             Body::Slot { slot, .. } if contents.class() == Some(slot.class()) => Body::Slot {
@@ -111,7 +114,12 @@ impl Inner {
             }
             // What is evicted leaves an entry, so that there is no need for more.
             if !self.grow_pages() {
-                self.make_room()?;
+                let made = self.make_room();
+                if made.is_err() {
+                    // Entries of pages in the tier are no better.
+                    let below = self.accounts.victim_below(&self.index.pages);
+                    self.forget(below.ok_or(Refusal::OverQuota)?, Cause::Evicted);
+                }
             }
         }
     }
@@ -135,6 +143,7 @@ impl Inner {
         }
         match self.accounts.victim(&self.index.pages) {
             Some(victim) => {
+                self.pressed.store(true, Ordering::Relaxed);
                 self.forget(victim, Cause::Evicted);
                 Ok(())
             }

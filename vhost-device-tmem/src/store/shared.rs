@@ -216,6 +216,7 @@ impl Inner {
             hold: Hold::Stays,
             ending: false,
             access: None,
+            life: 0,
         };
         if self.pool_slot(owner, ONLY).is_none() {
             self.add_pool(known)?;
@@ -405,6 +406,7 @@ mod tests {
             hold: Hold::Stays,
             ending: false,
             access,
+            life: 0,
         }
     }
 

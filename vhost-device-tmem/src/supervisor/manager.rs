@@ -54,6 +54,8 @@ pub(super) struct Needs {
     pub(super) metrics: Option<OwnedFd>,
     /// The store's memory.
     pub(super) memory: Vec<OwnedFd>,
+    /// The spill file, if there is one.
+    pub(super) tier: Option<OwnedFd>,
     /// Where the program is from, and where an upgrade takes it from.
     pub(super) program: PathBuf,
     /// What is kept outlives this process.
@@ -217,6 +219,7 @@ impl Manager {
             threads: u32::from(self.blame.one_thread(now)),
             control: self.needs.control.is_some(),
             metrics: self.needs.metrics.is_some(),
+            tier: self.needs.tier.is_some(),
             worker_starts: worker.number(),
             guests: self.needs.changes.guests(),
             known: self.needs.hub.known(),
@@ -227,6 +230,7 @@ impl Manager {
         descriptors.extend(self.needs.control.iter().map(AsFd::as_fd));
         descriptors.extend(self.needs.memory.iter().map(AsFd::as_fd));
         descriptors.extend(self.needs.metrics.iter().map(AsFd::as_fd));
+        descriptors.extend(self.needs.tier.iter().map(AsFd::as_fd));
         let lost = worker.begin(&start, &descriptors, self.needs.signals.as_fd())?;
         if lost > 0 {
             tracing::error!(

@@ -119,6 +119,8 @@ pub struct Setup {
     pub metrics: Option<Listener>,
     /// The store's memory.
     pub memory: Vec<OwnedFd>,
+    /// The spill file, if there is one.
+    pub tier: Option<OwnedFd>,
     /// What the daemon was told.
     pub settings: Settings,
     /// Where an upgrade takes the program from.
@@ -189,6 +191,7 @@ pub fn run(setup: Setup, signals: Signals) -> Result<bool, SupervisorError> {
         control: setup.control.map(OwnedFd::from),
         metrics: setup.metrics.map(OwnedFd::from),
         memory: setup.memory,
+        tier: setup.tier,
         program: setup.program,
         outlived,
     })?;

@@ -17,6 +17,7 @@ mod serve;
 mod share;
 mod sharing;
 mod tidy;
+mod tiering;
 mod transfer;
 mod watched;
 
@@ -49,6 +50,7 @@ use crate::{
     serving::Listener,
     signals::Signals,
     store::{Memory as StoreMemory, SharedPool, Store, StoreError, Walk},
+    tier::{spill::Spill, Tier},
 };
 
 use operated::Daemon;
@@ -147,6 +149,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
         threads,
         control,
         metrics,
+        tier,
         worker_starts,
         guests,
         known,
@@ -163,6 +166,7 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     let memory = StoreMemory::from_descriptors([next()?, next()?]);
     let claim = next()?;
     let metrics = if metrics { Some(next()?) } else { None };
+    let tier = if tier { Some(next()?) } else { None };
     // How much memory there is was looked at when the store's was made.
     let any = Memory {
         bytes: u64::MAX,
@@ -184,9 +188,16 @@ fn begin(link: &Arc<Link>) -> Result<(), WorkerError> {
     log.background()?;
     // For as long as this process is there.
     std::mem::forget(claimed(claim)?);
-    let (store, lost) = recover(&config, memory, &known, shared)?;
+    let spill = match (&config.tier_file, tier) {
+        (Some((_, size)), Some(file)) => Some(Spill::start(file.into(), *size)?),
+        _ => None,
+    };
+    let tier = spill.map(|spill| Arc::new(spill) as Arc<dyn Tier>);
+    let has_tier = tier.is_some();
+    let (store, lost) = recover(&config, memory, tier, &known, shared)?;
     let store = Arc::new(store);
-    let tidier = Tidier::start(Arc::clone(&store))?;
+    let tiering = has_tier.then(|| tiering::start(Arc::clone(&store)));
+    let tidier = Tidier::start(Arc::clone(&store), tiering.transpose()?)?;
     let watched = Arc::new(Watched::new(page, Arc::clone(link), tidier));
     let engine = Engine::start(
         Arc::clone(&store),
@@ -268,10 +279,11 @@ fn claimed(claim: OwnedFd) -> io::Result<OwnedFd> {
 fn recover(
     config: &Config,
     memory: StoreMemory,
+    tier: Option<Arc<dyn Tier>>,
     known: &[GuestId],
     shared: Vec<SharedPool>,
 ) -> Result<(Store, u64), WorkerError> {
-    let (store, recovered) = Store::recover(&config.store(), memory)?;
+    let (store, recovered) = Store::recover_above(&config.store(), memory, tier)?;
     store.set_shared(shared);
     let mut gone = 0;
     for guest in &recovered.guests {

@@ -100,6 +100,7 @@ mod tests {
             weight,
             persistent: Bounds { min, cap },
             ephemeral: Bounds::NONE,
+            tier: Default::default(),
         }
     }
 

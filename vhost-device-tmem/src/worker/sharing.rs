@@ -101,6 +101,8 @@ impl Sharing {
                 let stays = |guest: &u32| terms.iter().any(|of| of.guest == *guest);
                 state.past.retain(|guest, _| stays(guest));
                 state.asked.retain(|guest, _| stays(guest));
+                let uses = terms.iter().map(|of| (of.guest, of.tier));
+                self.store.set_tier_uses(uses.collect());
                 state.terms = terms;
             }
             Err(error) => tracing::error!("guests keep the parts that they have: {error}"),

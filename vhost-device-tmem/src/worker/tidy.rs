@@ -28,6 +28,8 @@ pub(super) struct Tidier {
     due: Arc<AtomicBool>,
     thread: Thread,
     preparer: Thread,
+    /// Who looks after the tier, if there is one.
+    tier: Option<Thread>,
 }
 
 impl Tidier {
@@ -36,7 +38,7 @@ impl Tidier {
     /// # Errors
     ///
     /// The operating system's, where there is no thread left.
-    pub(super) fn start(store: Arc<Store>) -> std::io::Result<Self> {
+    pub(super) fn start(store: Arc<Store>, tier: Option<Thread>) -> std::io::Result<Self> {
         let due = Arc::new(AtomicBool::new(true));
         let (copy, tidied, prepared) = (Arc::clone(&due), Arc::clone(&store), Arc::clone(&store));
         let thread = thread::Builder::new()
@@ -63,6 +65,7 @@ impl Tidier {
             due,
             thread: thread.thread().clone(),
             preparer: preparer.thread().clone(),
+            tier,
         })
     }
 
@@ -73,6 +76,9 @@ impl Tidier {
         }
         if self.store.wants_memory() {
             self.preparer.unpark();
+        }
+        if let Some(tier) = self.tier.as_ref().filter(|_| self.store.wants_tier()) {
+            tier.unpark();
         }
     }
 }

@@ -2,6 +2,9 @@
 
 //! Pools whose pages the next process takes over, and pages to find in them.
 
+// Not every test uses all of it.
+#![allow(dead_code)]
+
 use vhost_device_tmem::store::{Guest, Hold, PageBytes, PageSink, PageSource, PoolKind, Store};
 use virtio_tmem_abi::{Key, ObjectId, PageResult};
 

@@ -36,6 +36,7 @@ fn all_terms() -> impl Strategy<Value = Vec<Terms>> {
             weight,
             persistent,
             ephemeral,
+            tier: Default::default(),
         })
         .collect()
     })

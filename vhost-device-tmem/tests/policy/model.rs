@@ -19,6 +19,7 @@ pub(crate) fn terms(guest: u32, weight: u32) -> Terms {
         weight,
         persistent: Bounds::NONE,
         ephemeral: Bounds::NONE,
+        tier: Default::default(),
     }
 }
 

@@ -101,7 +101,7 @@ pub(crate) enum Command {
         guest: String,
 
         /// What is to be: weight (1 to 10000), persistent-min, persistent-max, ephemeral-min or
-        /// ephemeral-max (sizes, such as 512MiB). The value `default` takes back what was set.
+        /// ephemeral-max (sizes, such as 512MiB), or tier (off, ephemeral or all). The value `default` takes back what was set.
         #[arg(value_name = "KEY=VALUE", required = true, value_parser = key_value)]
         terms: Vec<(String, String)>,
 
@@ -241,6 +241,9 @@ pub(crate) struct TermsOptions {
     /// The ephemeral memory that it never has more of.
     #[arg(long, value_name = "SIZE")]
     ephemeral_max: Option<String>,
+    /// Which of its pages may be in the tier below the store: off, ephemeral (unless given) or all.
+    #[arg(long, value_name = "WHICH")]
+    tier: Option<String>,
 }
 
 impl TermsOptions {
@@ -253,6 +256,7 @@ impl TermsOptions {
             ("persistent-max", self.persistent_max),
             ("ephemeral-min", self.ephemeral_min),
             ("ephemeral-max", self.ephemeral_max),
+            ("tier", self.tier),
         ];
         let given = all.into_iter();
         given

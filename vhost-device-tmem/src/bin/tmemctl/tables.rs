@@ -7,6 +7,7 @@ use comfy_table::{presets::NOTHING, CellAlignment, Table};
 use vhost_device_tmem::{
     control::{part, Freeable, GuestStat, Stat},
     store::{Compression, Contents, PoolCounters, PoolKind},
+    tier::TierReport,
     window::CHUNK,
 };
 
@@ -171,6 +172,7 @@ pub(crate) fn all(stat: &Stat) -> String {
     if compressed {
         parts.push(contents(&stat.contents));
     }
+    parts.extend(stat.tier.as_ref().map(|it| tier(it, &stat.contents)));
     parts.extend([list(stat), shares(stat), requests(stat), windows(stat)]);
     parts.push(pools(stat, compressed));
     parts.extend([shared(stat), members(stat)]);
@@ -222,6 +224,35 @@ fn contents(contents: &Contents) -> String {
         contents.raw_pages.to_string(),
         mib(contents.slot_bytes),
         ratio(contents),
+    ];
+    table(&columns, [row])
+}
+
+/// Returns how the tier below the store is.
+fn tier(tier: &TierReport, contents: &Contents) -> String {
+    let columns = [
+        ("TIER", WORDS),
+        ("SIZE", "MiB"),
+        ("USED", "MiB"),
+        ("FREE", "MiB"),
+        ("HELD", "pages"),
+        ("WRITTEN", "pages"),
+        ("READ", "pages"),
+        ("FAILED", "times"),
+        ("WAITED FOR", "pages"),
+        ("SINCE", "ms"),
+    ];
+    let row = vec![
+        tier.engine.clone(),
+        mib(tier.size_bytes),
+        mib(tier.used_bytes),
+        mib(tier.free_bytes),
+        contents.below_pages.to_string(),
+        tier.written.to_string(),
+        tier.read.to_string(),
+        (tier.write_errors + tier.read_errors).to_string(),
+        tier.waiting.to_string(),
+        tier.slowest_ms.to_string(),
     ];
     table(&columns, [row])
 }

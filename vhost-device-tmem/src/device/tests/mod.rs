@@ -317,6 +317,7 @@ fn serve_parts(
             queue: kind,
             requests: &requests[first..],
             watch: &Watch::default(),
+            wake: None,
         };
         let served = serve(session, group, &mut pending, scratch, &mut meter, |lens| {
             used.extend(lens);

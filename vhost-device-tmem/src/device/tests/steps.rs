@@ -42,6 +42,7 @@ fn turn(
         queue: QueueKind::Data,
         requests: parts,
         watch: &Watch::default(),
+        wake: None,
     };
     let served = serve(&device.session, group, pending, scratch, &mut meter, |_| {
         done();
