@@ -43,6 +43,7 @@ const MAX_QUEUES: u64 = 64;
 pub struct Connection {
     frontend: Frontend,
     mem: GuestMemoryMmap,
+    offered: u64,
     features: u64,
     /// What is mapped of the device's own memory, and its size.
     mapped: Option<(File, u64)>,
@@ -81,7 +82,8 @@ impl Connection {
     ) -> io::Result<Self> {
         let mut frontend = Frontend::connect(socket, MAX_QUEUES).map_err(io::Error::other)?;
         frontend.set_owner().map_err(io::Error::other)?;
-        let features = frontend.get_features().map_err(io::Error::other)? & known & FEATURES;
+        let offered = frontend.get_features().map_err(io::Error::other)?;
+        let features = offered & known & FEATURES;
         let protocol = frontend.get_protocol_features().map_err(io::Error::other)?;
         // Memory slots would change how memory is told.
         let mut wanted = VhostUserProtocolFeatures::CONFIG
@@ -104,6 +106,7 @@ impl Connection {
         let mut this = Self {
             frontend,
             mem: mem.clone(),
+            offered,
             features,
             mapped: None,
         };
@@ -114,6 +117,11 @@ impl Connection {
     /// Returns the memory that is shared with the device.
     pub fn mem(&self) -> &GuestMemoryMmap {
         &self.mem
+    }
+
+    /// Returns the feature bits that the device offers.
+    pub fn offered(&self) -> u64 {
+        self.offered
     }
 
     /// Returns whether the event index says when who wants to be notified.
