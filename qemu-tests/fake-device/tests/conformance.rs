@@ -19,14 +19,36 @@ const LIES: [(&[&str], &[&str]); 9] = [
     ),
     (
         &["--corrupt-percent", "100"],
-        &["10.8.1-2", "10.8.1-4", "10.7.1-3"],
+        &["10.8.1-2", "10.8.1-4", "10.7.1-3", "10.9.1-1"],
     ),
-    (&["--false-miss-percent", "100"], &["10.8.1-7", "10.7.1-5"]),
+    (
+        &["--false-miss-percent", "100"],
+        &["10.8.1-1", "10.8.1-7", "10.7.1-5", "10.8.1-10"],
+    ),
     (&["--behave", "wrong-op"], &["10.8.1-3", "10.9.1-1"]),
     (&["--behave", "status:77"], &["10.8.1-3"]),
     (&["--behave", "count:9"], &["10.8.1-3", "10.9.1-1"]),
     (&["--behave", "long-used"], &["10.1.2-1", "10.8.1-3"]),
     (&["--silent-after", "1"], &["10.4.2-3", "10.8.1-3"]),
+];
+
+/// What the device does not do even where it does not lie: it looks at nothing that a driver which
+/// follows the rules does not send.
+const LEFT_OUT: [&str; 14] = [
+    "3.2-1",
+    "10.1.2-4",
+    "10.1.2-5",
+    "10.1.2-7",
+    "10.1.2-8",
+    "10.2.1-1",
+    "10.2.1-2",
+    "10.8.1-8",
+    "10.11.2-1",
+    "10.11.2-2",
+    "10.11.2-3",
+    "10.12.2-1",
+    "10.13.1-1",
+    "10.14.1-1",
 ];
 
 /// Tests one clause with a device that lies in one way.
@@ -76,5 +98,13 @@ fn an_honest_device_passes_them() {
     for clause in LIES.iter().flat_map(|(_, broken)| *broken) {
         let report = check(clause, &[]);
         assert_eq!(report.verdict, Verdict::Pass, "{report:?}");
+    }
+}
+
+#[test]
+fn what_the_device_leaves_out_fails() {
+    for clause in LEFT_OUT {
+        let report = check(clause, &[]);
+        assert_eq!(report.verdict, Verdict::Fail, "{report:?}");
     }
 }

@@ -14,8 +14,8 @@ const HEAD: &str = "\
 Each MUST of [SPEC.md](SPEC.md), by its section and its place there, and how it is tested. `tmem-conformance --list --markdown` writes this file from `vhost-device-tmem/conformance/clauses.toml`.
 
 - **`check`**: `tmem-conformance --socket PATH` tests it with any device that a vhost-user socket leads to, by the check of that name.
-- **A file**: a test of this repository's driver, or of its logic, that would fail if the driver did otherwise. Another driver needs one of its own.
-- **Not from outside**: nobody can tell by what comes out of the socket, or nobody could arrange for it there; the reason is given.
+- **A file**: a test of this repository's driver, or of its logic, in which a breach would show; the driver was not broken on purpose to see it for each. Another driver needs tests of its own.
+- **Not from outside**, of the device: what comes out of the socket does not tell, or it cannot be arranged for there. **Not tested**, of the driver: no test of ours would notice. The reason is given.
 
 Testing shows that a clause is broken, never that it is kept. What a test is known to leave out is said.
 ";
@@ -24,6 +24,7 @@ fn how(clause: &Clause) -> String {
     let how = match &clause.tested {
         Tested::Check(name) => format!("check `{name}`"),
         Tested::Driver(file) => format!("[{file}](../{file})"),
+        Tested::Not(why) if clause.binds == Binds::Driver => format!("not tested: {why}"),
         Tested::Not(why) => format!("not from outside: {why}"),
     };
     match &*clause.leaves {
@@ -51,7 +52,7 @@ pub fn markdown(clauses: &[Clause]) -> String {
     let driver = count(clauses, Binds::Driver);
     let _ = write!(
         out,
-        "\n| Binds | MUSTs | by a check | by a test of the driver | not from outside |\n\
+        "\n| Binds | MUSTs | by a check | by a test of our driver | neither |\n\
          |---|---|---|---|---|\n\
          | device | {} | {} | {} | {} |\n\
          | driver | {} | {} | {} | {} |\n",

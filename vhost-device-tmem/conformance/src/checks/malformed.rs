@@ -20,9 +20,11 @@ struct Broken {
 }
 
 type Refusal = (Status, Option<Malformed>);
+/// Which check it is for, what answers it, and what it does to a request.
+type Breach = (&'static str, Refusal, fn(&mut Broken));
 
 /// The ways to break a `FlushRange` of one entry, in the order of the checks.
-const BREACHES: [(&str, Refusal, fn(&mut Broken)); 9] = [
+const BREACHES: [Breach; 9] = [
     ("3: opcode", (Status::Unsupported, None), |request| {
         request.header.opcode = 0x7fff.into();
     }),
