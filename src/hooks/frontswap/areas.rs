@@ -36,6 +36,7 @@ use crate::{
         logic::drain::InFlight,
         Pool, //
     },
+    params,
 };
 
 use super::{
@@ -197,6 +198,21 @@ impl Span {
             at += count;
             Some((tag, index, count))
         })
+    }
+
+    /// Returns page `n` of it alone.
+    pub(super) fn page(self, n: u64) -> Self {
+        Self {
+            first: self.first + n,
+            count: 1,
+            ..self
+        }
+    }
+
+    /// Returns whether the area has what the host did not return of its pages, which nobody writes or
+    /// frees meanwhile: what the index had and has not any more was drained. Any context.
+    pub(super) fn is_in_area(self, context: &Entered) -> bool {
+        params::write_through() || self.present(context) == 0
     }
 
     /// Returns how many of its pages the host has. Any context.

@@ -197,10 +197,9 @@ impl Device {
                     return request.complete();
                 }
             }
-            let has = |n| client_has(context, span, n);
-            let first = has(0);
+            let (first, end) = same(context, span);
 
-            if let Some(end) = (1..span.count).find(|&n| has(n) != first) {
+            if let Some(end) = end {
                 let whole = taken.map_or_else(|bio| bio, Submitted::into_bio);
 
                 match whole.cut(end) {
@@ -234,11 +233,18 @@ impl Device {
     }
 }
 
-/// Returns whether the host has page `n` of some.
-fn client_has(context: &Entered, span: Span, n: u64) -> bool {
-    let (tag, index) = areas::key(span.area, span.first + n);
+/// Returns whether the host has the first page, and the first other one of which the opposite is true.
+fn same(context: &Entered, span: Span) -> (bool, Option<u64>) {
+    let present = span.present(context);
 
-    context.client.present(Pool::Frontswap, tag, index, 1) > 0
+    // As good as always.
+    if present == 0 || present == span.count {
+        return (present > 0, None);
+    }
+    let has = |n| span.page(n).present(context) > 0;
+    let first = has(0);
+
+    (first, (1..span.count).find(|&n| has(n) != first))
 }
 
 impl Driver for Device {

@@ -25,7 +25,6 @@ use crate::{
         logic::drain::InFlight,
         Pool, //
     },
-    params,
 };
 
 use super::{
@@ -273,9 +272,8 @@ impl Iocb {
     fn reread(&self, context: &Entered, folio: Folio) -> bool {
         let span = span_of(folio);
 
-        // What the index had and has not any more was drained: the slot of a folio that is locked is
-        // neither freed nor written.
-        if !params::write_through() && span.present(context) > 0 {
+        // The slot of a folio that is locked is neither freed nor written.
+        if !span.is_in_area(context) {
             return false;
         }
         let area = self.area();

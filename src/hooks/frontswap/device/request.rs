@@ -22,7 +22,6 @@ use crate::{
         Origin,
         PageOf, //
     },
-    params,
 };
 
 use super::{
@@ -44,7 +43,6 @@ use super::{
         },
         Asker, //
     },
-    client_has,
     Device, //
 };
 
@@ -154,8 +152,8 @@ impl Submitted {
         // CAST: To more bits.
         let n = place as u64;
 
-        // What the index had and has not any more was drained: nobody writes what somebody reads.
-        if !params::write_through() && client_has(context, span, n) {
+        // Nobody writes what somebody reads.
+        if !span.page(n).is_in_area(context) {
             return false;
         }
         let Some(page) = self.page(place) else {
