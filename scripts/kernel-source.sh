@@ -31,6 +31,17 @@ config_text() {
 	sed -n "s/^CONFIG_$2=\"\(.*\)\"\$/\1/p" "$1"
 }
 
+# need_rustc KERNEL CONFIG FOUND: ends the script unless the kernel was built by the
+# rustc that says this of its version. For scripts that have common.sh, too.
+need_rustc() {
+	local wanted
+	wanted=$(config_text "$2" RUSTC_VERSION_TEXT)
+	if [ "$wanted" != "$3" ]; then
+		die "the kernel $1 was built by \"$wanted\", but the toolbox has \"$3\": its modules would not load" \
+			"name another in KERNEL"
+	fi
+}
+
 # c_compiler CONFIG: the C compiler of the kernel, by the name that it had then.
 c_compiler() {
 	config_text "$1" CC_VERSION_TEXT | sed 's/ .*//'
