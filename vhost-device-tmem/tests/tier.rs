@@ -53,7 +53,8 @@ fn get(guest: &mut Guest, pool: u32, numbers: &[u64]) -> usize {
     hits.count()
 }
 
-fn start(place: &Place, more: &[&str]) -> Daemon {
+/// Starts a daemon, which may refuse to.
+fn begin(place: &Place, more: &[&str]) -> Daemon {
     let (control, socket) = (place.arg("control.sock"), place.arg("a.sock"));
     let config = place.arg("config.toml");
     let args = [
@@ -64,7 +65,11 @@ fn start(place: &Place, more: &[&str]) -> Daemon {
         "--control-path",
         &control,
     ];
-    let mut daemon = Daemon::start(&[&args[..], more].concat());
+    Daemon::start(&[&args[..], more].concat())
+}
+
+fn start(place: &Place, more: &[&str]) -> Daemon {
+    let mut daemon = begin(place, more);
     daemon.wait_for("waiting for operators");
     daemon
 }
@@ -193,17 +198,7 @@ fn a_spill_file_of_another_daemon_is_refused() {
     configure(&place, &disk, "all");
     configure(&other, &disk, "all");
     let refused = |place: &Place, what: &str| {
-        let (control, socket) = (place.arg("control.sock"), place.arg("a.sock"));
-        let config = place.arg("config.toml");
-        let args = [
-            "--config",
-            &config,
-            "--socket-path",
-            &socket,
-            "--control-path",
-            &control,
-        ];
-        let mut daemon = Daemon::start(&args);
+        let mut daemon = begin(place, &[]);
         assert!(!daemon.child.wait().unwrap().success());
         let log = daemon.whole_log();
         assert!(log.contains(what), "{log}");
