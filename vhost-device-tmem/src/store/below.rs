@@ -334,7 +334,11 @@ impl Inner {
             let worth = |id: &PageId| {
                 let page = &self.index.pages[id.index()];
                 let in_slot = matches!(page.body(), Body::Slot { .. });
-                page.is_idle() && page.is_used() && in_slot
+                let owner = || self.pool(self.pool_of_linked(*id)).owner;
+                page.is_idle()
+                    && page.is_used()
+                    && in_slot
+                    && self.allows(owner(), PoolKind::Ephemeral)
             };
             let here = coldest.take(HOLD).filter(worth);
             found.extend(here.take(MOVED - found.len()));
@@ -342,10 +346,6 @@ impl Inner {
                 break;
             }
         }
-        found.retain(|id| {
-            let owner = self.pool(self.pool_of_linked(*id)).owner;
-            self.allows(owner, PoolKind::Ephemeral)
-        });
         found.into_iter().filter_map(|id| self.mover(id)).collect()
     }
 
