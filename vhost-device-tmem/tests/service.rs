@@ -285,3 +285,44 @@ fn a_front_end_that_was_being_asked_to_map_a_window_is_let_go_of() {
     assert_eq!(heard.len(), 12);
     assert_eq!(guest.create_pool(0, 0), Status::Ok);
 }
+
+/// Returns whether a thread of a process waits for another thread.
+fn waits(process: u32, thread: &str) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    tasks.map(|task| task.unwrap().path()).any(|task| {
+        let read = |file| std::fs::read_to_string(task.join(file)).unwrap_or_default();
+        let futex = format!("{} ", libc::SYS_futex);
+        read("comm").trim_end() == thread && read("syscall").starts_with(&futex)
+    })
+}
+
+#[test]
+fn a_message_that_was_being_carried_out_is_not_lost() {
+    let place = Place::new();
+    let systemd = Systemd::new(&place);
+    let socket = place.arg("a.sock");
+    let args = ["-s", &socket, "-c", "64MiB"];
+    let mut daemon = systemd.start(&args);
+    let mut guest = Guest::connect(&place.path("a.sock"));
+    assert_eq!(guest.create_pool(0, pool_flags::PERSISTENT), Status::Ok);
+    let put = guest.put(DATA, 0, &[(key(1, 1, 1), 7)]);
+    assert_eq!(put.results(), [PageResult::Stored]);
+    // A virtqueue is stopped by the worker, and that will not come to it.
+    // SAFETY: The worker was not waited for, so the number is its.
+    unsafe { libc::kill(daemon.worker(), libc::SIGSTOP) };
+    let front_end = thread::spawn(move || {
+        let taken = guest.stop_queue(DATA);
+        (guest, taken)
+    });
+    wait_until("the message is being carried out", || {
+        waits(daemon.child.id(), "guest a")
+    });
+    daemon.signal(libc::SIGKILL);
+    daemon.child.wait().unwrap();
+    let _daemon = systemd.start(&args);
+    let (mut guest, taken) = front_end.join().unwrap();
+    assert_eq!(taken, 1);
+    guest.start_queue(DATA);
+    let got = guest.get(DATA, 0, 0, &[key(1, 1, 1)]);
+    assert_eq!(got.page(0), [7; 4096]);
+}

@@ -2,14 +2,14 @@
 
 //! The thread of a front-end's connection.
 //!
-//! It sleeps until a message is there, all of it, before it takes any of it: a front-end that sends
-//! half a message keeps nobody waiting, and a supervisor that comes after this one finds the stream
-//! at the beginning of a message.
+//! It sleeps until a message is there, all of it, and takes it once it was carried out. The framework
+//! that carries messages out is at the other end of a socket of our own: it gets a copy of each, and
+//! its answer is passed on.
 
 use std::{
-    io::{self, IoSliceMut},
+    io::{self, IoSlice, Read},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::UnixStream,
     },
     sync::{
@@ -22,28 +22,24 @@ use std::{
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags},
-    sys::socket::{recv, recvmsg, ControlMessageOwned, MsgFlags},
+    sys::socket::{recv, sendmsg, ControlMessage, MsgFlags},
 };
 use vhost::vhost_user::{
     message::{FrontendReq, VhostUserVirtioFeatures},
     BackendReqHandler, Error,
 };
 
-use super::{frontend::FrontEnd, guest::Slot, hub::Hub};
+use super::{
+    frontend::FrontEnd,
+    guest::Slot,
+    hub::Hub,
+    stream::{Header, Peek, Stream, LONGEST},
+};
 use crate::{
     device::Limits,
     link::GuestId,
     stop::{wait_ready, StopToken},
 };
-
-/// The length of a message's header: request, flags, and length of what follows.
-const HEADER: usize = 12;
-
-/// The longest message that the framework takes, without its header.
-const LONGEST: usize = 0x1000;
-
-/// The most descriptors that the framework takes of one message.
-const MAX_DESCRIPTORS: usize = 32;
 
 /// The longest time between two looks at a message that comes in pieces.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -91,40 +87,11 @@ pub(super) fn serve(
     }
 }
 
-/// A message's header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Header {
-    request: u32,
-    flags: u32,
-    size: u32,
-}
-
-impl Header {
-    fn parse(bytes: &[u8; HEADER]) -> Self {
-        let word = |at: usize| {
-            let word = [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
-            u32::from_ne_bytes(word)
-        };
-        Self {
-            request: word(0),
-            flags: word(4),
-            size: word(8),
-        }
-    }
-
-    /// Returns the name of the request, for the log.
-    fn name(self) -> String {
-        FrontendReq::try_from(self.request).map_or_else(
-            |_| format!("request {}", self.request),
-            |name| format!("{name:?}"),
-        )
-    }
-}
-
 struct Handler {
     hub: Arc<Hub>,
     guest: GuestId,
-    framework: BackendReqHandler<Mutex<FrontEnd>>,
+    stream: Stream,
+    framework: Framework,
     lines: u32,
     since: Instant,
 }
@@ -139,24 +106,19 @@ impl Handler {
     ) -> Result<Self, Error> {
         let replayed = Arc::new(AtomicBool::new(past.is_some()));
         let front_end = FrontEnd::new(Arc::clone(hub), guest, limits, Arc::clone(&replayed));
-        let front_end = Arc::new(Mutex::new(front_end));
-        let framework = match past {
-            None => BackendReqHandler::from_stream(socket, front_end),
-            Some(past) => replay(front_end, socket, &past)?,
-        };
+        let mut framework = Framework::new(front_end).map_err(Error::SocketError)?;
+        if let Some(past) = past {
+            framework.replay(&past)?;
+        }
         replayed.store(false, Ordering::Relaxed);
         Ok(Self {
             hub: Arc::clone(hub),
             guest,
+            stream: Stream::new(socket),
             framework,
             lines: 0,
             since: Instant::now(),
         })
-    }
-
-    fn socket(&self) -> BorrowedFd<'_> {
-        // SAFETY: The framework has the descriptor open as long as it lives.
-        unsafe { BorrowedFd::borrow_raw(self.framework.as_raw_fd()) }
     }
 
     fn run(mut self, name: &str, stop: &StopToken) -> Result<bool, Error> {
@@ -179,11 +141,7 @@ impl Handler {
                 self.hub.busy(false);
                 return Ok(false);
             }
-            let channel = self.channel(header);
-            let handled = self.framework.handle_request();
-            if let (Ok(()), Some(channel)) = (&handled, channel) {
-                self.set_channel(channel);
-            }
+            let handled = self.carry_out(header);
             self.hub.busy(false);
             match handled {
                 Ok(()) => {}
@@ -213,7 +171,7 @@ impl Handler {
         };
         let mut told = false;
         loop {
-            let copies = (0..count).map(|_| self.socket().try_clone_to_owned());
+            let copies = (0..count).map(|_| self.stream.as_fd().try_clone_to_owned());
             let Err(error) = copies.collect::<io::Result<Vec<_>>>() else {
                 return true;
             };
@@ -226,31 +184,24 @@ impl Handler {
         }
     }
 
-    /// Returns the socket on which the front-end can be asked for things, if that is what the next
-    /// message brings. The framework takes the message, and has no descriptor to give that could be
-    /// kept, nor waited for.
-    fn channel(&self, header: Header) -> Option<OwnedFd> {
-        if !matches!(
-            FrontendReq::try_from(header.request),
-            Ok(FrontendReq::SET_BACKEND_REQ_FD)
-        ) {
-            return None;
-        }
-        let mut bytes = [0; HEADER];
-        let mut pieces = [IoSliceMut::new(&mut bytes)];
-        let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        let socket = self.socket().as_raw_fd();
-        let message = recvmsg::<()>(socket, &mut pieces, Some(&mut space), flags).ok()?;
-        let mut copies = Vec::new();
-        for control in message.cmsgs().ok()? {
-            if let ControlMessageOwned::ScmRights(descriptors) = control {
-                // SAFETY: The kernel has just made them, and nobody else knows of them.
-                let owned = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
-                copies.extend(descriptors.into_iter().map(owned));
+    /// Carries the next message out, takes it, and answers it.
+    fn carry_out(&mut self, header: Header) -> Result<(), Error> {
+        let looked = self.stream.message(header);
+        let (message, descriptors) = looked.map_err(Error::SocketError)?;
+        let (handled, answer) = self.framework.handle(&message, &descriptors)?;
+        if handled.is_ok() && header.request == FrontendReq::SET_BACKEND_REQ_FD as u32 {
+            // The framework has no descriptor to give that could be kept, nor waited for.
+            if let Some(channel) = descriptors.into_iter().next() {
+                self.set_channel(channel);
             }
         }
-        copies.into_iter().next()
+        // An answer that is given twice would be taken for that of another message.
+        self.stream.take(header).map_err(Error::SocketError)?;
+        if !answer.is_empty() {
+            let answered = self.stream.answer(&answer);
+            answered.map_err(Error::SocketBroken)?;
+        }
+        handled
     }
 
     fn set_channel(&self, channel: OwnedFd) {
@@ -268,7 +219,7 @@ impl Handler {
         loop {
             // That the other end sends no more, of which nix has no name.
             let no_more = PollFlags::from_bits_retain(libc::POLLRDHUP);
-            let mut fds = [self.socket(), stop.as_fd()]
+            let mut fds = [self.stream.as_fd(), stop.as_fd()]
                 .map(|fd| PollFd::new(fd, PollFlags::POLLIN | no_more));
             wait_ready(&mut fds, None)?;
             if stop.is_asked() {
@@ -278,7 +229,7 @@ impl Handler {
             // without a name.
             let events = fds[0].revents();
             let is_over = events.is_none_or(|events| events.contains(PollFlags::POLLHUP));
-            match self.peek()? {
+            match self.stream.peek()? {
                 Peek::Ended => return Ok(None),
                 Peek::Whole(header) => return Ok(Some(header)),
                 Peek::Part if is_over => return Ok(None),
@@ -288,38 +239,6 @@ impl Handler {
                     pause = (pause * 2).min(PAUSE);
                 }
             }
-        }
-    }
-
-    fn peek(&self) -> io::Result<Peek> {
-        let mut bytes = [0; HEADER];
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        match recv(self.socket().as_raw_fd(), &mut bytes, flags) {
-            Ok(0) | Err(Errno::ECONNRESET) => return Ok(Peek::Ended),
-            Ok(HEADER) => {}
-            Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Peek::Part),
-            Err(error) => return Err(error.into()),
-        }
-        let header = Header::parse(&bytes);
-        let size = header.size as usize;
-        // One that is too long will not be taken anyway.
-        let whole = size > LONGEST || self.queued()? >= HEADER + size;
-        Ok(if whole {
-            Peek::Whole(header)
-        } else {
-            Peek::Part
-        })
-    }
-
-    /// Returns how many bytes are there.
-    fn queued(&self) -> io::Result<usize> {
-        let mut queued: libc::c_int = 0;
-        // SAFETY: The socket is open, and the call writes a number of this type.
-        let asked =
-            unsafe { libc::ioctl(self.socket().as_raw_fd(), libc::FIONREAD, &raw mut queued) };
-        match usize::try_from(queued) {
-            Ok(queued) if asked == 0 => Ok(queued),
-            _ => Err(io::Error::last_os_error()),
         }
     }
 
@@ -351,77 +270,81 @@ impl Handler {
     }
 }
 
-/// What a look at a connection shows.
-enum Peek {
-    Ended,
-    Part,
-    Whole(Header),
+/// The framework that reads messages, with our end of its connection.
+struct Framework {
+    ours: UnixStream,
+    handler: BackendReqHandler<Mutex<FrontEnd>>,
 }
 
-/// Makes a framework that knows of what was said on a connection before.
-///
-/// It keeps to itself what the front-end accepted. So it hears it again, from a socket of our own,
-/// in whose place the connection is put afterwards.
-fn replay(
-    front_end: Arc<Mutex<FrontEnd>>,
-    socket: UnixStream,
-    past: &Past,
-) -> Result<BackendReqHandler<Mutex<FrontEnd>>, Error> {
-    let (ours, theirs) = UnixStream::pair().map_err(Error::SocketError)?;
-    let mut framework = BackendReqHandler::from_stream(theirs, front_end);
-    let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-    // The protocol's own features may be set before others, but are only heard with these.
-    let said = [
-        (FrontendReq::GET_FEATURES, None),
-        (FrontendReq::SET_FEATURES, Some(past.features | protocol)),
-        (FrontendReq::GET_PROTOCOL_FEATURES, None),
-        (FrontendReq::SET_PROTOCOL_FEATURES, Some(past.protocol)),
-        (FrontendReq::SET_FEATURES, Some(past.features)),
-    ];
-    for (request, value) in said {
-        let size = if value.is_some() {
-            size_of::<u64>() as u32
-        } else {
-            0
-        };
-        let mut message = Vec::new();
-        for word in [request as u32, 1, size] {
-            message.extend(word.to_ne_bytes());
-        }
-        message.extend(value.into_iter().flat_map(u64::to_ne_bytes));
-        io::Write::write_all(&mut &ours, &message).map_err(Error::SocketError)?;
-        framework.handle_request()?;
+impl Framework {
+    fn new(front_end: FrontEnd) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let front_end = Arc::new(Mutex::new(front_end));
+        let handler = BackendReqHandler::from_stream(theirs, front_end);
+        Ok(Self { ours, handler })
     }
-    let socket = OwnedFd::from(socket);
-    // SAFETY: The framework has the other descriptor open, and still has it open afterwards: what it
-    // is of changes, not who has to close it.
-    let put = unsafe { libc::dup3(socket.as_raw_fd(), framework.as_raw_fd(), libc::O_CLOEXEC) };
-    if put < 0 {
-        return Err(Error::SocketError(io::Error::last_os_error()));
-    }
-    Ok(framework)
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn headers_are_read() {
-        let mut bytes = [0; HEADER];
-        for (at, word) in [5u32, 9, 40].into_iter().enumerate() {
-            bytes[4 * at..4 * at + 4].copy_from_slice(&word.to_ne_bytes());
-        }
-        let header = Header::parse(&bytes);
-        assert_eq!((header.flags, header.size), (9, 40));
-        assert_eq!(header.name(), "SET_MEM_TABLE");
-        assert_eq!(
-            Header {
-                request: 99,
-                ..header
-            }
-            .name(),
-            "request 99"
+    /// Has it carry a message out. Returns what became of that, and its answer.
+    fn handle(
+        &mut self,
+        message: &[u8],
+        descriptors: &[OwnedFd],
+    ) -> Result<(Result<(), Error>, Vec<u8>), Error> {
+        let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = (!raw.is_empty()).then_some(ControlMessage::ScmRights(&raw));
+        let sent = sendmsg::<()>(
+            self.ours.as_raw_fd(),
+            &[IoSlice::new(message)],
+            rights.as_slice(),
+            MsgFlags::MSG_NOSIGNAL,
+            None,
         );
+        let sent = sent.map_err(|error| Error::SocketError(error.into()))?;
+        if sent != message.len() {
+            return Err(Error::SocketError(io::ErrorKind::WriteZero.into()));
+        }
+        let handled = self.handler.handle_request();
+        self.drop_rest();
+        let mut answer = Vec::new();
+        match (&self.ours).read_to_end(&mut answer) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                Err(Error::SocketError(error))
+            }
+            _ => Ok((handled, answer)),
+        }
+    }
+
+    /// Drops what it left of a message that it refused, so that the next one is read from its
+    /// beginning.
+    fn drop_rest(&self) {
+        let mut bytes = [0; 512];
+        let rest = |bytes: &mut [u8]| {
+            let socket = self.handler.as_raw_fd();
+            recv(socket, bytes, MsgFlags::MSG_DONTWAIT)
+        };
+        while matches!(rest(&mut bytes), Ok(1..) | Err(Errno::EINTR)) {}
+    }
+
+    /// Tells it what was said on a connection before: it keeps to itself what the front-end accepted.
+    fn replay(&mut self, past: &Past) -> Result<(), Error> {
+        let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        // The protocol's own features may be set before others, but are only heard with these.
+        let said = [
+            (FrontendReq::GET_FEATURES, None),
+            (FrontendReq::SET_FEATURES, Some(past.features | protocol)),
+            (FrontendReq::GET_PROTOCOL_FEATURES, None),
+            (FrontendReq::SET_PROTOCOL_FEATURES, Some(past.protocol)),
+            (FrontendReq::SET_FEATURES, Some(past.features)),
+        ];
+        for (request, value) in said {
+            let value: Vec<_> = value.into_iter().flat_map(u64::to_ne_bytes).collect();
+            let words = [request as u32, 1, value.len() as u32];
+            let mut message = words.map(u32::to_ne_bytes).concat();
+            message.extend(value);
+            let (handled, _) = self.handle(&message, &[])?;
+            handled?;
+        }
+        Ok(())
     }
 }

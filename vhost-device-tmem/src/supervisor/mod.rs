@@ -36,6 +36,7 @@ mod program;
 mod service;
 mod settling;
 mod share;
+mod stream;
 mod takeover;
 mod watched;
 
