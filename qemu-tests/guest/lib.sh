@@ -368,7 +368,7 @@ KMEMLEAK=/sys/kernel/debug/kmemleak
 leaks() {
 	[ -e $KMEMLEAK ] || return 0
 	find_leaks
-	if [ -d /sys/module/virtio_tmem ] && timeout $((60 * SLOWNESS)) modprobe -r virtio_tmem; then
+	if [ -d /sys/module/virtio_tmem ] && timeout $((60 * SLOWNESS)) rmmod virtio_tmem; then
 		find_leaks
 	fi
 }

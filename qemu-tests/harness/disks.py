@@ -59,6 +59,18 @@ class Disk:
             )
         return cls(name, path)
 
+    def check(self) -> None:
+        """Fails unless the ext4 filesystem on it is sound; nobody may have it mounted."""
+        checked = subprocess.run(
+            ["fsck.ext4", "-fn", str(self.path)],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
     def qemu_options(self) -> list[str]:
         """What QEMU has to be told."""
         read_only = ",readonly=on" if self.read_only else ""

@@ -3,8 +3,9 @@
 
 import pytest
 
-from harness.guest import Guest, Machine
+from harness.guest import Guest
 from harness.lab import Lab
+from harness.small import SmallMachine
 
 MEMORY = 256
 STREAM = 768
@@ -28,7 +29,8 @@ reads() {{
 	snapshot "after $1"
 }}
 
-must udev wait_for 30 bound
+must load modprobe virtio_tmem
+must driver wait_for 30 bound
 must mount mounted data /tmp/data
 # What is written has been put, too, and not come back, before it is read.
 must "create set" "$WORKLOAD" file-set create --dir /tmp/data/set --mib {AGAIN} --files {FILES}
@@ -57,7 +59,7 @@ def guest(module_lab: Lab) -> Guest:
     """One guest for all tests of this file."""
     daemon = module_lab.daemon(capacity="2GiB")
     disk = module_lab.disk("data", STREAM + 2 * AGAIN + 256, "ext4")
-    guest = module_lab.boot(SCRIPT, Machine(MEMORY, disks=[disk], devices=[daemon]))
+    guest = module_lab.boot(SCRIPT, SmallMachine(MEMORY, disks=[disk], devices=[daemon], modules=["ext4"]))
     guest.finish(300)
     return guest
 

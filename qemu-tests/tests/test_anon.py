@@ -6,15 +6,17 @@ from dataclasses import dataclass
 import pytest
 
 from harness.daemon import DATA_QUEUES, Stat
-from harness.guest import Guest, Machine
+from harness.guest import Guest
 from harness.lab import Lab
+from harness.small import SmallMachine
 
 MEMORY = 256
 MIB = 4 * MEMORY
 PAGES = MIB * 256
 
 SCRIPT = f"""
-must udev wait_for 30 bound
+must load modprobe virtio_tmem
+must driver wait_for 30 bound
 must swap swap_on swap
 snapshot before
 step anon "$WORKLOAD" anon --mib {MIB} --passes 0 --jobs 2
@@ -41,7 +43,7 @@ def run(module_lab: Lab) -> Run:
     """One guest for all tests of this file."""
     daemon = module_lab.daemon(capacity="2GiB")
     disk = module_lab.disk("swap", MIB + 512)
-    guest = module_lab.boot(SCRIPT, Machine(MEMORY, disks=[disk], devices=[daemon]))
+    guest = module_lab.boot(SCRIPT, SmallMachine(MEMORY, disks=[disk], devices=[daemon]))
     guest.wait_for_mark("done", 600)
     at_end = daemon.stat()
     guest.tell("leave")

@@ -13,6 +13,7 @@ from harness.daemon import Stat
 from harness.guest import Guest, Machine
 from harness.lab import Lab, Labs
 from harness.process import wait_until
+from harness.small import SmallMachine
 
 MEMORY = 320
 MIB = 80
@@ -70,7 +71,8 @@ step swapoff swapoff -a
 """
 
 DISK = f"""
-must udev wait_for 30 bound
+must load modprobe virtio_tmem
+must driver wait_for 30 bound
 must swap swap_on swap
 {STORM}
 step unload modprobe -r virtio_tmem
@@ -97,12 +99,12 @@ class Run:
     drained: Stat
 
 
-def _drained(lab: Lab, script: str, filesystem: str | None) -> Run:
+def _drained(lab: Lab, script: str, kind: type[Machine], filesystem: str | None) -> Run:
     # A page that is refused takes its whole request along to the area.
     daemon = lab.daemon(refuse_percent=1)
     disk = lab.disk("swap", 2 * FILE_MIB + 512, filesystem)
     allowed = [r"virtio_tmem: the host does not"]
-    machine = Machine(MEMORY, disks=[disk], devices=[daemon], allowed=allowed)
+    machine = kind(MEMORY, disks=[disk], devices=[daemon], allowed=allowed)
     guest = lab.boot(script, machine)
     guest.wait_for_mark("drained", 900)
     # The host hears a little later of what it need not keep.
@@ -119,9 +121,10 @@ def run(request: pytest.FixtureRequest, labs: Labs) -> Iterator[Run]:
     """One guest that swaps to a disk, and one that swaps to a file in another order than its disk."""
     with labs(f"drain-{request.param}") as lab:
         if request.param == "disk":
-            yield _drained(lab, DISK, None)
+            yield _drained(lab, DISK, SmallMachine, None)
         else:
-            yield _drained(lab, FILE, "xfs")
+            # What makes the file is not on the small machine.
+            yield _drained(lab, FILE, Machine, "xfs")
 
 
 def test_every_page_is_right_in_the_storm(run: Run) -> None:

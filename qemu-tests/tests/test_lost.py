@@ -5,13 +5,15 @@ import re
 
 import pytest
 
-from harness.guest import Guest, Machine
+from harness.guest import Guest
 from harness.lab import Lab
+from harness.small import SmallMachine
 
 SIGBUS = 128 + 7
 
 SCRIPT = """
-must udev wait_for 30 bound
+must load modprobe virtio_tmem
+must driver wait_for 30 bound
 must swap swap_on swap
 must mount mounted data /tmp/data
 must "warm up" wait_for 30 warmed_up /tmp/data
@@ -43,7 +45,7 @@ snapshot after
 step "log after" kernel_log
 step swapoff swap_off swap
 step umount umount /tmp/data
-step unload timeout 60 modprobe -r virtio_tmem
+step unload timeout 60 rmmod virtio_tmem
 """
 
 
@@ -54,7 +56,9 @@ def guest(module_lab: Lab) -> Guest:
     disks = [module_lab.disk("swap", 1024), module_lab.disk("data", 256, "ext4")]
     # The kernel says of each page that a swap device could not give that it could not.
     allowed = [r"Read-error on swap-device", r"I/O error.*swap", r"virtio_tmem.*is given up"]
-    machine = Machine(384, disks=disks, devices=[daemon], allowed=allowed)
+    machine = SmallMachine(
+        384, disks=disks, devices=[daemon], modules=["ext4"], allowed=allowed
+    )
     guest = module_lab.boot(SCRIPT, machine)
     guest.wait_for_mark("pages out", 300)
     stat = daemon.stat()

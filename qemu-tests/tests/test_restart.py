@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import pytest
 
 from harness.daemon import Daemon
-from harness.guest import Guest, Machine
+from harness.guest import Guest
 from harness.lab import Labs
 from harness.process import wait_until
+from harness.small import SmallMachine
 
 # How often it dies.
 TIMES = [8, pytest.param(100, marks=pytest.mark.long)]
@@ -22,7 +23,8 @@ TIMES = [8, pytest.param(100, marks=pytest.mark.long)]
 APART = range(20, 400)
 
 SCRIPT = """
-must udev wait_for 30 bound
+must load modprobe virtio_tmem
+must driver wait_for 30 bound
 must swap swap_on swap
 must mount mounted data /tmp/data
 must create "$WORKLOAD" file-set create --dir /tmp/data --mib 32
@@ -91,7 +93,7 @@ def run(request: pytest.FixtureRequest, labs: Labs) -> Iterator[Run]:
             ]
             disk = r"\b(swap_on swap|mounted data|swap_off swap)\b"
             script = re.sub(disk, rf"\g<1>{number}", SCRIPT)
-            guests.append(lab.boot(script, Machine(256, disks=disks, devices=[place])))
+            guests.append(lab.boot(script, SmallMachine(256, disks=disks, devices=[place], modules=["ext4"])))
         for guest in guests:
             guest.wait_for_mark("it begins", 200)
         random_ = random.Random(1)

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 import pytest
 
 from harness.daemon import Daemon
-from harness.guest import Guest, Machine
+from harness.guest import Guest
 from harness.lab import Lab
 from harness.process import stopped
 from harness.qmp import Qmp
+from harness.small import SmallMachine
 
 SECONDS = 30
 
 SCRIPT = """
-must udev wait_for 30 bound
+must load modprobe virtio_tmem
+must driver wait_for 30 bound
 must swap swap_on swap
 must mount mounted data /tmp/data
 must "warm up" wait_for 30 warmed_up /tmp/data
@@ -110,7 +112,14 @@ def run(module_lab: Lab) -> Run:
     options = Qmp.qemu_options(monitor)
     # To a guest that was stopped it seems as if its processors had done nothing all the time.
     append = "rcupdate.rcu_cpu_stall_suppress=1 nowatchdog"
-    machine = Machine(384, disks=disks, devices=[daemon], options=options, append=append)
+    machine = SmallMachine(
+        384,
+        disks=disks,
+        devices=[daemon],
+        options=options,
+        modules=["ext4"],
+        append=append,
+    )
     guest = module_lab.boot(SCRIPT, machine)
     qmp = Qmp(monitor)
     run = Run(guest, 0, [], 0)

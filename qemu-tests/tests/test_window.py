@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import pytest
 
 from harness.daemon import Stat
-from harness.guest import Guest, Machine
+from harness.guest import Guest
 from harness.lab import Lab
+from harness.small import SmallMachine
 
 MEMORY = 256
 MIB = 2 * MEMORY
@@ -15,7 +16,8 @@ PAGES = MIB * 256
 FILES = 320
 
 SCRIPT = f"""
-must udev wait_for 30 bound
+must load modprobe virtio_tmem
+must driver wait_for 30 bound
 must mount mounted data /tmp/data
 must create "$WORKLOAD" file-set create --dir /tmp/data --mib {FILES}
 drop_caches
@@ -50,7 +52,7 @@ def run(module_lab: Lab) -> Run:
     """One guest for all tests of this file."""
     daemon = module_lab.daemon(capacity="2GiB", window="2GiB")
     disks = [module_lab.disk("swap", MIB + 512), module_lab.disk("data", FILES + 128, "ext4")]
-    guest = module_lab.boot(SCRIPT, Machine(MEMORY, disks=disks, devices=[daemon]))
+    guest = module_lab.boot(SCRIPT, SmallMachine(MEMORY, disks=disks, devices=[daemon], modules=["ext4"]))
     guest.wait_for_mark("done", 600)
     at_end = daemon.stat()
     guest.tell("leave")
