@@ -258,7 +258,7 @@ impl<O: Origin> Client<O> {
 
     /// Erases the clean pages that are to go first, and calls `f` with the slot of each, which is the
     /// caller's; returns how many were looked at, at most `count`.
-    fn erase_oldest(&self, window: &Window, count: usize, mut f: impl FnMut(u32)) -> usize {
+    fn erase_oldest(&self, window: &Window, count: usize, mut f: impl FnMut(u32, &Page)) -> usize {
         let mut gone = [(0, Page::default()); MAX_PAGES];
         let found = window.oldest(Pool::Cleancache.kind(), count, &mut gone);
 
@@ -270,7 +270,7 @@ impl<O: Origin> Client<O> {
 
             // Otherwise somebody has got it, or flushed it, and frees the slot.
             if erased {
-                f(slot);
+                f(slot, &page);
             }
         }
         found
@@ -281,7 +281,8 @@ impl<O: Origin> Client<O> {
         let count = slots.len();
         let mut taken = 0;
 
-        self.erase_oldest(window, count, |slot| {
+        self.erase_oldest(window, count, |slot, page| {
+            window.made_room(page);
             if let Some(place) = slots.get_mut(taken) {
                 *place = slot;
                 taken += 1;
@@ -305,12 +306,21 @@ impl<O: Origin> Client<O> {
 
         while left > 0 {
             let mut freed = Freed::new(Some(window), pool);
-            let found = self.erase_oldest(window, MAX_PAGES, |slot| freed.slot(slot));
+            let found = self.erase_oldest(window, MAX_PAGES, |slot, _| freed.slot(slot));
 
             if found == 0 {
                 break;
             }
             left = left.saturating_sub(found);
+        }
+    }
+
+    /// Takes note of clean pages at `index..` that are read from elsewhere, for want of room perhaps.
+    ///
+    /// Any context.
+    pub(crate) fn missed(&self, tag: u64, index: u64, count: u64) {
+        if let Some(window) = self.window() {
+            window.missed(tag, index, count);
         }
     }
 

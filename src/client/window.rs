@@ -18,6 +18,7 @@ mod away;
 mod chunks;
 mod freed;
 mod magazines;
+mod near;
 mod open;
 mod tally;
 mod tend;
@@ -76,7 +77,10 @@ use super::{
 pub(crate) use self::away::Moves;
 pub(super) use self::freed::Freed;
 
-use self::tally::Tally;
+use self::{
+    near::Near,
+    tally::Tally, //
+};
 
 /// How many slots there are for, or of, one operation.
 pub(super) type Slots = [u32; MAX_PAGES];
@@ -132,6 +136,7 @@ pub(super) struct Window {
     magazines: KVec<Each<Pin<KBox<SpinLockIrq<Magazine>>>>>,
     orders: Each<Pin<KBox<SpinLockIrq<Order>>>>,
     tally: Tally,
+    near: Near,
     /// Whether pages may be put here.
     open: Atomic<bool>,
     /// Whether there are chunks, of each kind.
@@ -192,6 +197,7 @@ impl Window {
         let ephemeral = Order::ephemeral(count, remembered).map_err(|_| ENOMEM)?;
         let persistent = Order::persistent(count).map_err(|_| ENOMEM)?;
         let depot = Depot::new(count).map_err(|_| ENOMEM)?;
+        let near = Near::new(count.saturating_mul(SLOTS_PER_CHUNK))?;
         // CAST: There are at most 32.
         let supply = |kind| Supply::new(kind, MAX_PAGES as u32);
 
@@ -206,6 +212,7 @@ impl Window {
                     KBox::pin_init(new_spinlock_irq!(persistent, "Window::persistent"), GFP_KERNEL)?,
                 ),
                 tally: Tally::new(),
+                near,
                 open: Atomic::new(false),
                 has: Each::new(Atomic::new(false), Atomic::new(false)),
                 used: Each::new(Atomic::new(0), Atomic::new(0)),
@@ -281,6 +288,21 @@ impl Window {
         // CAST: There are at most 32.
         self.used(kind).fetch_sub(slots.len() as u32, Relaxed);
         self.give_back(kind, slots);
+    }
+
+    /// Takes note of a clean page that made room for another one. Any context.
+    #[inline]
+    pub(super) fn made_room(&self, page: &Page) {
+        self.near.replace(page.tag, page.index);
+    }
+
+    /// Takes note of clean pages at `index..` that are read from elsewhere. Any context.
+    pub(super) fn missed(&self, tag: u64, index: u64, count: u64) {
+        let used = self.used(Kind::Ephemeral).load(Relaxed);
+
+        for n in 0..count {
+            self.near.miss(tag, index.wrapping_add(n), used);
+        }
     }
 
     /// Takes note of slots that were taken over from clean pages. Any context.

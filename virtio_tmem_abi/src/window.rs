@@ -122,8 +122,13 @@ pub struct WindowReport {
     pub ephemeral_free: Le32,
     /// Free slots in persistent chunks.
     pub persistent_free: Le32,
+    /// Ephemeral pages that were read from elsewhere, though they would have been in a slot if there
+    /// were `near_reach` slots more.
+    pub near_misses: Le64,
+    /// How many slots more that is.
+    pub near_reach: Le64,
     /// Zero.
-    pub reserved: [u8; 72],
+    pub reserved: [u8; 56],
     /// Hits of pages that were put less than 2ⁿ seconds before, and not less than half of that.
     pub hits_by_age: [Le64; 16],
 }

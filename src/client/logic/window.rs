@@ -41,6 +41,7 @@
 mod depot;
 mod header;
 mod magazine;
+pub mod near;
 mod order;
 mod report;
 mod supply;

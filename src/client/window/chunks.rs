@@ -233,7 +233,8 @@ impl Window {
     /// Writes down what the host may want to know.
     pub(super) fn tell(&self) {
         let free = Kind::ALL.map(|kind| self.level(kind).free);
-        let report = self.tally.report().encode(free[0], free[1]);
+        let near = self.near.told(self.used(Kind::Ephemeral).load(Relaxed));
+        let report = self.tally.report(near).encode(free[0], free[1]);
 
         self.source.with(|memory| memory.write(REPORT, &report));
         // Some at a time: the memory cannot go, nor the processor do anything else, meanwhile.

@@ -69,8 +69,8 @@ impl Tally {
         }
     }
 
-    /// Returns what it all is now. Any context.
-    pub(super) fn report(&self) -> Report {
+    /// Returns what it all is now, with what is told of [near misses](super::near). Any context.
+    pub(super) fn report(&self, (near_misses, near_reach): (u64, u64)) -> Report {
         let now = |counter: &Counter| counter.as_atomic().load(Relaxed);
         let hits = now(&self.hits);
 
@@ -81,6 +81,8 @@ impl Tally {
             hits,
             replaced: now(&self.replaced),
             moved: now(&self.moved),
+            near_misses,
+            near_reach,
             hits_by_age: self.hits_by_age.each_ref().map(now),
         }
     }

@@ -109,8 +109,9 @@ unsafe fn readahead_hits(context: &Entered, rac: *mut bindings::readahead_contro
             break;
         };
         if !may_get(context, file, folio) {
-            let count = folio.pages() as usize;
-            client.counters(Pool::Cleancache).misses.add(count);
+            // SAFETY: By the safety requirements the readahead is valid.
+            let left = unsafe { bindings::tmem_readahead_count(rac) };
+            count_miss(context, file, folio, left.into());
             break;
         }
 
@@ -256,12 +257,21 @@ fn is_hit(context: &Entered, file: File, folio: Folio) -> bool {
     let hit = file.is_cacheable() && may_get(context, file, folio);
 
     if !hit {
-        client
-            .counters(Pool::Cleancache)
-            .misses
-            .add(folio.pages() as usize);
+        count_miss(context, file, folio, folio.pages());
     }
     hit
+}
+
+/// Counts a folio that cannot be got, and takes note that from its beginning on so many pages are read
+/// from the disk.
+pub(super) fn count_miss(context: &Entered, file: File, folio: Folio, read: u64) {
+    let client = &context.client;
+
+    client
+        .counters(Pool::Cleancache)
+        .misses
+        .add(folio.pages() as usize);
+    client.missed(file.tag(), folio.index(), read);
 }
 
 /// Gets the pages of a folio from `from` on that are in the host's window, page `n` to `to(n)`.

@@ -48,6 +48,7 @@ use super::{
     },
     answers::Came,
     read::{
+        count_miss,
         may_get,
         read_by_parts, //
     },
@@ -150,9 +151,7 @@ impl Verify {
 
             at += folio.pages();
             if !may_get(context, file, folio) {
-                let count = folio.pages() as usize;
-
-                context.client.counters(Pool::Cleancache).misses.add(count);
+                count_miss(context, file, folio, folio.pages());
                 continue;
             }
             if checks.reserve(1, GFP_NOWAIT | __GFP_NOWARN).is_err() {

@@ -112,11 +112,13 @@ fn report_bytes() {
         moved: 0x302f_2e2d_2c2b_2a29.into(),
         ephemeral_free: 0x3433_3231.into(),
         persistent_free: 0x3837_3635.into(),
+        near_misses: 0x403f_3e3d_3c3b_3a39.into(),
+        near_reach: 0x4847_4645_4443_4241.into(),
         ..WindowReport::new_zeroed()
     };
     report.hits_by_age[0] = 1.into();
     report.hits_by_age[15] = 0x0102.into();
-    let mut golden = counting(56);
+    let mut golden = counting(72);
     golden.resize(256, 0);
     golden[128] = 1;
     golden[248] = 2;

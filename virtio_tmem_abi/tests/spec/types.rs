@@ -238,6 +238,8 @@ pub(crate) fn structs_of_types() -> Vec<Struct> {
             moved,
             ephemeral_free,
             persistent_free,
+            near_misses,
+            near_reach,
             reserved,
             hits_by_age,
         }),

@@ -40,6 +40,8 @@ fn it_is_written_as_specified() {
         hits: 4,
         replaced: 5,
         moved: 6,
+        near_misses: 11,
+        near_reach: 12,
         ..Report::default()
     };
     report.hits_by_age[0] = 7;
@@ -49,7 +51,8 @@ fn it_is_written_as_specified() {
         assert_eq!(word(&bytes, 8 * n), n as u64 + 1);
     }
     assert_eq!(word(&bytes, 48), 9 | (10 << 32));
-    assert_eq!(bytes[56..128], [0; 72]);
+    assert_eq!((word(&bytes, 56), word(&bytes, 64)), (11, 12));
+    assert_eq!(bytes[72..128], [0; 56]);
     assert_eq!((word(&bytes, 128), word(&bytes, 248)), (7, 8));
     assert_eq!(bytes.len(), 256);
 

@@ -29,6 +29,11 @@ pub struct Report {
     pub replaced: u64,
     /// Pages that went from slots to the store.
     pub moved: u64,
+    /// Ephemeral pages that were read from elsewhere, had been replaced of late, and would not have
+    /// been with `near_reach` slots more.
+    pub near_misses: u64,
+    /// See `near_misses`.
+    pub near_reach: u64,
     /// Hits of pages that were put less than 2ⁿ seconds before, and not less than half of that; the
     /// last one has all that are older.
     pub hits_by_age: [u64; AGES],
@@ -48,23 +53,20 @@ impl Report {
         let mut bytes = [0; REPORT_SIZE];
         let free = u64::from(ephemeral_free) | (u64::from(persistent_free) << 32);
         let (counters, by_age) = bytes.split_at_mut(BY_AGE);
-        let words = self.all().take(6).chain([free]);
-        write(counters, words);
-        write(by_age, self.hits_by_age.into_iter());
-        bytes
-    }
-
-    fn all(&self) -> impl Iterator<Item = u64> {
-        [
+        let told = [
             self.puts,
             self.refused,
             self.gets,
             self.hits,
             self.replaced,
             self.moved,
-        ]
-        .into_iter()
-        .chain(self.hits_by_age)
+            free,
+            self.near_misses,
+            self.near_reach,
+        ];
+        write(counters, told.into_iter());
+        write(by_age, self.hits_by_age.into_iter());
+        bytes
     }
 }
 
