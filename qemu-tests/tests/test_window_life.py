@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from harness.guest import Guest, Machine
+from harness.guest import Guest
 from harness.lab import Labs
+from harness.process import wait_until
+from harness.small import SmallMachine
 
 MIB = 384
 
 KILLED = f"""
-must udev wait_for 30 bound
+must load modprobe virtio_tmem
+must driver wait_for 30 bound
 must swap swap_on swap
 must mount mounted data /tmp/data
 must create "$WORKLOAD" file-set create --dir /tmp/data --mib 96
@@ -32,11 +35,12 @@ step anon confined 64 "$WORKLOAD" anon --mib 192 --passes 1 --seed 3
 snapshot "after more"
 step swapoff swap_off swap
 step umount umount /tmp/data
-step unload timeout 60 modprobe -r virtio_tmem
+step unload timeout 60 rmmod virtio_tmem
 """
 
 TAKEN = """
-must udev wait_for 30 bound
+must load modprobe virtio_tmem
+must driver wait_for 30 bound
 must swap swap_on swap
 must mount mounted data /tmp/data
 must create "$WORKLOAD" file-set create --dir /tmp/data --mib 192
@@ -49,11 +53,12 @@ step mixer "$WORKLOAD" coherency --dir /tmp/data/mix --ops 300 --seconds 20
 snapshot after
 step swapoff swap_off swap
 step umount umount /tmp/data
-step unload timeout 60 modprobe -r virtio_tmem
+step unload timeout 60 rmmod virtio_tmem
 """
 
 DRAINED = f"""
-must udev wait_for 30 bound
+must load modprobe virtio_tmem
+must driver wait_for 30 bound
 must swap swap_on swap
 must "warm up" confined 64 "$WORKLOAD" anon --mib 512 --passes 0
 must granted wait_for 30 granted 98304
@@ -64,10 +69,29 @@ must drained wait_for 200 drained
 snapshot drained
 mark drained
 step kept looked kept $PID
-step unload timeout 60 modprobe -r virtio_tmem
+step unload timeout 60 rmmod virtio_tmem
 """
 
 
+# More than the window has room for, and less than that and the guest's memory: pages that made room
+# are read before others do.
+CROWDED = """
+must load modprobe virtio_tmem
+must driver wait_for 30 bound
+must mount mounted data /tmp/data
+must create "$WORKLOAD" file-set create --dir /tmp/data --mib 160
+drop_caches
+must granted wait_for 30 granted 8192 ephemeral
+for round in 1 2 3; do
+	drop_caches
+	step "files $round" "$WORKLOAD" file-set verify --dir /tmp/data --mib 160
+done
+snapshot after
+mark read
+wait_for 60 told leave
+step umount umount /tmp/data
+step unload timeout 60 rmmod virtio_tmem
+"""
 HOSTILE = """
 must load modprobe virtio_tmem crc=2
 must mount mounted data /tmp/data
@@ -80,7 +104,7 @@ done
 snapshot after
 mark done
 step umount umount /tmp/data
-step unload timeout 60 modprobe -r virtio_tmem
+step unload timeout 60 rmmod virtio_tmem
 """
 
 
@@ -90,7 +114,7 @@ def killed(labs: Labs) -> Guest:
     with labs("window-killed") as lab:
         daemon = lab.daemon(capacity="2GiB", window="1GiB")
         disks = [lab.disk("swap", 1024), lab.disk("data", 256, "ext4")]
-        guest = lab.boot(KILLED, Machine(256, disks=disks, devices=[daemon]))
+        guest = lab.boot(KILLED, SmallMachine(256, disks=disks, devices=[daemon], modules=["ext4"]))
         guest.wait_for_mark("pages out", 300)
         daemon.kill()
         guest.tell("dead")
@@ -122,6 +146,26 @@ def test_the_module_goes_without_the_daemon(killed: Guest) -> None:
         killed.step(step)
 
 
+def test_the_host_is_told_what_a_larger_window_would_have_had(labs: Labs) -> None:
+    with labs("window-crowded") as lab:
+        daemon = lab.daemon(capacity="1GiB", window="64MiB")
+        disk = lab.disk("data", 384, "ext4")
+        guest = lab.boot(CROWDED, SmallMachine(256, disks=[disk], devices=[daemon], modules=["ext4"]))
+        guest.wait_for_mark("read", 300)
+
+        def told() -> bool:
+            [window] = daemon.stat().windows
+            # A quarter of what is there is remembered, and no more than was replaced.
+            return 1000 < window["near_misses"] < window["replaced"] and window["near_reach"] > 1000
+
+        wait_until("the host to be told of near misses", 30, told)
+        guest.tell("leave")
+        guest.finish(120)
+        for number in (1, 2, 3):
+            assert guest.step(f"files {number}").objects[-1]["wrong"] == 0
+        assert guest.snapshot("after").driver["cleancache/window_replaced"] > 1000
+
+
 @pytest.fixture(scope="module")
 def taken(labs: Labs) -> Guest:
     """A guest whose host takes chunks back at random, and asks for others."""
@@ -129,7 +173,7 @@ def taken(labs: Labs) -> Guest:
         options = ["--fault-take-chunks", "2"]
         daemon = lab.daemon(capacity="2GiB", window="128MiB", options=options)
         disks = [lab.disk("swap", 1024), lab.disk("data", 320, "ext4")]
-        machine = Machine(256, disks=disks, devices=[daemon])
+        machine = SmallMachine(256, disks=disks, devices=[daemon], modules=["ext4"])
         return lab.run(TAKEN, machine, 500)
 
 
@@ -159,7 +203,7 @@ def drained(labs: Labs) -> Guest:
     """A guest that takes its pages out of the window before the module goes."""
     with labs("window-drained") as lab:
         daemon = lab.daemon(capacity="2GiB", window="1GiB")
-        machine = Machine(256, disks=[lab.disk("swap", 1024)], devices=[daemon])
+        machine = SmallMachine(256, disks=[lab.disk("swap", 1024)], devices=[daemon])
         guest = lab.boot(DRAINED, machine)
         guest.wait_for_mark("drained", 300)
         guest.tell("kept")
@@ -208,9 +252,9 @@ def hostile(labs: Labs) -> Guest:
     """A guest whose window says something else each time."""
     with labs("window-hostile") as lab:
         daemon = lab.daemon(capacity="1GiB", window="256MiB")
-        append = "modprobe.blacklist=virtio_tmem"
         disk = lab.disk("data", 256, "ext4")
-        guest = lab.boot(HOSTILE, Machine(256, disks=[disk], devices=[daemon], append=append))
+        machine = SmallMachine(256, disks=[disk], devices=[daemon], modules=["ext4"])
+        guest = lab.boot(HOSTILE, machine)
         guest.wait_for_mark("ready", 200)
         assert daemon.window is not None
         scribbler = Scribbler(daemon.window.file)

@@ -89,6 +89,13 @@ pub struct WindowState {
     /// Pages that it says went from the window to the store.
     #[serde(default)]
     pub moved: u64,
+    /// Ephemeral pages that it says it read from elsewhere, though they would have been in the window
+    /// if that had `near_reach` slots more.
+    #[serde(default)]
+    pub near_misses: u64,
+    /// See `near_misses`.
+    #[serde(default)]
+    pub near_reach: u64,
     /// Pages that it says it found there, by the time since they were put: less than 2ⁿ seconds, and
     /// not less than half of that.
     #[serde(default)]
@@ -432,6 +439,8 @@ impl Lender {
             hits: told(|report| report.hits),
             replaced: told(|report| report.replaced),
             moved: told(|report| report.moved),
+            near_misses: told(|report| report.near_misses),
+            near_reach: told(|report| report.near_reach),
             hits_by_age: report
                 .as_ref()
                 .map(|report| report.hits_by_age.map(Le64::get))

@@ -568,6 +568,11 @@ pub(super) const METRICS: &[Metric] = &[
         |window| window.replaced,
     ),
     told(
+        "window_near_miss",
+        "Ephemeral pages that a somewhat larger window would still have had, as the guest tells.",
+        |window| window.near_misses,
+    ),
+    told(
         "window_moved",
         "Pages that went from the window to the store, as the guest tells.",
         |window| window.moved,

@@ -64,17 +64,17 @@
 //! | [`PersistentFigures::refused`] | `PoolCounters::refused_over_quota` of persistent pools, and chunks asked for in vain (`Lender::refused`), times the pages of a chunk |
 //! | [`EphemeralFigures::used`] | `Holding::ephemeral` |
 //! | [`EphemeralFigures::hits_by_age`] | `WindowReport::hits_by_age`, which is the guest's word; and `PoolCounters::gets_hit` of ephemeral pools, at the age at which pages of the guest are evicted, or the last one where none are |
-//! | [`EphemeralFigures::missed`] | gets of ephemeral pools that missed a page which was evicted not long ago: the store has to remember the last ones, as many as a quarter of what the guest has |
-//! | [`EphemeralFigures::reach`] | the bytes of the pages that are remembered so |
+//! | [`EphemeralFigures::missed`] | gets of ephemeral pools that missed a page which was evicted not long ago: the store has to remember the last ones, as many as a quarter of what the guest has; and `WindowReport::near_misses`, which are the same of a window, by the guest's word |
+//! | [`EphemeralFigures::reach`] | the bytes of the pages that are remembered so, by the store and by the guest |
 //!
 //! All that a guest asks for in vain would be easier to count, and will not do: `tmem-sim --told all`
 //! shows that memory then never comes to rest, and is worth little more than equal parts. A miss counts
 //! only where so much more memory would have helped. And what was evicted is no reach by itself: it
 //! grows as a guest is made to give, whose memory then looks cheap.
 //!
-//! A driver that replaces pages in its window by itself knows which of them it misses
-//! (`logic::window::order`), and does not tell yet: such a guest bids by its oldest hits alone, until
-//! the report has a counter for that.
+//! A driver replaces pages in its window by itself, and alone knows which of them it misses. Where it
+//! does not say so, it bids by its oldest hits alone. One that says too much bids at most what a guest
+//! does that reads all that it misses again in each second.
 //!
 //! # What the plan is for
 //!

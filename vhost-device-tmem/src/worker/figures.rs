@@ -26,6 +26,9 @@ pub(super) struct Counts {
     /// `reach`.
     missed: u64,
     reach: u64,
+    /// Those of its window, and what they would have taken there, as the guest says.
+    window_missed: u64,
+    window_reach: u64,
     /// Bytes of ephemeral pages that were evicted, or taken back with their chunks.
     evicted: u64,
     /// Pages that the guest says it found in its window, by their ages.
@@ -49,6 +52,8 @@ impl Counts {
             hits: ephemeral.gets_hit,
             missed: near.pages,
             reach: near.reach,
+            window_missed: window.near_misses,
+            window_reach: window.near_reach.saturating_mul(PAGE_SIZE as u64),
             evicted: evicted.saturating_add(window.taken.saturating_mul(CHUNK)),
             window_hits: window.hits_by_age,
         }
@@ -99,8 +104,9 @@ impl Past {
             ephemeral: EphemeralFigures {
                 used: holding.ephemeral,
                 hits_by_age,
-                missed: since(now.missed, before.missed),
-                reach: now.reach,
+                missed: since(now.missed, before.missed)
+                    .saturating_add(since(now.window_missed, before.window_missed)),
+                reach: now.reach.saturating_add(now.window_reach),
             },
         }
     }
@@ -139,6 +145,8 @@ mod tests {
             hits: 7,
             missed: 2,
             reach: 1 << 20,
+            window_missed: 30,
+            window_reach: 1 << 21,
             ..Counts::default()
         };
         counts.window_hits[3] = 9;
@@ -147,17 +155,20 @@ mod tests {
         assert_eq!((first.persistent.refused, first.ephemeral.used), (5, 200));
         assert_eq!(first.ephemeral.hits_by_age[3], 9);
         let near = (first.ephemeral.missed, first.ephemeral.reach);
-        assert_eq!(near, (2, 1 << 20));
+        assert_eq!(near, (32, 3 << 20));
         assert_eq!(first.ephemeral.hits_by_age[AGES - 1], 7);
         counts.hits = 8;
         let second = past.follow(4, holding(0, 0), counts, SECOND);
         assert_eq!(second.persistent.refused, 0);
         assert_eq!(second.ephemeral.hits_by_age.iter().sum::<u64>(), 1);
         assert_eq!(second.ephemeral.missed, 0);
-        // Another connection has begun.
+        // Another connection has begun, which has a window that was opened anew.
         counts.hits = 3;
+        counts.missed = 3;
+        counts.window_missed = 4;
         let third = past.follow(4, holding(0, 0), counts, SECOND);
         assert_eq!(third.ephemeral.hits_by_age[AGES - 1], 3);
+        assert_eq!(third.ephemeral.missed, 5);
     }
 
     #[test]
