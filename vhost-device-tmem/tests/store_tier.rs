@@ -200,15 +200,15 @@ impl<T: Tier + 'static> World<T> {
     }
 
     fn put(&self, place: Place, version: u64) -> PageResult {
+        self.put_of(&self.guest, place, version)
+    }
+
+    fn put_of(&self, guest: &Guest, place: Place, version: u64) -> PageResult {
         let mut result = [Absent];
         let keys = [key(place, version)];
-        let put = self.store.put(
-            &self.guest,
-            place.0,
-            &keys,
-            &mut Stamps(&[version]),
-            &mut result,
-        );
+        let put = self
+            .store
+            .put(guest, place.0, &keys, &mut Stamps(&[version]), &mut result);
         put.unwrap();
         result[0]
     }
@@ -307,6 +307,29 @@ fn a_guest_that_may_not_has_nothing_below() {
     let world = World::above(Faulty::default(), TierUse::Ephemeral);
     assert!(world.fill(PERSISTENT, MANY) < MANY);
     assert_eq!((world.below(), world.tier.len()), (0, 0));
+}
+
+#[test]
+fn pages_that_may_not_go_below_are_in_nobodys_way() {
+    let world = World::above(Faulty::default(), TierUse::Ephemeral);
+    let uses = [(0, TierUse::Ephemeral), (1, TierUse::Off)];
+    world.store.set_tier_uses(uses.into());
+    // Another guest has most pages, and the coldest: it came back for all of them.
+    let other = world.store.guest(1);
+    create(&world.store, &other, EPHEMERAL);
+    for n in 0..CAPACITY / 4096 {
+        let (place, version) = ((EPHEMERAL, 0, n), random_page(n));
+        assert_eq!(world.put_of(&other, place, version), Stored);
+        assert_eq!(get(&world.store, &other, place, version), Hit);
+    }
+    for n in 0..200 {
+        let (place, version) = ((EPHEMERAL, 0, n), random_page(n));
+        assert_eq!(world.put(place, version), Stored);
+        assert_eq!(world.get(place, version), Hit);
+    }
+    world.tend();
+    assert!(world.below() > 0);
+    assert_eq!(world.count(EPHEMERAL, 200, Hit), 200);
 }
 
 #[test]
