@@ -121,8 +121,12 @@ impl Tier for Faulty {
         records.get(&place).is_some_and(|(of, _)| *of == owner)
     }
 
-    fn crowded(&self) -> Option<Vec<(At, u32)>> {
-        None
+    fn is_crowded(&self) -> bool {
+        false
+    }
+
+    fn crowded(&self) -> Vec<(At, u32)> {
+        Vec::new()
     }
 
     fn report(&self) -> TierReport {

@@ -114,9 +114,9 @@ impl Store {
         let Some(lower) = &self.lower else {
             return Ok(false);
         };
-        let crowded = lower.tier.crowded();
+        let crowded = lower.tier.is_crowded();
         let tier = lower.tier.report();
-        let figures = self.lock().figures(&tier, crowded.is_some());
+        let figures = self.lock().figures(&tier, crowded);
         match choice::next(&figures) {
             Step::Rest => Ok(false),
             Step::Move(kind) => {
@@ -130,7 +130,7 @@ impl Store {
                 }
                 Ok(any)
             }
-            Step::Clean => self.clean(lower, crowded.unwrap_or_default()),
+            Step::Clean => self.clean(lower, lower.tier.crowded()),
             Step::Drop => Ok(self.drop_below()),
         }
     }

@@ -144,8 +144,9 @@ pub struct TierReport {
 /// # Locking
 ///
 /// [`Self::remove`], [`Self::adopt`] and [`Self::report`] are called with the store's lock held: they
-/// wait for no input or output, and call nobody. [`Self::put`], [`Self::sync`] and [`Self::crowded`]
-/// are called by one thread, which may wait; [`Self::get`] by threads that must not.
+/// wait for no input or output, and call nobody. [`Self::put`], [`Self::sync`], [`Self::is_crowded`]
+/// and [`Self::crowded`] are called by one thread, which may wait; [`Self::get`] by threads that must
+/// not.
 pub trait Tier: Send + Sync + fmt::Debug {
     /// Writes records, and returns where each is. None of them survives a crash of the host, or of the
     /// disk, before [`Self::sync`].
@@ -172,9 +173,11 @@ pub trait Tier: Send + Sync + fmt::Debug {
     /// A page that the process before has moved is at a place. Returns whether that can be.
     fn adopt(&self, place: Place, owner: u32) -> bool;
 
-    /// Returns the places of records to be put anew, and their owners, where that would make room. Not
-    /// all of them need be there any more.
-    fn crowded(&self) -> Option<Vec<(Place, u32)>>;
+    /// Returns whether there are records that would make room if they were put anew.
+    fn is_crowded(&self) -> bool;
+
+    /// Returns the places of such records, and their owners. Not all of them need be there any more.
+    fn crowded(&self) -> Vec<(Place, u32)>;
 
     /// Returns how it is.
     fn report(&self) -> TierReport;

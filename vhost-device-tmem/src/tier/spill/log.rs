@@ -187,13 +187,23 @@ impl Log {
         }
     }
 
-    /// Returns the records of the segment of which least is in use, if it is worth emptying.
-    pub(super) fn sparsest(&self) -> Option<Vec<(Place, u32)>> {
+    /// Returns the segment of which least is in use, if it is worth emptying.
+    fn sparse(&self) -> Option<&Segment> {
         let open = self.open.map(|(open, _)| open);
         let all = (0..).zip(&self.segments);
         let used = all.filter(|(at, it)| it.live > 0 && Some(*at) != open);
         let (_, sparsest) = used.min_by_key(|(_, it)| it.live)?;
-        (sparsest.live <= SPARSE).then(|| sparsest.records.clone())
+        (sparsest.live <= SPARSE).then_some(sparsest)
+    }
+
+    /// Returns whether there is a segment that is worth emptying.
+    pub(super) fn is_sparse(&self) -> bool {
+        self.sparse().is_some()
+    }
+
+    /// Returns the records of that segment, of which least is in use; nothing if there is none.
+    pub(super) fn sparsest(&self) -> &[(Place, u32)] {
+        self.sparse().map_or(&[], |segment| &segment.records)
     }
 
     /// Returns the bytes of all segments.
@@ -291,7 +301,9 @@ mod tests {
                 }
                 let live: usize = there.values().sum();
                 prop_assert_eq!(log.live(), live as u64);
-                if let Some(records) = log.sparsest() {
+                let records = log.sparsest();
+                prop_assert_eq!(records.is_empty(), !log.is_sparse());
+                if !records.is_empty() {
                     let (at, _) = extent(records[0].0);
                     let segment = (at - BLOCK as u64) / SEGMENT;
                     let mut of = records.iter().map(|(place, _)| extent(*place).0);

@@ -151,8 +151,12 @@ impl Tier for Spill {
         can_be
     }
 
-    fn crowded(&self) -> Option<Vec<(Place, u32)>> {
-        lock(&self.log).sparsest()
+    fn is_crowded(&self) -> bool {
+        lock(&self.log).is_sparse()
+    }
+
+    fn crowded(&self) -> Vec<(Place, u32)> {
+        lock(&self.log).sparsest().to_vec()
     }
 
     fn report(&self) -> TierReport {
