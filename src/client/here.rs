@@ -280,9 +280,11 @@ impl<O: Origin> Client<O> {
     fn replace(&self, window: &Window, slots: &mut [u32]) -> usize {
         let count = slots.len();
         let mut taken = 0;
+        // CAST: There are at most 32.
+        let turn = window.turn(count as u32);
 
         self.erase_oldest(window, count, |slot, page| {
-            window.made_room(page);
+            window.makes_room(page, turn);
             if let Some(place) = slots.get_mut(taken) {
                 *place = slot;
                 taken += 1;

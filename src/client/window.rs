@@ -290,10 +290,15 @@ impl Window {
         self.give_back(kind, slots);
     }
 
-    /// Takes note of a clean page that made room for another one. Any context.
+    /// Takes note that so many clean pages make room for others, and returns their turn. Any context.
+    pub(super) fn turn(&self, pages: u32) -> u32 {
+        self.near.turn(pages)
+    }
+
+    /// Takes note of a clean page that makes room for another one in its turn. Any context.
     #[inline]
-    pub(super) fn made_room(&self, page: &Page) {
-        self.near.replace(page.tag, page.index);
+    pub(super) fn makes_room(&self, page: &Page, turn: u32) {
+        self.near.replace(page.tag, page.index, turn);
     }
 
     /// Takes note of clean pages at `index..` that are read from elsewhere. Any context.

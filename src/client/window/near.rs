@@ -49,10 +49,16 @@ impl Near {
         })
     }
 
-    /// Takes note of a page that made room for another one. Any context.
+    /// Takes note that so many pages make room, and returns their turn, which is that of the last.
+    ///
+    /// Any context.
+    pub(super) fn turn(&self, pages: u32) -> u32 {
+        self.turns.fetch_add(pages, Relaxed).wrapping_add(pages)
+    }
+
+    /// Takes note of a page that makes room for another one, in its turn. Any context.
     #[inline]
-    pub(super) fn replace(&self, tag: u64, index: u64) {
-        let turn = self.turns.fetch_add(1, Relaxed).wrapping_add(1);
+    pub(super) fn replace(&self, tag: u64, index: u64, turn: u32) {
         let trace = Trace::of(tag, index);
 
         if let Some(place) = self.marks.get(trace.place(self.marks.len())) {
