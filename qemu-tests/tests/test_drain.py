@@ -67,7 +67,7 @@ wait_for 60 told dead
 wait $last
 step last cat /tmp/last
 snapshot after
-step swapoff swapoff -a
+step swapoff swapoff "$(awk 'NR == 2 {{ print $1 }}' /proc/swaps)"
 """
 
 DISK = f"""
