@@ -260,6 +260,12 @@ fn pages_in_a_window_are_not_left_behind() {
     web.stop();
     refused();
     web.start_anew();
+    // Once the last virtqueue is served, all are.
+    let last = web.queues.len() - 1;
+    assert_eq!(
+        web.get(last, SWAP, 0, &[key(1, 99, 1)]).status(),
+        Status::Ok
+    );
 
     // One that runs is asked for what is there, and gets nothing more of it meanwhile.
     web.offer_event();
