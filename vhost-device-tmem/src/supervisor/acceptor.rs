@@ -139,24 +139,33 @@ impl Acceptor {
         drop(fds);
         // An error says that it was not woken.
         let _ = self.wake.read();
-        for ((guest, listener), ready) in listeners.iter().zip(&ready[1..]) {
+        for ((_, listener), ready) in listeners.iter().zip(&ready[1..]) {
             let ready = *ready;
             if ready && !stop.is_asked() {
-                self.accept(*guest, listener, stop, backoff);
+                self.accept(listener, stop, backoff);
             }
         }
         Ok(())
     }
 
-    fn accept(
-        &self,
-        guest: GuestId,
-        listener: &UnixListener,
-        stop: &StopToken,
-        backoff: &mut Backoff,
-    ) {
+    /// Returns whose socket it is now: operators may have given it to another guest meanwhile.
+    fn owner(&self, listener: &Arc<UnixListener>) -> Option<GuestId> {
+        let listeners = self.listeners();
+        let mut of = listeners.iter().filter(|(_, it)| Arc::ptr_eq(it, listener));
+        of.next().map(|(guest, _)| *guest)
+    }
+
+    fn accept(&self, listener: &Arc<UnixListener>, stop: &StopToken, backoff: &mut Backoff) {
+        if self.owner(listener).is_none() {
+            // Whoever is to have it is told soon, and finds who waits.
+            return;
+        }
         let accepted = match listener.accept() {
-            Ok((socket, _)) => self.connect(guest, socket, stop),
+            Ok((socket, _)) => match self.owner(listener) {
+                Some(guest) => self.connect(guest, socket, stop),
+                // It is nobody's any more.
+                None => return,
+            },
             // Who wanted to connect has gone.
             Err(error)
                 if matches!(
@@ -177,9 +186,10 @@ impl Acceptor {
             }
             Err(error) => {
                 if backoff.failed(Instant::now()) {
+                    let name = self.owner(listener).map(|guest| self.hub.name(guest));
                     tracing::error!(
                         "guest {:?} cannot be served, and it is tried again: {error}",
-                        self.hub.name(guest)
+                        name.unwrap_or_default()
                     );
                 }
             }
