@@ -2,7 +2,11 @@
 
 //! The window, as far as requests tell of it: its memory comes by another way than the socket.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    thread,
+    time::{Duration, Instant},
+};
 
 use virtio_tmem_abi::{
     cap, pool_flags, Chunk, ChunkGrant, ChunkKind, Chunks, Malformed, Opcode, PageResult, SlotKey,
@@ -77,9 +81,16 @@ fn with_window(target: &Target) -> Outcome<Session> {
 
 fn opened(target: &Target) -> Outcome<Session> {
     let mut session = with_window(target)?;
-    match open(&mut session, 0, 0)?.status() {
-        Some(Status::NoMemory) => untestable("the window cannot be had"),
-        status => equal("WindowOpen", status, Some(Status::Ok)).map(|()| session),
+    let start = Instant::now();
+    loop {
+        match open(&mut session, 0, 0)?.status() {
+            // What the driver before had may still be on its way back.
+            Some(Status::NoMemory) if start.elapsed() < session.patience => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            Some(Status::NoMemory) => return untestable("the window cannot be had"),
+            status => return equal("WindowOpen", status, Some(Status::Ok)).map(|()| session),
+        }
     }
 }
 
