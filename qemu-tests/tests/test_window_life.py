@@ -72,7 +72,6 @@ step kept looked kept $PID
 step unload timeout 60 rmmod virtio_tmem
 """
 
-
 # More than the window has room for, and less than that and the guest's memory: pages that made room
 # are read before others do.
 CROWDED = """
@@ -92,6 +91,7 @@ wait_for 60 told leave
 step umount umount /tmp/data
 step unload timeout 60 rmmod virtio_tmem
 """
+
 HOSTILE = """
 must load modprobe virtio_tmem crc=2
 must mount mounted data /tmp/data

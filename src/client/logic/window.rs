@@ -144,6 +144,14 @@ pub const fn first_slot(chunk: u32) -> u32 {
     chunk.wrapping_mul(SLOTS_PER_CHUNK)
 }
 
+/// Returns the hash of a page.
+#[inline]
+fn hash_of(tag: u64, index: u64) -> u64 {
+    // The multiplier is that of `include/linux/hash.h`; the upper bits depend on all others.
+    let hash = (tag ^ index.rotate_left(32)).wrapping_mul(0x61c8_8646_80b5_83eb);
+    (hash ^ (hash >> 32)).wrapping_mul(0x61c8_8646_80b5_83eb)
+}
+
 /// Returns slots as runs of neighbours that are of one chunk, none of which is empty.
 #[inline]
 pub fn by_chunk(slots: &[u32]) -> impl Iterator<Item = &[u32]> {

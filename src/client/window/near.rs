@@ -15,7 +15,7 @@ use super::super::{
     logic::window::near::{
         places,
         remembered,
-        Trace, //
+        Digest, //
     },
 };
 
@@ -59,10 +59,10 @@ impl Near {
     /// Takes note of a page that makes room for another one, in its turn. Any context.
     #[inline]
     pub(super) fn replace(&self, tag: u64, index: u64, turn: u32) {
-        let trace = Trace::of(tag, index);
+        let digest = Digest::of(tag, index);
 
-        if let Some(place) = self.marks.get(trace.place(self.marks.len())) {
-            place.store(trace.mark(turn), Relaxed);
+        if let Some(place) = self.marks.get(digest.place(self.marks.len())) {
+            place.store(digest.mark(turn), Relaxed);
         }
     }
 
@@ -70,12 +70,12 @@ impl Near {
     /// made room of late. Any context.
     #[inline]
     pub(super) fn miss(&self, tag: u64, index: u64, used: u32) {
-        let trace = Trace::of(tag, index);
-        let Some(place) = self.marks.get(trace.place(self.marks.len())) else {
+        let digest = Digest::of(tag, index);
+        let Some(place) = self.marks.get(digest.place(self.marks.len())) else {
             return;
         };
 
-        if trace.is_near(
+        if digest.is_near(
             place.load(Relaxed),
             self.turns.load(Relaxed),
             remembered(used),

@@ -5,7 +5,7 @@
 use virtio_tmem_logic::window::near::{
     places,
     remembered,
-    Trace, //
+    Digest, //
 };
 
 /// A table as the driver has it, without other processors.
@@ -24,15 +24,15 @@ impl Table {
 
     fn replace(&mut self, index: u64) {
         self.turns = self.turns.wrapping_add(1);
-        let trace = Trace::of(7, index);
-        let place = trace.place(self.marks.len());
-        self.marks[place] = trace.mark(self.turns);
+        let digest = Digest::of(7, index);
+        let place = digest.place(self.marks.len());
+        self.marks[place] = digest.mark(self.turns);
     }
 
     fn is_near(&self, index: u64, used: u32) -> bool {
-        let trace = Trace::of(7, index);
-        let mark = self.marks[trace.place(self.marks.len())];
-        trace.is_near(mark, self.turns, remembered(used))
+        let digest = Digest::of(7, index);
+        let mark = self.marks[digest.place(self.marks.len())];
+        digest.is_near(mark, self.turns, remembered(used))
     }
 }
 

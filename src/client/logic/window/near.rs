@@ -8,6 +8,8 @@
 //! forgotten, and one page of 65,536 is taken for another: the device is told how many there were, and
 //! not which.
 
+use super::hash_of;
+
 /// The part of the slots in use that is remembered on top of them.
 const PART: u32 = 4;
 
@@ -15,7 +17,7 @@ const PART: u32 = 4;
 const LEAST: u32 = 64;
 const MOST: u32 = 1 << 15;
 
-/// The bits of a mark that say which page made room; above them is a digest of its key.
+/// The bits of a mark that say which page made room; above them are bits of its digest.
 const TURN_BITS: u32 = 16;
 const TURN: u32 = (1 << TURN_BITS) - 1;
 
@@ -32,33 +34,27 @@ pub fn places(slots: u32) -> usize {
 
 /// A page, as it is known in a table of marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Trace {
-    hash: u64,
-}
+pub struct Digest(u64);
 
-impl Trace {
+impl Digest {
     /// Returns that of a page.
     #[inline]
     pub fn of(tag: u64, index: u64) -> Self {
-        // The multiplier is that of `include/linux/hash.h`; the upper bits depend on all others.
-        let hash = (tag ^ index.rotate_left(32)).wrapping_mul(0x61c8_8646_80b5_83eb);
-        Self {
-            hash: (hash ^ (hash >> 32)).wrapping_mul(0x61c8_8646_80b5_83eb),
-        }
+        Self(hash_of(tag, index))
     }
 
     /// Returns where its mark is, among so many places, which are a power of two.
     #[inline]
     pub fn place(self, places: usize) -> usize {
         // CAST: Some of the bits are meant to be cut off.
-        (self.hash >> 32) as usize & places.wrapping_sub(1)
+        (self.0 >> 32) as usize & places.wrapping_sub(1)
     }
 
     /// Returns the mark that says that it made room, as the `turn`th page that did so, from 1 on. It
     /// is never zero, which is no mark.
     #[inline]
     pub fn mark(self, turn: u32) -> u32 {
-        self.digest() | (turn & TURN)
+        self.bits() | (turn & TURN)
     }
 
     /// Returns whether the mark at its place says that it is one of the `remembered` last pages that
@@ -66,13 +62,13 @@ impl Trace {
     #[inline]
     pub fn is_near(self, mark: u32, turns: u32, remembered: u32) -> bool {
         let since = turns.wrapping_sub(mark) & TURN;
-        mark & !TURN == self.digest() && since < remembered
+        mark & !TURN == self.bits() && since < remembered
     }
 
     /// Returns some bits of the hash, one of which is set.
     #[inline]
-    fn digest(self) -> u32 {
+    fn bits(self) -> u32 {
         // CAST: Some of the bits are meant to be cut off.
-        ((self.hash as u32) | (1 << 31)) & !TURN
+        ((self.0 as u32) | (1 << 31)) & !TURN
     }
 }

@@ -38,6 +38,7 @@ use super::{
     },
     chunk_of,
     first_slot,
+    hash_of,
     MAX_CHUNKS,
     SLOTS_PER_CHUNK, //
 };
@@ -485,9 +486,7 @@ impl Filter {
     /// Returns the word of a page, and its mark, which is not zero.
     fn find(&mut self, tag: u64, index: u64) -> Option<(&mut u64, u64)> {
         let last = self.0.len().checked_sub(1)?;
-        // The multiplier is that of `include/linux/hash.h`; the upper bits depend on all others.
-        let hash = (tag ^ index.rotate_left(32)).wrapping_mul(0x61c8_8646_80b5_83eb);
-        let hash = (hash ^ (hash >> 32)).wrapping_mul(0x61c8_8646_80b5_83eb);
+        let hash = hash_of(tag, index);
         // CAST: Some of the bits are meant to be cut off.
         let mark = u64::from((hash >> 16) as u16).max(1);
         self.0
